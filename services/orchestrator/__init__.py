@@ -1,0 +1,1 @@
+"""The orchestrator: accepts jobs, hands tasks to workers, records outcomes."""

@@ -1,0 +1,1 @@
+"""Storage: keeps blobs where every node can reach them."""

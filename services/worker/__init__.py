@@ -1,0 +1,1 @@
+"""The worker: pulls tasks, executes them, reports outcomes."""
