@@ -1,0 +1,58 @@
+# Everything a developer or a user runs. `make help` lists it.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos bench ci
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: $(STAMP) ## make .venv with everything pinned
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (once) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clouds: $(STAMP) ## run the Clouds pipeline on a farm on this machine (no internet needed)
+	@$(BIN)/python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## run the tests that take under a quarter of a second
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP) ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+fmt: $(STAMP) ## format the code
+	@$(BIN)/ruff check --fix -q .
+	@$(BIN)/ruff format .
+
+types: $(STAMP) ## check types
+	@$(BIN)/mypy
+
+imports: $(STAMP) ## check who may import whom
+	@$(BIN)/lint-imports
+
+protos: $(STAMP) ## generate antfarm/v1 from protos/
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. --mypy_out=. \
+		--mypy_grpc_out=only_async:. protos/antfarm/v1/*.proto
+
+verify-protos: $(STAMP) ## fail when antfarm/v1 is not what protos/ generates, or buf finds fault
+	@$(BIN)/python tests/wire/verify_protos.py
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund && npx buf lint && npx buf format -d --exit-code; \
+		else echo "buf lint left out: no npm on this machine"; fi
+
+bench: $(STAMP) ## measure throughput and round trip on this machine
+	@$(BIN)/python -m bench
+
+ci: lint types imports verify-protos test ## all that is checked before a change lands

@@ -1,0 +1,3 @@
+"""AntFarm: a durable task farm."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,95 @@
+"""Server side of errors: raise our exceptions in a servicer, and the peer gets a status; anything else is a defect.
+
+One interceptor for all programs, so that no servicer calls `abort`. An unexpected exception becomes INTERNAL with an id; its text
+stays in our log, because it may hold what the peer must not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from antfarm.errors import AntFarmError, Internal, Unavailable
+from antfarm.wire import STATUS_DETAILS_KEY, error_to_status
+
+log = logging.getLogger("antfarm.server")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns exceptions of servicers into statuses."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler; the four shapes differ in how they are called only."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method)
+        wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        name = {
+            (False, False): "unary_unary",
+            (False, True): "unary_stream",
+            (True, False): "stream_unary",
+            (True, True): "stream_stream",
+        }[handler.request_streaming, handler.response_streaming]
+        make = getattr(grpc, f"{name}_rpc_method_handler")
+        behaviour = wrap(getattr(handler, name), method)
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            behaviour,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+
+def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def call(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except (Exception, asyncio.CancelledError) as error:
+            await _abort(context, method, error)
+
+    return call
+
+
+def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            answer = behaviour(request, context)
+            if hasattr(answer, "__aiter__"):
+                async for message in answer:
+                    yield message
+            else:
+                await answer
+        except (Exception, asyncio.CancelledError) as error:
+            await _abort(context, method, error)
+
+    return call
+
+
+async def _abort(context: Context, method: str, error: BaseException) -> NoReturn:
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if context.cancelled() or (task is not None and task.cancelling()):
+            raise error
+        # A CancelledError of inner work must become a status, or the client hangs until its deadline.
+        error = Unavailable("the server is stopping; try again")
+    if not isinstance(error, AntFarmError):
+        if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError) or context.done():
+            raise error
+        number = secrets.token_hex(4)
+        log.exception("%s failed [%s]", method, number, exc_info=error)
+        error = Internal(f"internal error {number}; the server's log has the details")
+    code, text, details = error_to_status(error)
+    await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))

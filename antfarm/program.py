@@ -1,0 +1,149 @@
+"""What every program of the farm does at its start and end: loop, logging, signals, systemd, exit codes.
+
+A program's `__main__` calls `run(main_coroutine, ...)`; user mistakes end as one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NoReturn
+
+from antfarm.errors import AntFarmError, UserError, Weather
+
+EXIT_OK = 0
+EXIT_TASKS_FAILED = 1
+EXIT_USAGE = 2
+EXIT_CANNOT_CONNECT = 3
+EXIT_CANCELLED = 4
+EXIT_TIMEOUT = 5
+
+log = logging.getLogger("antfarm.program")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=True)
+
+
+class _TextFormatter(logging.Formatter):
+    """One line a record: control characters of hostile strings are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        head, _, rest = super().format(record).partition("\n")
+        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in head)
+        return f"{line}\n{rest}" if rest else line
+
+
+def setup_logging(log_format: str, log_level: str) -> None:
+    """Log to standard error in one of two forms; gRPC's own chatter only from warning on."""
+    handler = logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("grpc").setLevel(logging.WARNING)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoReturn:
+    """Run a program's main coroutine on uvloop (asyncio where it is not installed) and exit with its code.
+
+    UserError ends with code 2, Weather with 3, each with one line; anything else is a defect and shows its traceback.
+    """
+    try:
+        code = _run_loop(main)
+    except UserError as error:
+        _die(program, error, EXIT_USAGE)
+    except Weather as error:
+        _die(program, error, EXIT_CANNOT_CONNECT)
+    except KeyboardInterrupt:
+        _die(program, AntFarmError("interrupted"), EXIT_CANCELLED)
+    sys.exit(code)
+
+
+def _run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    try:
+        import uvloop
+    except ImportError:  # optional: everything also runs on the standard loop
+        return asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+def _die(program: str, error: BaseException, code: int) -> NoReturn:
+    sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
+    sys.exit(code)
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set: the wish to drain. A second signal ends the process at once with code 4."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(EXIT_CANCELLED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def tune_gc() -> None:
+    """Freeze what start-up made and collect rarely: the hot path makes many short-lived values and no cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def ready(line: str) -> None:
+    """Tell people and supervisors that the program serves: the line on standard output, READY=1 to systemd."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    notify("READY=1")
+
+
+def notify(state: str) -> None:
+    """Send a state to systemd (sd_notify protocol); does nothing without NOTIFY_SOCKET."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.connect(address)
+            sender.sendall(state.encode())
+        except OSError as error:
+            log.warning("systemd could not be notified of %s: %s", state, error)
+
+
+async def watchdog(alive: Callable[[], Awaitable[bool]] | None = None) -> None:
+    """Tell systemd's watchdog that the loop turns, at half of WATCHDOG_USEC; returns at once when none is asked for.
+
+    `alive` may say that the program is stuck although its loop turns; then nothing is sent and systemd restarts it.
+    """
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    if not usec.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return
+    while True:
+        if alive is None or await alive():
+            notify("WATCHDOG=1")
+        await asyncio.sleep(int(usec) / 2_000_000)

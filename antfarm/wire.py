@@ -1,0 +1,408 @@
+"""Translation between the protocol's messages and `antfarm.model`, and between status codes and `antfarm.errors`.
+
+Pure, both ways, and nothing else: no decision is taken here. Frames of the hot path (assignments, outcomes, verdicts) are read and
+built in place by the adapters, because a value in between would cost more than the work on it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from antfarm import errors, model
+from antfarm.v1 import common_pb2, job_pb2, work_queue_pb2
+
+DOMAIN = "antfarm"
+
+_E = TypeVar("_E", bound=IntEnum)
+
+# ---- durations ------------------------------------------------------------------------------------------------------
+
+
+def duration_to_wire(ns: int) -> duration_pb2.Duration:
+    """A Duration of `ns` nanoseconds; negative ones become 0."""
+    seconds, nanos = divmod(max(ns, 0), model.SECOND_NS)
+    return duration_pb2.Duration(seconds=seconds, nanos=nanos)
+
+
+def duration_from_wire(message: duration_pb2.Duration) -> int:
+    """Nanoseconds of a Duration; negative ones become 0."""
+    return max(message.seconds * model.SECOND_NS + message.nanos, 0)
+
+
+def seconds_to_wire(seconds: float) -> duration_pb2.Duration:
+    """A Duration of `seconds`."""
+    return duration_to_wire(int(seconds * model.SECOND_NS))
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+def blob_to_wire(blob: model.BlobRef) -> common_pb2.BlobRef:
+    """Model to wire."""
+    return common_pb2.BlobRef(key=blob.key, size_bytes=blob.size_bytes, sha256=blob.sha256)
+
+
+def blob_from_wire(message: common_pb2.BlobRef) -> model.BlobRef:
+    """Wire to model."""
+    return model.BlobRef(key=message.key, size_bytes=message.size_bytes, sha256=message.sha256)
+
+
+def failure_to_wire(failure: model.Failure) -> common_pb2.Failure:
+    """Model to wire; the sender cut the texts to their limits before (`cut_failure`)."""
+    return common_pb2.Failure(
+        failure_class=failure.failure_class.value,  # type: ignore[arg-type]
+        kind=failure.kind,
+        message=failure.message,
+        traceback=failure.traceback,
+        log_tail=failure.log_tail,
+    )
+
+
+def failure_from_wire(message: common_pb2.Failure) -> model.Failure:
+    """Wire to model, texts cut to their limits; a class that this side does not know counts as APP."""
+    return cut_failure(
+        model.Failure(
+            failure_class=_enum(model.FailureClass, message.failure_class, model.FailureClass.APP),
+            kind=message.kind,
+            message=message.message,
+            traceback=message.traceback,
+            log_tail=message.log_tail,
+        )
+    )
+
+
+def cut_failure(failure: model.Failure) -> model.Failure:
+    """The failure with every text within its limit: messages keep their start, tracebacks both ends, logs their tail."""
+    limit = model.ERROR_TEXT_BYTES_MAX
+    return model.Failure(
+        failure_class=failure.failure_class,
+        kind=_head(failure.kind, 256),
+        message=_head(failure.message, limit),
+        traceback=_both_ends(failure.traceback, limit),
+        log_tail=_tail(failure.log_tail, model.LOG_TAIL_BYTES_MAX),
+    )
+
+
+def _head(text: str, limit: int) -> str:
+    if len(text) * 4 <= limit:
+        return text
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+
+
+def _tail(text: str, limit: int) -> str:
+    if len(text) * 4 <= limit:
+        return text
+    return text.encode("utf-8", "replace")[-limit:].decode("utf-8", "ignore")
+
+
+def _both_ends(text: str, limit: int) -> str:
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return text
+    half = limit // 2 - 16
+    return f"{_head(text, half)}\n ...cut...\n{_tail(text, half)}"
+
+
+def _enum(cls: type[_E], number: int, default: _E) -> _E:
+    try:
+        return cls(number)
+    except ValueError:
+        return default
+
+
+def template_to_wire(template: model.TaskTemplate) -> common_pb2.TaskTemplate:
+    """Model to wire."""
+    message = common_pb2.TaskTemplate(
+        type=template.type,
+        version=template.version,
+        retry=common_pb2.RetryPolicy(
+            max_attempts=template.retry.max_attempts,
+            backoff_initial=duration_to_wire(template.retry.backoff_initial_ns),
+            backoff_max=duration_to_wire(template.retry.backoff_max_ns),
+        ),
+        resources=dict(template.resources),
+        labels=dict(template.labels),
+        at_most_once=template.at_most_once,
+        fence_late_results=template.fence_late_results,
+        idempotent=template.idempotent,
+        common_payload=template.common_payload,
+        traceparent=template.traceparent,
+    )
+    for name in ("run", "progress", "queue", "total"):
+        ns = getattr(template.timeouts, f"{name}_ns")
+        if ns is not None:
+            getattr(message.timeouts, name).CopyFrom(duration_to_wire(ns))
+    if template.limit is not None:
+        message.limit.name, message.limit.max_active = template.limit.name, template.limit.max_active
+    return message
+
+
+def template_from_wire(message: common_pb2.TaskTemplate) -> model.TaskTemplate:
+    """Wire to model; absent fields take their stated defaults."""
+    timeouts = {
+        f"{name}_ns": duration_from_wire(getattr(message.timeouts, name)) if message.timeouts.HasField(name) else None  # type: ignore[arg-type]
+        for name in ("run", "progress", "queue", "total")
+    }
+    retry = message.retry
+    default = model.RetryPolicy()
+    return model.TaskTemplate(
+        type=message.type,
+        version=message.version,
+        retry=model.RetryPolicy(
+            max_attempts=retry.max_attempts or default.max_attempts,
+            backoff_initial_ns=duration_from_wire(retry.backoff_initial)
+            if retry.HasField("backoff_initial")
+            else default.backoff_initial_ns,
+            backoff_max_ns=duration_from_wire(retry.backoff_max)
+            if retry.HasField("backoff_max")
+            else default.backoff_max_ns,
+        ),
+        timeouts=model.Timeouts(**timeouts),
+        resources=dict(message.resources),
+        labels=dict(message.labels),
+        limit=model.ConcurrencyLimit(name=message.limit.name, max_active=message.limit.max_active)
+        if message.HasField("limit")
+        else None,
+        at_most_once=message.at_most_once,
+        fence_late_results=message.fence_late_results,
+        idempotent=message.idempotent,
+        common_payload=message.common_payload,
+        traceparent=message.traceparent,
+    )
+
+
+def dependency_to_wire(dependency: model.Dependency) -> common_pb2.Dependency:
+    """Model to wire."""
+    return common_pb2.Dependency(job_id=dependency.job_id, kind=dependency.kind.value, offset=dependency.offset)  # type: ignore[arg-type]
+
+
+def dependency_from_wire(message: common_pb2.Dependency) -> model.Dependency:
+    """Wire to model. InvalidArgument for a kind that this side does not know: guessing would run tasks too early."""
+    try:
+        kind = model.DependencyKind(message.kind)
+    except ValueError:
+        raise errors.InvalidArgument(f"dependency on {message.job_id}: kind {message.kind} is not supported") from None
+    return model.Dependency(job_id=model.JobId(message.job_id), kind=kind, offset=message.offset)
+
+
+def spec_to_wire(spec: model.JobSpec) -> job_pb2.JobSpec:
+    """Model to wire."""
+    message = job_pb2.JobSpec(
+        name=spec.name,
+        template=template_to_wire(spec.template),
+        priority=spec.priority,
+        dependencies=[dependency_to_wire(d) for d in spec.dependencies],
+        labels=dict(spec.labels),
+    )
+    if spec.max_failures is not None:
+        message.max_failures = spec.max_failures
+    return message
+
+
+def spec_from_wire(message: job_pb2.JobSpec) -> model.JobSpec:
+    """Wire to model."""
+    return model.JobSpec(
+        name=message.name,
+        template=template_from_wire(message.template),
+        priority=message.priority,
+        dependencies=tuple(dependency_from_wire(d) for d in message.dependencies),
+        max_failures=message.max_failures if message.HasField("max_failures") else None,
+        labels=dict(message.labels),
+    )
+
+
+def status_to_wire(status: model.JobStatus) -> job_pb2.Job:
+    """Model to wire."""
+    message = job_pb2.Job(
+        job_id=status.job_id,
+        spec=spec_to_wire(status.spec),
+        state=status.state.value,  # type: ignore[arg-type]
+        paused=status.paused,
+        task_count=status.task_count,
+        counts=[job_pb2.StateCount(state=s.value, count=n) for s, n in status.counts.items() if n],  # type: ignore[arg-type]
+        retried_count=status.retried_count,
+        age=seconds_to_wire(status.age_s),
+        retry_of=status.retry_of,
+        cause=status.cause,
+    )
+    if status.duration_s is not None:
+        message.duration.CopyFrom(seconds_to_wire(status.duration_s))
+    return message
+
+
+def status_from_wire(message: job_pb2.Job) -> model.JobStatus:
+    """Wire to model."""
+    return model.JobStatus(
+        job_id=model.JobId(message.job_id),
+        spec=spec_from_wire(message.spec),
+        state=_enum(model.JobState, message.state, model.JobState.RUNNING),
+        paused=message.paused,
+        task_count=message.task_count,
+        counts={model.TaskState(c.state): c.count for c in message.counts if 1 <= c.state <= 8},
+        retried_count=message.retried_count,
+        age_s=duration_from_wire(message.age) / model.SECOND_NS,
+        duration_s=duration_from_wire(message.duration) / model.SECOND_NS if message.HasField("duration") else None,
+        retry_of=message.retry_of,
+        cause=message.cause,
+    )
+
+
+def result_to_wire(result: model.TaskResult) -> common_pb2.TaskResult:
+    """Model to wire."""
+    message = common_pb2.TaskResult(
+        index=result.index,
+        state=int(result.state),  # type: ignore[arg-type]
+        attempt=result.attempt,
+        result=result.result,
+        worker_id=result.worker_id,
+    )
+    if result.outputs:
+        message.outputs.extend(blob_to_wire(b) for b in result.outputs)
+    if result.failure is not None:
+        message.failure.CopyFrom(failure_to_wire(result.failure))
+    if result.run_us:
+        message.run_duration.FromMicroseconds(result.run_us)
+    return message
+
+
+def result_from_wire(message: common_pb2.TaskResult) -> model.TaskResult:
+    """Wire to model."""
+    return model.TaskResult(
+        index=message.index,
+        state=_enum(model.TaskState, message.state, model.TaskState.FAILED),
+        attempt=message.attempt,
+        result=message.result,
+        outputs=tuple(blob_from_wire(b) for b in message.outputs),
+        failure=failure_from_wire(message.failure) if message.HasField("failure") else None,
+        worker_id=message.worker_id,
+        run_us=message.run_duration.ToMicroseconds() if message.HasField("run_duration") else 0,
+    )
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------
+
+Token = tuple[str, int, int, int]
+"""(job_id, index, epoch, attempt): names one attempt."""
+
+
+def tokens_to_wire(tokens: list[Token] | tuple[Token, ...]) -> list[work_queue_pb2.HeldGroup]:
+    """Tokens grouped by job and epoch."""
+    groups: dict[tuple[str, int], work_queue_pb2.HeldGroup] = {}
+    for job_id, index, epoch, attempt in tokens:
+        group = groups.get((job_id, epoch))
+        if group is None:
+            group = groups[job_id, epoch] = work_queue_pb2.HeldGroup(job_id=job_id, epoch=epoch)
+        group.indices.append(index)
+        group.attempts.append(attempt)
+    return list(groups.values())
+
+
+def tokens_from_wire(groups: object) -> list[Token]:
+    """Tokens of repeated HeldGroup. InvalidArgument when indices and attempts do not pair."""
+    tokens: list[Token] = []
+    for group in groups:  # type: ignore[attr-defined]
+        if len(group.indices) != len(group.attempts):
+            raise errors.InvalidArgument("held: indices and attempts differ in number")
+        job_id, epoch = group.job_id, group.epoch
+        tokens.extend(
+            (job_id, index, epoch, attempt) for index, attempt in zip(group.indices, group.attempts, strict=True)
+        )
+    return tokens
+
+
+# ---- errors ---------------------------------------------------------------------------------------------------------
+
+_CODES: dict[type[errors.AntFarmError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidKey: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.DigestMismatch: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.PayloadTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.JobNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.TaskNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.WorkerNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.BlobNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.SessionNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WorkerIdInUse: grpc.StatusCode.ALREADY_EXISTS,
+    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.JobClosed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.JobNotEnded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NothingToRetry: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DependencyNotFound: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.IncarnationLost: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Cycle: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ProtocolUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Gap: grpc.StatusCode.OUT_OF_RANGE,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DiskFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.DataLoss: grpc.StatusCode.DATA_LOSS,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+}
+"""Which status code each error travels as."""
+
+_BY_REASON = {cls.reason: cls for cls in reversed(_CODES)}
+_BY_CODE: dict[grpc.StatusCode, type[errors.AntFarmError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.Conflict,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.WrongState,
+    grpc.StatusCode.OUT_OF_RANGE: errors.OutOfRange,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: errors.PermissionDenied,
+    grpc.StatusCode.UNIMPLEMENTED: errors.ProtocolUnsupported,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.CANCELLED: errors.Unavailable,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.DATA_LOSS: errors.DataLoss,
+}
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata that carries google.rpc.Status with ErrorInfo and RetryInfo."""
+
+
+def error_to_status(error: errors.AntFarmError) -> tuple[grpc.StatusCode, str, bytes]:
+    """(code, one line, google.rpc.Status bytes for STATUS_DETAILS_KEY) of one of our errors."""
+    code = next(_CODES[cls] for cls in [*type(error).__mro__, errors.Internal] if cls in _CODES)
+    text = _head(str(error), 2048)
+    status = status_pb2.Status(code=code.value[0], message=text)
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    status.details.append(info)
+    if isinstance(error, errors.Weather) and error.retry_after_s is not None:
+        retry = any_pb2.Any()
+        retry.Pack(error_details_pb2.RetryInfo(retry_delay=seconds_to_wire(error.retry_after_s)))
+        status.details.append(retry)
+    return code, text, status.SerializeToString()
+
+
+def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
+    """Our error of a failed call: by ErrorInfo where the peer sent one, else by its canonical code."""
+    cls = _BY_CODE.get(error.code(), errors.Internal)
+    retry_after_s: float | None = None
+    for key, value in error.trailing_metadata() or ():
+        if key != STATUS_DETAILS_KEY:
+            continue
+        status = status_pb2.Status()
+        status.ParseFromString(value if isinstance(value, bytes) else value.encode())
+        for detail in status.details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                cls = _BY_REASON.get(info.reason, cls)
+            elif detail.Unpack(retry):
+                retry_after_s = duration_from_wire(retry.retry_delay) / model.SECOND_NS
+    text = error.details() or error.code().name
+    if issubclass(cls, errors.Weather):
+        return cls(text, retry_after_s)
+    return cls(text)
