@@ -54,6 +54,8 @@ SMOOTH_CELLS: Final = 9
 FLAT_BLUE: Final = (80, 135)
 FLAT_RANGE: Final = 24
 
+VALID_MIN: Final = 0.5  # a picture observed less than this says little of its box and stays out of means
+
 SNOW_THRESHOLD: Final = 0.5
 SNOW_LATITUDE: Final = 45.0
 
