@@ -72,9 +72,11 @@ class BlobServiceServicer:
     """
 
     def WriteBlob(self, request_iterator, context):
-        """Writes one blob: WriteBlobHeader first, then chunks in order; the end of the stream commits. Durable before it answers; until then the
-        key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers with `existed` set; with
-        another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT (DIGEST_MISMATCH) when the content is not what the header announced.
+        """Writes one blob: WriteBlobHeader first, then chunks in order, then WriteBlobFinish; the end of the stream commits. The finish frame may be left
+        out when the header announced the size; without either the end is refused, because a sender that dies looks like one that ends. Durable before
+        it answers; until then the key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers
+        with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
+        (DIGEST_MISMATCH) when the content is not what was announced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,9 +22,11 @@ class BlobServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     WriteBlob: _aio.StreamUnaryMultiCallable[_blob_pb2.WriteBlobRequest, _blob_pb2.WriteBlobResponse]
-    """Writes one blob: WriteBlobHeader first, then chunks in order; the end of the stream commits. Durable before it answers; until then the
-    key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers with `existed` set; with
-    another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT (DIGEST_MISMATCH) when the content is not what the header announced.
+    """Writes one blob: WriteBlobHeader first, then chunks in order, then WriteBlobFinish; the end of the stream commits. The finish frame may be left
+    out when the header announced the size; without either the end is refused, because a sender that dies looks like one that ends. Durable before
+    it answers; until then the key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers
+    with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
+    (DIGEST_MISMATCH) when the content is not what was announced.
     """
     ReadBlob: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadBlobRequest, _blob_pb2.ReadBlobResponse]
     """Reads a blob or a range of it. The first message carries `blob`, all carry content in order. A whole read is verified against the digest
@@ -49,9 +51,11 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_blob_pb2.WriteBlobRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_blob_pb2.WriteBlobRequest], _abc.Awaitable[_blob_pb2.WriteBlobResponse]],
     ) -> _abc.Awaitable[_blob_pb2.WriteBlobResponse]:
-        """Writes one blob: WriteBlobHeader first, then chunks in order; the end of the stream commits. Durable before it answers; until then the
-        key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers with `existed` set; with
-        another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT (DIGEST_MISMATCH) when the content is not what the header announced.
+        """Writes one blob: WriteBlobHeader first, then chunks in order, then WriteBlobFinish; the end of the stream commits. The finish frame may be left
+        out when the header announced the size; without either the end is refused, because a sender that dies looks like one that ends. Durable before
+        it answers; until then the key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers
+        with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
+        (DIGEST_MISMATCH) when the content is not what was announced.
         """
 
     @_abc_1.abstractmethod
