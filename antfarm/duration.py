@@ -1,0 +1,69 @@
+"""Lengths of time as people write them: seconds as a number, a `timedelta`, or text such as "10m" or "1h30m"."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+
+from antfarm.errors import InvalidArgument
+
+Duration = float | int | str | dt.timedelta
+"""What every public parameter for a length of time takes. A plain number means seconds."""
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def seconds(value: Duration) -> float:
+    """The length in seconds. InvalidArgument for a negative one or one that cannot be read.
+
+    >>> seconds("1h30m")
+    5400.0
+    """
+    if isinstance(value, dt.timedelta):
+        found = value.total_seconds()
+    elif isinstance(value, str):
+        found = _parse(value)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidArgument(f"{value!r} is not a length of time: give seconds, a timedelta or text such as '10m'")
+    else:
+        found = float(value)
+    if not 0 <= found < math.inf:
+        raise InvalidArgument(f"{value!r} is not a length of time: it must be zero or above")
+    return found
+
+
+def nanoseconds(value: Duration | None) -> int | None:
+    """The length in nanoseconds; None stays None."""
+    return None if value is None else round(seconds(value) * 1_000_000_000)
+
+
+def _parse(text: str) -> float:
+    compact = text.replace(" ", "").lower()
+    try:
+        return float(compact)
+    except ValueError:
+        pass
+    parts = _PART.findall(compact)
+    if not parts or "".join(number + unit for number, unit in parts) != compact:
+        raise InvalidArgument(f"{text!r} is not a length of time: write e.g. '90s', '10m' or '1h30m'")
+    return math.fsum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def show(length_s: float) -> str:
+    """Short text for people.
+
+    >>> show(5400)
+    '1h30m'
+    """
+    if length_s < 10:
+        return (
+            f"{length_s:.2f}".rstrip("0").rstrip(".") + "s"
+            if length_s >= 0.01 or length_s == 0
+            else f"{length_s * 1000:.2g}ms"
+        )
+    whole = round(length_s)
+    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
+    parts = [f"{n}{unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")) if n]
+    return "".join(parts[:2])
