@@ -24,6 +24,7 @@ import json
 import json.encoder
 import math
 import pathlib
+import re
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -270,22 +271,30 @@ def decode_call(
 
     InvalidArgument when the bytes are not a call; no retry can help.
     """
-    call = _decode(_fetch(payload, get), inputs, allow_pickle)
-    if type(call) is list:
-        args, kwargs = call, {}
-    elif type(call) is tuple and len(call) == 2:  # a pickle
-        args, kwargs = [_put_inputs(arg, inputs) for arg in call[0]], _put_inputs(dict(call[1]), inputs)
-    elif type(call) is dict and type(call.get("args")) is list and type(call.get("kwargs", {})) is dict:
-        args, kwargs = call["args"], call.get("kwargs", {})
-    else:
-        raise InvalidArgument('a payload must be a JSON list of arguments or {"args": [...], "kwargs": {...}}')
+    args, kwargs = _decode_arguments(_fetch(payload, get), inputs, allow_pickle)
     if common:
-        shared = _decode(_fetch(common, get), inputs, allow_pickle)
-        shared = dict(shared[1]) if type(shared) is tuple else shared
-        if type(shared) is not dict:
-            raise InvalidArgument("common arguments must be a JSON object")
+        _, shared = _decode_arguments(_fetch(common, get), inputs, allow_pickle, common=True)
         kwargs = {**shared, **kwargs}
     return args, kwargs
+
+
+def _decode_arguments(
+    data: bytes, inputs: Sequence[Any], allow_pickle: bool, *, common: bool = False
+) -> tuple[list[Any], dict[str, Any]]:
+    call = _decode(data, inputs, allow_pickle)
+    if data[:1] == b"\x80":  # the pair that `encode_call` pickles; its maker is trusted
+        return [_put_inputs(arg, inputs) for arg in call[0]], _put_inputs(dict(call[1]), inputs)
+    if common:
+        if type(call) is not dict:
+            raise InvalidArgument("common arguments must be a JSON object")
+        return [], call
+    if type(call) is list:
+        return call, {}
+    if type(call) is dict and type(call.get("args")) is list:
+        kwargs = call.get("kwargs", {})
+        if type(kwargs) is dict and all(type(name) is str for name in kwargs):
+            return call["args"], kwargs
+    raise InvalidArgument('a payload must be a JSON list of arguments or {"args": [...], "kwargs": {...}}')
 
 
 def decode_result(data: bytes, *, get: Callable[[BlobRef], bytes] | None = None, allow_pickle: bool = False) -> Any:
@@ -505,9 +514,12 @@ _RAISE: dict[str, Callable[[Any], Any]] = {
 # ---- Storage --------------------------------------------------------------------------------------------------------
 
 
+_BLOB = re.compile(rb'\s*\{\s*"\$blob"\s*:')
+
+
 def blob_of(data: bytes) -> BlobRef | None:
     """The blob that holds the value, when `data` is `{"$blob": ...}`; else None."""
-    if not data.startswith(b"{") or b'"$blob"' not in data[:64]:
+    if data[:1] == b"[" or _BLOB.match(data) is None:
         return None
     try:
         found = json.loads(data)
