@@ -264,10 +264,15 @@ def repeated_pictures(digests: Mapping[date, str], *, no_data: Set[date] = froze
 
 
 def open_session(service: Service) -> aiohttp.ClientSession:
-    """Return a session fit for `fetch`; the caller closes it. Proxies of the environment serve all but this machine."""
+    """Return a session fit for `fetch`; the caller closes it. Proxies of the environment serve all but this machine.
+
+    Connections are not kept: aiohttp silently repeats a request on a kept one that died, and one attempt must be one.
+    """
     host = urlsplit(service.url).hostname or ""
     local = host == "localhost" or host.startswith("127.") or host == "::1"
-    return aiohttp.ClientSession(trust_env=not local, cookie_jar=aiohttp.DummyCookieJar())
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(force_close=True), trust_env=not local, cookie_jar=aiohttp.DummyCookieJar()
+    )
 
 
 async def fetch(
