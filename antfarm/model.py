@@ -34,6 +34,8 @@ PROTOCOL_MINOR = 0
 PRIORITY_MAX = 10
 
 SECOND_NS = 1_000_000_000
+DURATION_NS_MAX = 100 * 365 * 86_400 * SECOND_NS
+"""A hundred years, the longest duration that counts: a sum of two still fits into 63 bits, which the journal relies on."""
 
 
 class TaskState(IntEnum):

@@ -40,6 +40,8 @@ _KEEPALIVE_OPTIONS: Options = (
     # Finds half-open connections. Leases decide about life and death; this only frees the sockets.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # The answer to a ping counts by this, 60 s by default: keepalive_timeout alone notices nothing while a peer's kernel still acknowledges.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from antfarm import errors, model
@@ -30,8 +31,8 @@ def duration_to_wire(ns: int) -> duration_pb2.Duration:
 
 
 def duration_from_wire(message: duration_pb2.Duration) -> int:
-    """Nanoseconds of a Duration; negative ones become 0."""
-    return max(message.seconds * model.SECOND_NS + message.nanos, 0)
+    """Nanoseconds of a Duration; negative ones become 0, absurd ones a hundred years."""
+    return min(max(message.seconds * model.SECOND_NS + message.nanos, 0), model.DURATION_NS_MAX)
 
 
 def seconds_to_wire(seconds: float) -> duration_pb2.Duration:
@@ -77,7 +78,10 @@ def failure_from_wire(message: common_pb2.Failure) -> model.Failure:
 
 
 def cut_failure(failure: model.Failure) -> model.Failure:
-    """The failure with every text within its limit: messages keep their start, tracebacks both ends, logs their tail."""
+    """The failure with every text within its limit: messages keep their start, tracebacks both ends, logs their tail.
+
+    Lone surrogates, which Python makes of file names that are not UTF-8, are written as escapes, because the wire refuses them.
+    """
     limit = model.ERROR_TEXT_BYTES_MAX
     return model.Failure(
         failure_class=failure.failure_class,
@@ -88,22 +92,22 @@ def cut_failure(failure: model.Failure) -> model.Failure:
     )
 
 
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _head(text: str, limit: int) -> str:
-    if len(text) * 4 <= limit:
-        return text
-    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore")
+    return _utf8(text)[:limit].decode("utf-8", "ignore")
 
 
 def _tail(text: str, limit: int) -> str:
-    if len(text) * 4 <= limit:
-        return text
-    return text.encode("utf-8", "replace")[-limit:].decode("utf-8", "ignore")
+    return _utf8(text)[-limit:].decode("utf-8", "ignore")
 
 
 def _both_ends(text: str, limit: int) -> str:
-    raw = text.encode("utf-8", "replace")
+    raw = _utf8(text)
     if len(raw) <= limit:
-        return text
+        return raw.decode()
     half = limit // 2 - 16
     return f"{_head(text, half)}\n ...cut...\n{_tail(text, half)}"
 
@@ -145,7 +149,7 @@ def template_to_wire(template: model.TaskTemplate) -> common_pb2.TaskTemplate:
 def template_from_wire(message: common_pb2.TaskTemplate) -> model.TaskTemplate:
     """Wire to model; absent fields take their stated defaults."""
     timeouts = {
-        f"{name}_ns": duration_from_wire(getattr(message.timeouts, name)) if message.timeouts.HasField(name) else None  # type: ignore[arg-type]
+        f"{name}_ns": duration_from_wire(getattr(message.timeouts, name)) if message.timeouts.HasField(name) else None
         for name in ("run", "progress", "queue", "total")
     }
     retry = message.retry
@@ -348,6 +352,9 @@ _CODES: dict[type[errors.AntFarmError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.DataLoss: grpc.StatusCode.DATA_LOSS,
     errors.Internal: grpc.StatusCode.INTERNAL,
+    # The roots of the two families come last: a reason means the first class that has it.
+    errors.UserError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Weather: grpc.StatusCode.UNAVAILABLE,
 }
 """Which status code each error travels as."""
 
@@ -389,20 +396,28 @@ def error_to_status(error: errors.AntFarmError) -> tuple[grpc.StatusCode, str, b
 
 def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     """Our error of a failed call: by ErrorInfo where the peer sent one, else by its canonical code."""
-    cls = _BY_CODE.get(error.code(), errors.Internal)
-    retry_after_s: float | None = None
-    for key, value in error.trailing_metadata() or ():
-        if key != STATUS_DETAILS_KEY:
-            continue
-        status = status_pb2.Status()
-        status.ParseFromString(value if isinstance(value, bytes) else value.encode())
-        for detail in status.details:
-            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                cls = _BY_REASON.get(info.reason, cls)
-            elif detail.Unpack(retry):
-                retry_after_s = duration_from_wire(retry.retry_delay) / model.SECOND_NS
+    try:
+        reason, retry_after_s = _status_details(error)
+    except DecodeError:  # whoever sent it, the canonical code still holds
+        reason, retry_after_s = "", None
+    cls = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), errors.Internal)
     text = error.details() or error.code().name
     if issubclass(cls, errors.Weather):
         return cls(text, retry_after_s)
     return cls(text)
+
+
+def _status_details(error: grpc.aio.AioRpcError) -> tuple[str, float | None]:
+    """(our reason, pause before a retry) as far as the peer sent them."""
+    reason, retry_after_s = "", None
+    for key, value in error.trailing_metadata() or ():
+        if key != STATUS_DETAILS_KEY:
+            continue
+        status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
+        for detail in status.details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                reason = info.reason
+            elif detail.Unpack(retry):
+                retry_after_s = duration_from_wire(retry.retry_delay) / model.SECOND_NS
+    return reason, retry_after_s

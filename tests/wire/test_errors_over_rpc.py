@@ -1,0 +1,234 @@
+"""An error raised in a servicer arrives at the caller as the same class with the same text, over a real call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wire_server import Serve
+
+from antfarm import errors, model, net, wire
+
+
+def tree(root: type[errors.AntFarmError]) -> Iterator[type[errors.AntFarmError]]:
+    """The class and all below it that the library defines."""
+    yield root
+    for cls in root.__subclasses__():
+        if cls.__module__ == errors.__name__:
+            yield from tree(cls)
+
+
+LOCAL = {errors.PermanentError, *tree(errors.TaskError)}
+"""A task's own failures: data on the wire, never an RPC error."""
+ROOTS = {
+    errors.AntFarmError: errors.Internal,
+    errors.UserError: errors.InvalidArgument,
+    errors.Weather: errors.Unavailable,
+}
+"""Roots of families arrive as their most general member."""
+TRAVELLING = sorted(set(tree(errors.AntFarmError)) - LOCAL, key=lambda cls: cls.__name__)
+
+
+async def call(address: str, request: bytes = b"", method: str = "/test/fail", timeout: float = 10) -> bytes:
+    """One unary call as the library makes it: errors of the peer become ours."""
+    async with net.open_channel(address) as channel:
+        try:
+            answer: bytes = await channel.unary_unary(method)(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise wire.error_from_rpc(error) from error
+    return answer
+
+
+@pytest.mark.parametrize("cls", TRAVELLING, ids=lambda cls: cls.__name__)
+async def test_each_class_arrives_as_itself(cls: type[errors.AntFarmError], serve: Serve) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise cls("the disk of “north” is full: 3 % left")
+
+    address = await serve(fail=fail)
+    with pytest.raises(errors.AntFarmError) as caught:
+        await call(address)
+    assert type(caught.value) is ROOTS.get(cls, cls)
+    assert str(caught.value) == "the disk of “north” is full: 3 % left"
+
+
+def test_each_reason_means_one_class() -> None:
+    reasons = [cls.reason for cls in TRAVELLING if cls not in ROOTS]
+    assert len(set(reasons)) == len(reasons)
+    assert all(reason == reason.upper() and reason.replace("_", "").isalpha() for reason in reasons)
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet=st.characters(), max_size=100), st.none() | st.floats(0, 10**6))
+def test_any_text_and_pause_survive_translation(text: str, retry_after_s: float | None) -> None:
+    code, line, details = wire.error_to_status(errors.Overloaded(text, retry_after_s))
+    trailing = grpc.aio.Metadata((wire.STATUS_DETAILS_KEY, details))
+    back = wire.error_from_rpc(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=line))
+    assert type(back) is errors.Overloaded
+    assert str(back) == (text.encode("utf-8", "backslashreplace").decode() or "RESOURCE_EXHAUSTED")
+    assert back.retry_after_s == (None if retry_after_s is None else pytest.approx(retry_after_s, abs=1e-6))
+
+
+async def test_awkward_texts_survive_a_real_call(serve: Serve) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise errors.Conflict(request.decode())
+
+    address = await serve(fail=fail)
+    for text in ["100 % sure", "two\nlines\ttab", "\x00\x1b[31mred", "雲 🐜", " spaces ", "x" * 2048]:
+        with pytest.raises(errors.Conflict) as caught:
+            await call(address, text.encode())
+        assert str(caught.value) == text
+
+
+async def test_a_text_without_end_is_cut_and_still_arrives(serve: Serve) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise errors.InvalidArgument("雲" * 100_000)
+
+    with pytest.raises(errors.InvalidArgument) as caught:
+        await call(await serve(fail=fail))
+    assert str(caught.value) == "雲" * (2048 // 3)
+
+
+async def test_the_pause_before_a_retry_arrives(serve: Serve) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise errors.DiskFull("no room", retry_after_s=2.5)
+
+    with pytest.raises(errors.DiskFull) as caught:
+        await call(await serve(fail=fail))
+    assert caught.value.retry_after_s == 2.5
+
+
+def status_error(code: grpc.StatusCode, details: bytes | None = None) -> grpc.aio.AioRpcError:
+    """A failed call as a peer that is not ours ends it."""
+    trailing = grpc.aio.Metadata() if details is None else grpc.aio.Metadata((wire.STATUS_DETAILS_KEY, details))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details="words")
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK], ids=lambda c: c.name
+)
+def test_each_bare_code_of_a_foreign_server_has_a_meaning(code: grpc.StatusCode) -> None:
+    expected = {
+        "CANCELLED": errors.Unavailable,
+        "INVALID_ARGUMENT": errors.InvalidArgument,
+        "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
+        "NOT_FOUND": errors.NotFound,
+        "ALREADY_EXISTS": errors.Conflict,
+        "PERMISSION_DENIED": errors.PermissionDenied,
+        "UNAUTHENTICATED": errors.PermissionDenied,
+        "RESOURCE_EXHAUSTED": errors.Overloaded,
+        "FAILED_PRECONDITION": errors.WrongState,
+        "OUT_OF_RANGE": errors.OutOfRange,
+        "UNIMPLEMENTED": errors.ProtocolUnsupported,
+        "UNAVAILABLE": errors.Unavailable,
+        "DATA_LOSS": errors.DataLoss,
+    }
+    back = wire.error_from_rpc(status_error(code))
+    assert type(back) is expected.get(code.name, errors.Internal)
+    assert str(back) == "words"
+
+
+@given(st.binary(max_size=60))
+def test_broken_details_leave_the_code_in_force(details: bytes) -> None:
+    assert type(wire.error_from_rpc(status_error(grpc.StatusCode.NOT_FOUND, details))) is errors.NotFound
+
+
+def test_reasons_of_another_domain_are_not_ours() -> None:
+    _, _, details = wire.error_to_status(errors.JobNotFound("x"))
+    foreign = details.replace(b"antfarm", b"another")
+    assert type(wire.error_from_rpc(status_error(grpc.StatusCode.NOT_FOUND, foreign))) is errors.NotFound
+
+
+# ---- what is not ours ------------------------------------------------------------------------------------------------
+
+
+async def test_a_defect_sends_an_id_and_none_of_its_text(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise RuntimeError("password=hunter2")
+
+    with caplog.at_level(logging.ERROR), pytest.raises(errors.Internal) as caught:
+        await call(await serve(fail=fail))
+    text = str(caught.value)
+    number = text.split()[2].rstrip(";")
+    assert text == f"internal error {number}; the server's log has the details"
+    assert "hunter2" not in text
+    (record,) = [r for r in caplog.records if r.name == "antfarm.server"]
+    assert record.getMessage() == f"/test/fail failed [{number}]"
+    assert "hunter2" in caplog.text
+
+
+async def test_cancelled_inner_work_becomes_a_status_at_once(serve: Serve) -> None:
+    """Otherwise the caller hangs until its deadline."""
+
+    async def fail(request: bytes, context: Any) -> bytes:
+        inner = asyncio.ensure_future(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+        return b"never"
+
+    address = await serve(fail=fail)
+    async with asyncio.timeout(5):
+        with pytest.raises(errors.Unavailable, match="the server is stopping; try again"):
+            await call(address, timeout=60)
+
+
+async def test_streams_end_with_the_error_after_what_was_sent(serve: Serve) -> None:
+    async def items(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"one"
+        yield b"two"
+        raise errors.DataLoss("block 3 does not match")
+
+    address = await serve("unary_stream", fail=items)
+    async with net.open_channel(address) as channel:
+        stream = channel.unary_stream("/test/fail")(b"", timeout=10)
+        got = [await stream.read(), await stream.read()]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+    assert got == [b"one", b"two"]
+    back = wire.error_from_rpc(caught.value)
+    assert (type(back), str(back)) == (errors.DataLoss, "block 3 does not match")
+
+
+@pytest.mark.parametrize("shape", ["stream_unary", "stream_stream"])
+async def test_errors_leave_calls_with_request_streams_too(shape: str, serve: Serve) -> None:
+    """Handlers written with read() and write() are coroutines, not generators; both are served."""
+
+    async def fail(requests: Any, context: Any) -> Any:
+        assert await context.read() == b"first"
+        raise errors.Gap("a batch is missing")
+
+    address = await serve(shape, fail=fail)
+    async with net.open_channel(address) as channel:
+        stream = getattr(channel, shape)("/test/fail")(timeout=10)
+        await stream.write(b"first")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (stream if shape == "stream_unary" else stream.read())
+    assert type(wire.error_from_rpc(caught.value)) is errors.Gap
+
+
+async def test_success_passes_through_untouched(serve: Serve) -> None:
+    async def echo(request: bytes, context: Any) -> bytes:
+        return request[::-1]
+
+    assert await call(await serve(echo=echo), b"abc", "/test/echo") == b"cba"
+
+
+async def test_an_unknown_method_says_that_the_versions_differ(serve: Serve) -> None:
+    with pytest.raises(errors.ProtocolUnsupported):
+        await call(await serve(), method="/test/nothing")
+
+
+def test_task_errors_say_where_and_how() -> None:
+    failure = model.Failure(
+        failure_class=model.FailureClass.APP, kind="ValueError", message="no clouds", traceback="Traceback\n  line\n"
+    )
+    error = errors.TaskFailed(failure, job_id="days", index=7, attempt=2, worker_id="north-1")
+    assert str(error) == "task days/7 attempt 2 on north-1: ValueError: no clouds\n\nTraceback\n  line"
+    assert (error.job_id, error.index, error.attempt, error.state) == ("days", 7, 2, model.TaskState.FAILED)
+    assert set(errors.TASK_ERRORS) == set(model.FailureClass)
