@@ -71,6 +71,12 @@ class Box:
         """The middle latitude in degrees."""
         return (self.lat_min + self.lat_max) / 2
 
+    @property
+    def aspect(self) -> float:
+        """Its width over its height on the ground, at its middle latitude."""
+        narrowed: float = max(math.cos(math.radians(self.lat_mid)), 0.01)
+        return (self.lon_max - self.lon_min) * narrowed / (self.lat_max - self.lat_min)
+
     def row_weights(self, height: int) -> npt.NDArray[np.float64]:
         """Return the area of one pixel in each of `height` rows, north first, on a unit sphere and degree of longitude.
 
