@@ -8,7 +8,6 @@ A wholly black picture is a result: the satellite saw nothing that day.
 
 import io
 import re
-import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,18 +116,16 @@ def decode(body: bytes) -> Image.Image:
     `load` accepts a PNG without its last chunk and only `verify` raises.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(body))
-            if max(image.size) > SIDE_MAX:
-                raise Refused(f"the picture is {_by(image.size)}; at most {SIDE_MAX} pixels a side can be asked for")
-            image.verify()
-            image = Image.open(io.BytesIO(body))
-            image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ServiceDown(f"the picture of {len(body)} bytes does not decode: {error}") from error
-    except Image.DecompressionBombWarning as error:
+        image = Image.open(io.BytesIO(body))
+        if max(image.size) > SIDE_MAX:
+            raise Refused(f"the picture is {_by(image.size)}; at most {SIDE_MAX} pixels a side can be asked for")
+        image.verify()
+        image = Image.open(io.BytesIO(body))
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(f"the picture is too large to decode: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ServiceDown(f"the picture of {len(body)} bytes does not decode: {error}") from error
     return image
 
 

@@ -264,15 +264,10 @@ def repeated_pictures(digests: Mapping[date, str], *, no_data: Set[date] = froze
 
 
 def open_session(service: Service) -> aiohttp.ClientSession:
-    """Return a session fit for `fetch`; the caller closes it. Proxies of the environment serve all but this machine.
-
-    Connections are not kept: aiohttp silently repeats a request on a kept one that died, and one attempt must be one.
-    """
+    """Return a session fit for `fetch`; the caller closes it. Proxies of the environment serve all but this machine."""
     host = urlsplit(service.url).hostname or ""
     local = host == "localhost" or host.startswith("127.") or host == "::1"
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(force_close=True), trust_env=not local, cookie_jar=aiohttp.DummyCookieJar()
-    )
+    return aiohttp.ClientSession(trust_env=not local, cookie_jar=aiohttp.DummyCookieJar())
 
 
 async def fetch(
@@ -297,10 +292,10 @@ async def fetch(
         raise ServiceDown(f"{_host(url)} did not finish within {service.timeout_s:g} s") from error
     except (aiohttp.TooManyRedirects, aiohttp.InvalidURL) as error:
         raise Refused(f"{_host(url)} redirects to nowhere: {_words(error)}") from error
-    except aiohttp.ClientConnectorCertificateError as error:
-        raise Refused(f"{_host(url)} shows a certificate that is not trusted: {_words(error)}") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise ServiceDown(f"{_host(url)} did not answer wholly: {_words(error)}") from error
+        if isinstance(error.__cause__, aiohttp.ClientConnectorCertificateError):
+            raise Refused(f"{_host(url)} shows a certificate that is not trusted: {error}") from error
+        raise ServiceDown(f"{_host(url)} gave no whole answer: {_words(error)}") from error
     seconds = time.monotonic() - began
     fetched_at = now()
     # A large picture decodes for seconds: not on the loop.
@@ -329,6 +324,7 @@ async def _get(session: aiohttp.ClientSession, service: Service, url: str) -> tu
         headers={"User-Agent": service.user_agent, "Accept": f"{service.format}, */*;q=0.1"},
         timeout=aiohttp.ClientTimeout(total=service.timeout_s),
         max_redirects=REDIRECTS_MAX,
+        middlewares=(_once,),
     ) as response:
         body = bytearray()
         async for chunk in response.content.iter_chunked(1 << 16):
@@ -337,6 +333,18 @@ async def _get(session: aiohttp.ClientSession, service: Service, url: str) -> tu
                 raise Refused(f"the answer exceeds {BODY_BYTES_MAX >> 20} MiB", status=response.status)
         answer = Answer(status=response.status, headers=response.headers, body=bytes(body))
         return answer, bool(response.history)
+
+
+class _Dropped(aiohttp.ClientError):
+    """The connection ended without an answer."""
+
+
+async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from repeating a request whose connection was dropped: how often we ask is for our caller to say."""
+    try:
+        return await send(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Dropped(_words(error)) from error
 
 
 def _warnings(answer: Answer, picture: Picture, *, redirected: bool, provisional: bool) -> list[str]:
@@ -361,4 +369,8 @@ def _host(url: str) -> str:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, _Dropped):
+        return str(error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect ({error.os_error.strerror or error.os_error})"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
