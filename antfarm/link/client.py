@@ -1,0 +1,408 @@
+"""The asyncio coat of the worker's session: dials, attaches, beats, receives work, sends reports, until told to leave.
+
+It decides nothing that outlives a connection: `session` does. One reader and one writer task per stream; what waits to be written is
+state (a window, a heartbeat that is due, numbers of reports), so every buffer is bounded by what is held. All that waits goes into one
+frame; nothing waits to fill one. Callbacks run on the loop and must return at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from antfarm import __version__, net, wire
+from antfarm.errors import (
+    AntFarmError,
+    Cycle,
+    IncarnationLost,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ProtocolUnsupported,
+    Unavailable,
+    WorkerIdInUse,
+)
+from antfarm.link.outbox import MemoryOutbox, Outbox
+from antfarm.link.reports import Reports
+from antfarm.link.session import Session, Token
+from antfarm.link.stream import Call, now_ns, read_frame, serve_until_one_ends, wait_for
+from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS
+from antfarm.v1 import report_queue_pb2, report_queue_pb2_grpc, work_queue_pb2, work_queue_pb2_grpc
+
+log = logging.getLogger("antfarm.link")
+
+ATTACH_TIMEOUT_S = 10.0
+"""From dialling to Welcome."""
+ID_IN_USE_PATIENCE_S = 5.0
+"""How long WORKER_ID_IN_USE is dialled against: an earlier process of this worker may just have died unnoticed."""
+GOODBYE_TIMEOUT_S = 2.0
+_INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerIdentity:
+    """What a worker says about itself in Hello. Fields as in the protocol; an orchestrator that is a worker of its parent sets the last two."""
+
+    worker_id: str
+    slots: int
+    window: int
+    task_types: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, float] = field(default_factory=dict)
+    host: str = ""
+    orchestrator: bool = False
+    descendants: tuple[str, ...] = ()
+
+
+class Handler(Protocol):
+    """Whom the link tells. Called on the loop; must not block. An exception ends the link with it."""
+
+    def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
+        """The link is attached (again). Attempts to give up follow by `on_revoke`."""
+        ...
+
+    def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
+        """Start these; none of them was given before. Each must be reported in the end."""
+        ...
+
+    def on_revoke(self, tokens: list[Token], cause: str) -> None:
+        """Stop these and report REVOKED. A report on one that the orchestrator has forgotten goes nowhere."""
+        ...
+
+    def on_drain(self, limit_s: float) -> None:
+        """Finish what runs within `limit_s`, hand the rest back, say goodbye."""
+        ...
+
+
+class Link:
+    """One worker's tie to its orchestrator, over any number of connections. Make and use it inside the running loop."""
+
+    def __init__(
+        self,
+        *,
+        addresses: Sequence[str],
+        identity: WorkerIdentity,
+        handler: Handler,
+        tls: net.Tls | None = None,
+        outbox: Outbox | None = None,
+        dice: random.Random | None = None,
+    ) -> None:
+        """Make a link; nothing is dialled before `run`.
+
+        Args:
+            addresses: `host:port` of the orchestrator and its standbys, tried in turn.
+            identity: what Hello says; the window may change later by `set_window`.
+            handler: whom to tell.
+            tls: files of mutual TLS; None on loopback.
+            outbox: where unacked reports outlive the process; None keeps them in memory.
+            dice: for the pauses between dials; given by tests.
+        """
+        self._addresses = deque(net.parse_address(address) for address in addresses)
+        self._identity = identity
+        self._handler = handler
+        self._tls = tls
+        self._session = Session(incarnation=os.urandom(16), dice=dice or random.SystemRandom(), window=identity.window)
+        self._reports = Reports(self._session, MemoryOutbox() if outbox is None else outbox)
+        self._wake = asyncio.Event()  # the writer of the Work Queue, or the pause between two dials
+        self._ended = asyncio.Event()
+        self._goodbye: str | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._task_frames = 0
+        self._sent_window = -1
+        self._heard_ns = 0
+        self._id_in_use_since_ns: int | None = None
+        self._complained = False
+
+    # ---- for the owner ----------------------------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        """True while Welcome was received on a connection that has not ended."""
+        return self._channel is not None
+
+    @property
+    def address(self) -> str:
+        """Where it is attached, or dials next."""
+        return self._addresses[0]
+
+    @property
+    def channel(self) -> grpc.aio.Channel | None:
+        """The channel of the present connection, for other calls to the same orchestrator; None while not attached."""
+        return self._channel
+
+    @property
+    def held_count(self) -> int:
+        """Attempts that this worker answers for."""
+        return len(self._session.held)
+
+    @property
+    def unacked_count(self) -> int:
+        """Reports without a final verdict."""
+        return self._session.unacked_count
+
+    @property
+    def self_lease_over(self) -> bool:
+        """True when no heartbeat was acknowledged for 0.75 of the lease, so others may soon be given this worker's attempts."""
+        ends_ns = self._session.self_lease_ends_ns
+        return ends_ns is not None and now_ns() > ends_ns
+
+    def set_window(self, window: int) -> None:
+        """How many assignments may be outstanding from now on; 0 asks for none."""
+        self._session.want(window)
+        self._say_window()
+
+    def report(self, job_id: str, epoch: int, outcome: report_queue_pb2.Outcome) -> None:
+        """Report the end of an attempt. The outcome is the link's from now on: kept, sent and repeated until its final verdict.
+
+        An outcome of a token that is not held (revoked and forgotten) is dropped.
+        """
+        self._reports.add(job_id, epoch, outcome)
+
+    def running(self, word: report_queue_pb2.Running) -> None:
+        """Pass on a word of a running attempt. Advisory; while the link is slow or away newer words replace older ones."""
+        self._reports.say(word)
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Wait until every report has its final verdict. False: some have not after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._reports.settled.wait()
+        return self._reports.settled.is_set()
+
+    async def goodbye(self, cause: str) -> None:
+        """Leave for good: say Goodbye when attached, then `run` returns. Report everything and wait for `settled` before."""
+        self._goodbye = cause
+        self._wake.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S + 1.0):
+                await self._ended.wait()
+
+    async def run(self) -> None:
+        """Dial, attach and serve until `goodbye`.
+
+        Raises what no further dial can cure: ProtocolUnsupported, WorkerIdInUse, Cycle, PermissionDenied, InvalidArgument. All else
+        is weather: it dials again, with jitter, for ever.
+        """
+        try:
+            while self._goodbye is None:
+                attached_before = self._heard_ns
+                try:
+                    await self._connect()
+                except grpc.aio.AioRpcError as error:
+                    self._judge_end(wire.error_from_rpc(error), attached=self._heard_ns != attached_before)
+                except (AntFarmError, TimeoutError) as error:
+                    self._judge_end(error, attached=self._heard_ns != attached_before)
+                deadline_ns = now_ns() + self._session.disconnected()
+                while self._goodbye is None and (left_ns := deadline_ns - now_ns()) > 0:
+                    await wait_for(self._wake, left_ns)
+        finally:
+            self._ended.set()
+
+    # ---- one connection ---------------------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Attach and serve until the connection ends; how it ended is raised."""
+        channel = net.open_channel(self.address, self._tls)
+        calls: list[Call] = []
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                work: Call = work_queue_pb2_grpc.WorkQueueServiceStub(channel).PullTasks()
+                calls.append(work)
+                welcome = await self._attach(work)
+                reports: Call = report_queue_pb2_grpc.ReportQueueServiceStub(channel).PushReports()
+                calls.append(reports)
+                hello = report_queue_pb2.ReportHello(session_id=welcome.session_id)
+                await reports.write(report_queue_pb2.PushReportsRequest(hello=hello))
+            self._begin(welcome, channel)
+            await serve_until_one_ends(
+                self._read_work(work), self._write_work(work), self._read_reports(reports), self._write_reports(reports)
+            )
+        finally:
+            self._channel = None
+            self._reports.disconnected()
+            # Dropping a call does not end it: without cancel it stays open on both sides.
+            for call in calls:
+                call.cancel()
+            await channel.close()
+
+    async def _attach(self, work: Call) -> work_queue_pb2.Welcome:
+        session, identity = self._session, self._identity
+        self._task_frames = 0
+        self._sent_window = session.window
+        hello = work_queue_pb2.Hello(
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            worker_id=identity.worker_id,
+            incarnation=session.incarnation,
+            slots=identity.slots,
+            window=self._sent_window,
+            task_types=identity.task_types,
+            labels=dict(identity.labels),
+            resources=dict(identity.resources),
+            max_epoch_seen=session.max_epoch_seen,
+            held=wire.tokens_to_wire(list(session.held)),
+            descendants=identity.descendants,
+            orchestrator=identity.orchestrator,
+            host=identity.host,
+            software=f"antfarm {__version__}",
+        )
+        await work.write(work_queue_pb2.PullTasksRequest(hello=hello))
+        frame = await read_frame(work)
+        if frame is None:
+            raise Unavailable("it hung up before Welcome")
+        if frame.WhichOneof("frame") != "welcome":
+            raise Internal("its first frame is not Welcome")
+        welcome: work_queue_pb2.Welcome = frame.welcome
+        return welcome
+
+    def _begin(self, welcome: work_queue_pb2.Welcome, channel: grpc.aio.Channel) -> None:
+        session = self._session
+        now = now_ns()
+        taken = session.welcomed(
+            epoch=welcome.epoch,
+            heartbeat_ns=wire.duration_from_wire(welcome.heartbeat),
+            lease_ns=wire.duration_from_wire(welcome.lease),
+            now_ns=now,
+        )
+        if not taken:
+            raise Unavailable(f"its epoch {welcome.epoch} is below {session.max_epoch_seen}, which was seen before")
+        self._heard_ns = now
+        self._channel = channel
+        self._complained, self._id_in_use_since_ns = False, None
+        log.info("attached to %s: epoch %d, %d attempts held", self.address, welcome.epoch, len(session.held))
+        self._handler.on_welcome(welcome)
+        self._give_up(welcome.revoked)
+        self._reports.connected()
+        self._wake.set()
+
+    async def _read_work(self, work: Call) -> None:
+        while (frame := await read_frame(work)) is not None:
+            self._heard_ns = now_ns()
+            kind = frame.WhichOneof("frame")
+            if kind == "tasks":
+                self._task_frames += 1
+                groups = [group for group in frame.tasks.groups if self._take(group)]
+                if groups:
+                    self._handler.on_tasks(groups)
+            elif kind == "heartbeat_ack":
+                self._session.beat_acked(frame.heartbeat_ack.number)
+                self._give_up(frame.heartbeat_ack.revoked)
+            elif kind == "revoke":
+                tokens = self._session.still_held(wire.tokens_from_wire(frame.revoke.attempts))
+                if tokens:
+                    self._handler.on_revoke(tokens, frame.revoke.cause)
+            elif kind == "drain":
+                self._handler.on_drain(wire.duration_from_wire(frame.drain.limit) / SECOND_NS)
+            # Anything else comes from a newer minor version and is ignored.
+        raise Unavailable("it closed the Work Queue")
+
+    def _take(self, group: work_queue_pb2.TaskGroup) -> bool:
+        """Strike what is not to be run from a group. False: nothing is left."""
+        kept = self._session.assigned(group.job_id, group.epoch, [(a.index, a.attempt) for a in group.assignments])
+        if kept is None:
+            return True
+        log.debug("job %s: %d of %d assignments taken", group.job_id, len(kept), len(group.assignments))
+        for position in sorted(set(range(len(group.assignments))) - set(kept), reverse=True):
+            del group.assignments[position]
+        return bool(kept)
+
+    def _give_up(self, groups: Iterable[work_queue_pb2.HeldGroup]) -> None:
+        """Forget attempts with their reports, and have them stopped."""
+        tokens = self._session.forget(wire.tokens_from_wire(groups))
+        if tokens:
+            self._reports.note_verdicts()
+            self._handler.on_revoke(tokens, "not wanted any more")
+
+    async def _write_work(self, work: Call) -> None:
+        """Credit, heartbeats, goodbye. The beat is sent by the loop that handles work, so a wedged agent looks dead."""
+        session = self._session
+        number, next_beat_ns = 0, now_ns() + session.heartbeat_ns
+        while self._goodbye is None:
+            if session.window != self._sent_window:
+                self._sent_window = session.window
+                credit = work_queue_pb2.Credit(window=self._sent_window)
+                await work.write(work_queue_pb2.PullTasksRequest(credit=credit))
+            now = now_ns()
+            if now < next_beat_ns:
+                await wait_for(self._wake, next_beat_ns - now)
+                continue
+            if now - self._heard_ns > session.lease_ns:
+                raise Unavailable("it has been silent for longer than the lease")
+            number += 1
+            next_beat_ns = now + session.heartbeat_ns
+            session.beat(number, now)
+            beat = work_queue_pb2.Heartbeat(
+                number=number,
+                tasks_frames_received=self._task_frames,
+                held=wire.tokens_to_wire(list(session.held)),
+            )
+            await work.write(work_queue_pb2.PullTasksRequest(heartbeat=beat))
+            self._reports.tidy()
+        await work.write(work_queue_pb2.PullTasksRequest(goodbye=work_queue_pb2.Goodbye(cause=self._goodbye)))
+        await work.done_writing()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                await work.code()
+
+    async def _read_reports(self, reports: Call) -> None:
+        session = self._session
+        while (frame := await read_frame(reports)) is not None:
+            self._heard_ns = now = now_ns()
+            for verdict in frame.verdicts:
+                if verdict.code == report_queue_pb2.VERDICT_CODE_FENCED:
+                    log.warning("%d reports were fenced: %s", len(verdict.report_nos), verdict.detail)
+                pause_ns = wire.duration_from_wire(verdict.retry_after)
+                if session.judged(verdict.code, verdict.report_nos, pause_ns, now):
+                    raise Unavailable(f"it does not own the queue. {verdict.detail}".rstrip())
+            self._reports.note_verdicts()
+            if session.next_due_ns is not None:
+                self._reports.wake.set()
+            self._say_window()
+        raise Unavailable("it closed the Report Queue")
+
+    async def _write_reports(self, stream: Call) -> None:
+        session, reports = self._session, self._reports
+        while True:
+            while (frame := reports.next_frame()) is not None:
+                await stream.write(report_queue_pb2.PushReportsRequest(reports=frame))
+            self._say_window()  # reports that wait may have closed it
+            due_ns = session.next_due_ns
+            await wait_for(reports.wake, None if due_ns is None else due_ns - now_ns())
+            if due_ns is not None:
+                reports.take_due(now_ns())
+
+    def _say_window(self) -> None:
+        if self._session.window != self._sent_window:
+            self._wake.set()
+
+    # ---- between connections ----------------------------------------------------------------------------------------
+
+    def _judge_end(self, error: Exception, *, attached: bool) -> None:
+        """Decide whether to dial again after a connection ended with `error`; raise it when that cannot help."""
+        if self._goodbye is not None:
+            return
+        if isinstance(error, IncarnationLost):
+            log.warning("declared lost by %s; going on as a new incarnation, %d held", self.address, self.held_count)
+            self._session.reborn(os.urandom(16))
+            return
+        if isinstance(error, _INCURABLE) and not attached:
+            raise error
+        if isinstance(error, WorkerIdInUse):
+            self._id_in_use_since_ns = self._id_in_use_since_ns or now_ns()
+            if now_ns() - self._id_in_use_since_ns > ID_IN_USE_PATIENCE_S * SECOND_NS:
+                raise error
+        if not self._complained:
+            self._complained = True
+            text = str(error) or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
+            log.warning("no connection to %s: %s; dialling until it answers", self.address, text)
+        self._addresses.rotate(-1)

@@ -1,0 +1,184 @@
+"""Reports on their way: kept in the outbox before they are sent, sent again on each new connection, packed into frames.
+
+It owns the order of things: outbox first, then the stream; words of running attempts in front of outcomes. Which reports are
+still owed is the session's to say; nothing here awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from antfarm.link.outbox import MemoryOutbox, Outbox
+from antfarm.link.session import Session, Token
+from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX
+from antfarm.v1 import report_queue_pb2
+
+log = logging.getLogger("antfarm.link")
+
+OUTBOX_BYTES_MAX = 16 * 1024 * 1024
+"""Size at which the outbox is cut down to what is unacked."""
+REPORT_OVERHEAD_BYTES = 128
+"""Counted for each report and word beside its texts."""
+_OUTBOX_CHUNK = 256
+
+Report = tuple[str, int, report_queue_pb2.Outcome]
+"""(job_id, epoch, outcome)"""
+
+
+class Reports:
+    """All that waits to be sent on the Report Queue. `wake` is set when there is something; `settled` while no report is unacked."""
+
+    def __init__(self, session: Session, outbox: Outbox) -> None:
+        self.wake = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.settled.set()
+        self._session = session
+        self._outbox = outbox
+        self._durable = not isinstance(outbox, MemoryOutbox)
+        self._connected = False
+        self._fresh: list[tuple[int, Report]] = []  # of this turn of the loop, not yet in the outbox
+        self._outgoing: deque[int] = deque()  # numbers to send on this connection; bounded by what is unacked
+        self._words: dict[Token, report_queue_pb2.Running] = {}  # newest word per attempt; bounded by what is held
+        self._recover()
+
+    # ---- in ---------------------------------------------------------------------------------------------------------
+
+    def add(self, job_id: str, epoch: int, outcome: report_queue_pb2.Outcome) -> None:
+        """Take the outcome of an attempt that is held; others are dropped."""
+        size = len(outcome.result) + REPORT_OVERHEAD_BYTES
+        if outcome.ending != report_queue_pb2.ENDING_SUCCEEDED or outcome.outputs:
+            size += outcome.ByteSize()
+        token = (job_id, outcome.index, epoch, outcome.attempt)
+        report = (job_id, epoch, outcome)
+        number = self._session.report(token, report, size)
+        if number == 0:
+            return
+        outcome.report_no = number
+        if self._words:
+            word = self._words.get(token)
+            if word is not None and not word.log:
+                del self._words[token]  # progress of what has ended says nothing any more; its last log lines do
+        if not self._fresh:
+            self.settled.clear()
+            asyncio.get_running_loop().call_soon(self.keep)
+        self._fresh.append((number, report))
+
+    def say(self, word: report_queue_pb2.Running) -> None:
+        """Take a word of a running attempt. While it waits, a newer one replaces it and their logs are joined and cut."""
+        token = (word.job_id, word.index, word.epoch, word.attempt)
+        if token not in self._session.held:
+            return
+        older = self._words.get(token)
+        if older is not None and older.log:
+            word.log = (older.log + word.log)[-LOG_TAIL_BYTES_MAX // 4 :]
+        self._words[token] = word
+        if self._connected:
+            self.wake.set()
+
+    def keep(self) -> None:
+        """Write the reports of this turn of the loop to the outbox, all at once, and let them be sent."""
+        fresh, self._fresh = self._fresh, []
+        if not fresh:
+            return
+        if self._durable:
+            if self._outbox.size_bytes > OUTBOX_BYTES_MAX:
+                self._outbox.replace(self._packed())
+            else:
+                self._outbox.append(pack([report for _, report in fresh]).SerializeToString())
+        if self._connected:
+            self._outgoing.extend([number for number, _ in fresh])
+            self.wake.set()
+        self.note_verdicts()
+
+    def _recover(self) -> None:
+        """Take up what an earlier process of this worker left; the next Hello holds their tokens."""
+        count = 0
+        for message in self._outbox.load():
+            for group in report_queue_pb2.Reports.FromString(message).outcomes:
+                for outcome in group.outcomes:
+                    token = (group.job_id, outcome.index, group.epoch, outcome.attempt)
+                    report = (group.job_id, group.epoch, outcome)
+                    size = outcome.ByteSize() + REPORT_OVERHEAD_BYTES
+                    outcome.report_no = self._session.recovered(token, report, size)
+                    count += outcome.report_no > 0
+        if count:
+            self.settled.clear()
+            log.info("%d reports of an earlier process of this worker will be sent again", count)
+
+    # ---- out --------------------------------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """A new connection: all that is unacked goes out on it."""
+        self.keep()
+        self._connected = True
+        self._outgoing = deque(number for number, _ in self._session.unacked())
+        self.wake.set()
+
+    def disconnected(self) -> None:
+        """The connection has ended; reports wait for the next one."""
+        self._connected = False
+        self._outgoing.clear()
+
+    def take_due(self, now_ns: int) -> None:
+        """Queue again what was told to wait until now."""
+        self._outgoing.extend(self._session.due(now_ns))
+
+    def note_verdicts(self) -> None:
+        """Verdicts were taken: perhaps nothing is owed any more."""
+        if not self._session.unacked_count and not self._fresh:
+            self.settled.set()
+
+    def tidy(self) -> None:
+        """Empty the outbox when nothing in it is owed; called now and then."""
+        if self._outbox.size_bytes and not self._session.unacked_count:
+            self._outbox.replace(())
+
+    def next_frame(self) -> report_queue_pb2.Reports | None:
+        """All that waits, up to the size of a frame; None when nothing does."""
+        outgoing, words = self._outgoing, self._words
+        if not outgoing and not words:
+            return None
+        size = 0
+        running = []
+        while words and size < BATCH_BYTES_MAX:
+            word = words.pop(next(iter(words)))
+            running.append(word)
+            size += len(word.log) * 4 + REPORT_OVERHEAD_BYTES
+        reports: list[Report] = []
+        get = self._session.get
+        while outgoing and size < BATCH_BYTES_MAX:
+            report: Any = get(outgoing.popleft())
+            if report is not None:
+                reports.append(report)
+                outcome = report[2]
+                size += len(outcome.result) + REPORT_OVERHEAD_BYTES
+                if outcome.HasField("failure"):
+                    size += outcome.ByteSize()
+        return pack(reports, running)
+
+    def _packed(self) -> list[bytes]:
+        reports: list[Any] = [report for _, report in self._session.unacked()]
+        starts = range(0, len(reports), _OUTBOX_CHUNK)
+        return [pack(reports[start : start + _OUTBOX_CHUNK]).SerializeToString() for start in starts]
+
+
+def pack(reports: Iterable[Report], running: Sequence[report_queue_pb2.Running] = ()) -> report_queue_pb2.Reports:
+    """One frame; outcomes grouped by job and epoch, in order within each."""
+    groups: dict[tuple[str, int], list[report_queue_pb2.Outcome]] = {}
+    for job_id, epoch, outcome in reports:
+        group = groups.get((job_id, epoch))
+        if group is None:
+            groups[job_id, epoch] = [outcome]
+        else:
+            group.append(outcome)
+    return report_queue_pb2.Reports(
+        outcomes=[
+            report_queue_pb2.OutcomeGroup(job_id=job_id, epoch=epoch, outcomes=outcomes)
+            for (job_id, epoch), outcomes in groups.items()
+        ],
+        running=running,
+    )
