@@ -25,6 +25,9 @@ EXIT_CANNOT_CONNECT = 3
 EXIT_CANCELLED = 4
 EXIT_TIMEOUT = 5
 
+STOP_WITH_STDIN = "ANTFARM_STOP_WITH_STDIN"
+"""Set to 1 by a parent that starts a program for itself: the end of standard input, so also the parent's death, is then a wish to drain."""
+
 log = logging.getLogger("antfarm.program")
 
 
@@ -104,7 +107,20 @@ def stop_on_signals() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    if os.environ.get(STOP_WITH_STDIN) == "1":
+        _stop_with_stdin(loop, stop)
     return stop
+
+
+def _stop_with_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    number = sys.stdin.fileno()
+
+    def on_input() -> None:
+        if not os.read(number, 4096):
+            loop.remove_reader(number)
+            stop.set()
+
+    loop.add_reader(number, on_input)
 
 
 def tune_gc() -> None:

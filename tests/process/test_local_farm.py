@@ -1,0 +1,103 @@
+"""Programs of a local farm start, stop in order, come back under their address, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import antfarm
+from antfarm.errors import InvalidArgument, NotFound, Unavailable
+from antfarm.local import LocalFarm
+
+pytestmark = pytest.mark.slow
+ROOT = Path(antfarm.__file__).parents[1]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_storage_keeps_its_address_over_a_kill_and_stops_clean(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path / "farm") as farm:
+        address = farm.start_storage()
+        pid = farm.program("storage").pid
+        farm.kill("storage")
+        assert not alive(pid)
+        assert farm.restart("storage") == address
+        second = farm.program("storage").pid
+        assert alive(second)
+    assert not alive(second)
+    assert (tmp_path / "farm" / "logs" / "storage.log").read_text().count("storage ready on") == 2
+
+
+def test_a_temporary_farm_removes_its_state() -> None:
+    with LocalFarm() as farm:
+        farm.start_storage()
+        path = farm.state_dir
+        assert path.is_dir()
+    assert not path.exists()
+
+
+def test_a_program_that_refuses_to_start_says_why_in_one_line(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path) as farm:
+        address = farm.start_storage()
+        with pytest.raises(InvalidArgument, match=r"second did not start: .*cannot listen on") as caught:
+            farm.start_storage("second", port=int(address.rpartition(":")[2]))
+        assert "\n" not in str(caught.value)
+        assert farm.program("second").pid == 0
+
+
+def test_a_dead_program_is_noticed(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path) as farm:
+        farm.start_storage()
+        farm.check()
+        os.kill(farm.program("storage").pid, signal.SIGKILL)
+        wait_until(lambda: not farm.program("storage").running)
+        with pytest.raises(Unavailable, match="storage died"):
+            farm.check()
+
+
+def test_asking_for_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path) as farm:
+        with pytest.raises(NotFound, match="no orchestrator; start one first"):
+            _ = farm.address
+        with pytest.raises(NotFound, match="no program named worker-9"):
+            farm.restart("worker-9")
+
+
+def test_programs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        f"""
+        import time
+        from antfarm.local import LocalFarm
+        farm = LocalFarm({str(tmp_path)!r})
+        farm.start_storage()
+        print(farm.program("storage").pid, flush=True)
+        time.sleep(60)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    wait_until(lambda: not alive(child))
