@@ -290,7 +290,7 @@ async def fetch(
         answer, redirected = await _get(session, service, url)
     except TimeoutError as error:
         raise ServiceDown(f"{_host(url)} did not finish within {service.timeout_s:g} s") from error
-    except (aiohttp.TooManyRedirects, aiohttp.InvalidURL) as error:
+    except (aiohttp.TooManyRedirects, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
         raise Refused(f"{_host(url)} redirects to nowhere: {_words(error)}") from error
     except (aiohttp.ClientError, OSError) as error:
         if isinstance(error.__cause__, aiohttp.ClientConnectorCertificateError):
