@@ -1,0 +1,375 @@
+"""The client of Storage: blobs in and out in constant memory, verified end to end.
+
+`AsyncStorage` is the real one, `Storage` the same for blocking code. Each opens a connection of its own on first use, so that bulk data
+never sits in front of heartbeats. What is written is announced by size and SHA-256, and what is read is compared with them, on this side too.
+
+Calls are repeated when Storage cannot be reached or is busy, a few times with growing random pauses: a committed blob never changes, so reads go on
+where they stopped, and writing the same content again succeeds. Only a write from an iterator is never repeated, since it cannot be read twice.
+It knows nothing of tasks; `antfarm.payload` and `antfarm.context` build on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import aiofiles
+import grpc.aio
+
+from antfarm import net, wire
+from antfarm.blocking import loop_thread
+from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
+from antfarm.model import BlobRef
+from antfarm.v1 import blob_pb2, blob_pb2_grpc
+
+CHUNK_BYTES = 512 * 1024
+"""Content in one message. Measured: smaller ones cost calls, larger ones cache misses."""
+UNARY_TIMEOUT_S = 60.0
+"""Deadline of calls that carry no content; verifying a large blob has none."""
+_PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
+"""Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
+_PAGE_BLOBS = 1000
+_THREAD_BYTES_MIN = 64 * 1024
+"""From this size hashing goes to a thread, so that it does not hold the loop."""
+
+T = TypeVar("T")
+
+
+class AsyncStorage:
+    """Storage at an address. Belongs to the event loop in which it is first used; end it by `aclose` or `async with`.
+
+    Errors: BlobNotFound, Conflict, InvalidKey, DataLoss, DiskFull, OutOfRange as the calls say; Unavailable when Storage cannot be reached
+    in about five seconds of trying.
+    """
+
+    def __init__(self, address: str, tls: net.Tls | None = None) -> None:
+        """Args: address: "host:port". tls: certificates for a farm with mutual TLS."""
+        self.address = net.parse_address(address)
+        self._tls = tls
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> AsyncStorage:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _stub(self) -> blob_pb2_grpc.BlobServiceStub:
+        if self._channel is None:
+            self._channel = net.open_channel(self.address, self._tls)
+        return blob_pb2_grpc.BlobServiceStub(self._channel)
+
+    # ---- writing ----------------------------------------------------------------------------------------------------
+
+    async def put(self, key: str, data: bytes | Path | AsyncIterable[bytes]) -> BlobRef:
+        """Store content under a key; durable when it returns. The same content again is fine, other content raises Conflict.
+
+        Args:
+            data: bytes, a file, or an iterator of pieces of any size. Files and iterators are read piece by piece.
+        """
+        if isinstance(data, bytes):
+            sha256 = await _sha256(data)
+            return await _repeated(lambda: self._write(key, _pieces(data), size_bytes=len(data), sha256=sha256))
+        if isinstance(data, Path):
+            size_bytes = (await asyncio.to_thread(data.stat)).st_size or None  # some files say 0 and have content
+            return await _repeated(lambda: self._write(key, _file_pieces(data), size_bytes=size_bytes))
+        return await self._write(key, _even_pieces(data))
+
+    async def _write(
+        self, key: str, pieces: AsyncIterator[bytes], *, size_bytes: int | None = None, sha256: bytes = b""
+    ) -> BlobRef:
+        """One attempt. However it ends, nothing half-written is left: Storage keeps only what a finish frame closed."""
+        digest = _Digest()
+        call = self._stub().WriteBlob()
+        try:
+            try:
+                header = blob_pb2.WriteBlobHeader(key=key, size_bytes=size_bytes, sha256=sha256)
+                await call.write(blob_pb2.WriteBlobRequest(header=header))
+                async for piece in pieces:
+                    await digest.update(piece)
+                    await call.write(blob_pb2.WriteBlobRequest(chunk=piece))
+                finish = blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
+                await call.write(blob_pb2.WriteBlobRequest(finish=finish))
+                await call.done_writing()
+            except asyncio.InvalidStateError:
+                pass  # Storage answered before all was sent: the content was there already, or it refuses
+            answer = await call
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        finally:
+            call.cancel()  # without effect on a call that has ended
+        return wire.blob_from_wire(answer.blob)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    async def stream(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> AsyncIterator[bytes]:
+        """The content, or `length` bytes of it from `offset` (0: to the end), piece by piece.
+
+        Ranges are verified before they arrive. A whole read is verified when it ends: use nothing of it when DataLoss is raised. With a BlobRef
+        the content must also be what the reference says.
+        """
+        key, expected = (source.key, source) if isinstance(source, BlobRef) else (source, None)
+        digest = _Digest() if offset == 0 and length == 0 else None
+        position, repetition = offset, 0
+        while True:
+            try:
+                left = length and offset + length - position
+                async for message in self._read(key, position, left):
+                    if message.HasField("blob"):
+                        expected = _same(expected, wire.blob_from_wire(message.blob))
+                    if message.chunk:
+                        position, repetition = position + len(message.chunk), 0
+                        if digest is not None:
+                            await digest.update(message.chunk)
+                        yield message.chunk
+                break
+            except (Unavailable, Overloaded) as error:
+                if length and position == offset + length:
+                    break
+                await _pause(repetition, error)
+                repetition += 1
+        if digest is not None and (expected is None or await digest.sha256() != expected.sha256):
+            raise DataLoss(f"blob {key}: what arrived does not match its digest; use nothing of it")
+
+    async def _read(self, key: str, offset: int, length: int) -> AsyncIterator[blob_pb2.ReadBlobResponse]:
+        call = self._stub().ReadBlob(blob_pb2.ReadBlobRequest(key=key, offset=offset, length=length))
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                assert isinstance(message, blob_pb2.ReadBlobResponse)
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        finally:
+            call.cancel()
+
+    async def get(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> bytes:
+        """The content, or a range of it, verified; see `stream`. Holds all of it in memory."""
+        return b"".join([piece async for piece in self.stream(source, offset=offset, length=length)])
+
+    async def download(self, source: str | BlobRef, path: Path) -> BlobRef:
+        """Write the content to a file, which appears, or replaces another, only when it is whole and verified."""
+        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        digest = _Digest()
+        try:
+            async with aiofiles.open(part, "xb") as file:
+                async for piece in self.stream(source):
+                    await asyncio.gather(file.write(piece), digest.update(piece))
+            await asyncio.to_thread(os.replace, part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        key = source.key if isinstance(source, BlobRef) else source
+        return BlobRef(key=key, size_bytes=digest.size_bytes, sha256=await digest.sha256())
+
+    # ---- the rest ---------------------------------------------------------------------------------------------------
+
+    async def stat(self, key: str) -> BlobRef:
+        """Size and digest. BlobNotFound; DataLoss when the blob's record is damaged."""
+        request = blob_pb2.StatBlobRequest(key=key)
+        answer = await self._unary(lambda: self._stub().StatBlob(request, timeout=UNARY_TIMEOUT_S))
+        return wire.blob_from_wire(answer.blob)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobRef]:
+        """All blobs whose key starts with the prefix, in the order of their keys. Those that come or go meanwhile may be missed."""
+        token = ""
+        while True:
+            page = await self._list_page(prefix, token)
+            for blob in page.blobs:
+                yield wire.blob_from_wire(blob)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def _list_page(self, prefix: str, token: str) -> blob_pb2.ListBlobsResponse:
+        request = blob_pb2.ListBlobsRequest(prefix=prefix, page_size=_PAGE_BLOBS, page_token=token)
+        return await self._unary(lambda: self._stub().ListBlobs(request, timeout=UNARY_TIMEOUT_S))
+
+    async def delete(self, key: str) -> bool:
+        """Remove a blob; False when there was none. A repeated call may say False for what the first one removed."""
+        request = blob_pb2.DeleteBlobRequest(key=key)
+        answer = await self._unary(lambda: self._stub().DeleteBlob(request, timeout=UNARY_TIMEOUT_S))
+        return answer.existed
+
+    async def verify(self, key: str) -> BlobRef:
+        """Have Storage read the blob where it lies and compare it with its digest. BlobNotFound, DataLoss."""
+        request = blob_pb2.VerifyBlobRequest(key=key)
+        answer = await self._unary(lambda: self._stub().VerifyBlob(request))
+        return wire.blob_from_wire(answer.blob)
+
+    async def _unary(self, call: Callable[[], Awaitable[T]]) -> T:
+        async def attempt() -> T:
+            try:
+                return await call()
+            except grpc.aio.AioRpcError as error:
+                raise self._error(error) from None
+
+        return await _repeated(attempt)
+
+    def _error(self, error: grpc.aio.AioRpcError) -> AntFarmError:
+        """Our error of a failed call. What gRPC itself says of a lost connection becomes one line that names the address."""
+        found = wire.error_from_rpc(error)
+        told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+        if told or not isinstance(found, Unavailable):
+            return found
+        return Unavailable(f"storage at {self.address} cannot be reached ({str(found).rpartition(': ')[2]})")
+
+
+async def _repeated(attempt: Callable[[], Awaitable[T]]) -> T:
+    """The result of an attempt that may be made several times."""
+    repetition = 0
+    while True:
+        try:
+            return await attempt()
+        except (Unavailable, Overloaded) as error:
+            await _pause(repetition, error)
+            repetition += 1
+
+
+async def _pause(repetition: int, error: Unavailable | Overloaded) -> None:
+    """Wait before the next attempt; raises the error when there is none left."""
+    if repetition == len(_PAUSES_MAX_S):
+        raise error
+    await asyncio.sleep(max(error.retry_after_s or 0.0, random.uniform(0, _PAUSES_MAX_S[repetition])))
+
+
+def _same(expected: BlobRef | None, found: BlobRef) -> BlobRef:
+    if expected is not None and expected != found:
+        raise DataLoss(f"blob {found.key} has other content than its reference says")
+    return found
+
+
+class _Digest:
+    """SHA-256 of content as it flows: one piece is hashed in a thread while the caller sends or fetches the next."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._hash = hashlib.sha256()
+        self._running: asyncio.Future[None] | None = None
+
+    async def update(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        await self._settle()
+        self.size_bytes += len(piece)
+        if len(piece) < _THREAD_BYTES_MIN:
+            self._hash.update(piece)
+        else:
+            self._running = asyncio.get_running_loop().run_in_executor(None, self._hash.update, piece)
+
+    async def sha256(self) -> bytes:
+        """Digest of all that came."""
+        await self._settle()
+        return self._hash.digest()
+
+    async def _settle(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            await running
+
+
+async def _sha256(data: bytes) -> bytes:
+    digest = _Digest()
+    await digest.update(data)
+    return await digest.sha256()
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+async def _file_pieces(path: Path) -> AsyncIterator[bytes]:
+    async with aiofiles.open(path, "rb") as file:
+        while piece := await file.read(CHUNK_BYTES):
+            yield piece
+
+
+async def _even_pieces(source: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in messages that are neither too large nor needlessly small."""
+    waiting, waiting_bytes = list[bytes](), 0
+    async for given in source:
+        waiting.append(given)
+        waiting_bytes += len(given)
+        if waiting_bytes >= CHUNK_BYTES:
+            joined = b"".join(waiting)
+            whole = waiting_bytes - waiting_bytes % CHUNK_BYTES
+            for start in range(0, whole, CHUNK_BYTES):
+                yield joined[start : start + CHUNK_BYTES]
+            waiting, waiting_bytes = [joined[whole:]], waiting_bytes - whole
+    if waiting_bytes:
+        yield b"".join(waiting)
+
+
+class Storage:
+    """Storage for blocking code: the calls, arguments and errors of `AsyncStorage`. May be used from several threads."""
+
+    def __init__(self, address: str, tls: net.Tls | None = None) -> None:
+        """Args: address: "host:port". tls: certificates for a farm with mutual TLS."""
+        self._storage = AsyncStorage(address, tls)
+        self.address = self._storage.address
+
+    def __enter__(self) -> Storage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        loop_thread().run(self._storage.aclose())
+
+    def put(self, key: str, data: bytes | Path | Iterable[bytes]) -> BlobRef:
+        """See `AsyncStorage.put`. An iterator, for example a file open for reading, is read in a thread."""
+        if isinstance(data, bytes | Path):
+            return loop_thread().run(self._storage.put(key, data))
+        return loop_thread().run(self._storage.put(key, _in_thread(data)))
+
+    def get(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> bytes:
+        """See `AsyncStorage.get`."""
+        return loop_thread().run(self._storage.get(source, offset=offset, length=length))
+
+    def stream(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> Iterator[bytes]:
+        """See `AsyncStorage.stream`."""
+        return loop_thread().iterate(self._storage.stream(source, offset=offset, length=length))
+
+    def download(self, source: str | BlobRef, path: Path) -> BlobRef:
+        """See `AsyncStorage.download`."""
+        return loop_thread().run(self._storage.download(source, path))
+
+    def stat(self, key: str) -> BlobRef:
+        """See `AsyncStorage.stat`."""
+        return loop_thread().run(self._storage.stat(key))
+
+    def list(self, prefix: str = "") -> Iterator[BlobRef]:
+        """See `AsyncStorage.list`."""
+        return loop_thread().iterate(self._storage.list(prefix))
+
+    def delete(self, key: str) -> bool:
+        """See `AsyncStorage.delete`."""
+        return loop_thread().run(self._storage.delete(key))
+
+    def verify(self, key: str) -> BlobRef:
+        """See `AsyncStorage.verify`."""
+        return loop_thread().run(self._storage.verify(key))
+
+
+async def _in_thread(items: Iterable[bytes]) -> AsyncIterator[bytes]:
+    iterator, end = iter(items), object()
+    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+        assert isinstance(item, bytes)
+        yield item

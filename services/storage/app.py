@@ -1,0 +1,76 @@
+"""Puts the storage program together: backend, services, server; and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from antfarm import net, program
+from antfarm.interceptor import ErrorInterceptor
+from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
+from services.storage.backends.filesystem import FilesystemBackend
+from services.storage.servicer import BlobServicer, SystemServicer
+from services.storage.settings import StorageSettings, file_directory
+
+log = logging.getLogger("antfarm.storage")
+
+_SERVICES = (
+    blob_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name,
+    system_pb2.DESCRIPTOR.services_by_name["SystemService"].full_name,
+)
+
+
+async def serve(settings: StorageSettings) -> int:
+    """Serve until a signal; the program's exit code. UserError in one line when it cannot start."""
+    tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    net.check_bind(settings.host, tls, insecure=settings.insecure)
+    directory, is_default = file_directory(settings.backend)
+    stop = program.stop_on_signals()
+    backend = FilesystemBackend.open(directory, make_parents=is_default)
+    try:
+        server, health_servicer = _make_server(settings, backend, tls)
+        port = net.bind(server, settings.host, settings.port, tls, insecure=settings.insecure)
+        await server.start()
+        await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving %s", directory)
+        program.ready(f"storage ready on {settings.host}:{port}")
+        watchdog = asyncio.create_task(program.watchdog())
+        try:
+            await stop.wait()
+        finally:
+            watchdog.cancel()
+        program.notify("STOPPING=1")
+        log.info("stopping: open streams get %g s", settings.drain_s)
+        await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.stop(settings.drain_s)
+    finally:
+        await backend.close()
+    return program.EXIT_OK
+
+
+def _make_server(
+    settings: StorageSettings, backend: FilesystemBackend, tls: net.Tls | None
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    loopback = net.is_loopback(settings.host)
+    warnings = () if loopback or tls is not None else ("insecure",)
+    if warnings:
+        log.warning("insecure: anybody who reaches %s can read and write blobs", settings.host)
+    server = net.make_server([ErrorInterceptor()])
+    blob_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(backend, streams_max=settings.streams_max), server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(
+        SystemServicer(server_id=backend.server_id, warnings=warnings), server
+    )
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    if loopback:
+        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, health_servicer
+
+
+async def _set_health(servicer: health.aio.HealthServicer, status: int) -> None:
+    for name in ("", *_SERVICES):
+        await servicer.set(name, status)

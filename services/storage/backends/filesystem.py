@@ -1,0 +1,136 @@
+"""Blobs in files of one local directory: durable before they are visible, verified whenever they are read.
+
+Content streams into a file in `tmp/` (`filestream`). A commit appends checksums and record (`blobfile`), syncs the file, and gives it its
+key by a hard link, which never replaces another (`tree`). A file whose sync failed is dropped, never synced again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+
+import aiofiles
+
+from antfarm.errors import BlobNotFound, OutOfRange
+from antfarm.model import BlobRef
+from services.storage.backends.blobfile import TAIL_BYTES_MAX, Footer, read_footer
+from services.storage.backends.disk import Disk, acquired, reading, translated
+from services.storage.backends.filestream import FileReader, FileWriter
+from services.storage.backends.statedir import StateDir, open_state_dir
+from services.storage.backends.tree import Tree
+
+
+class FilesystemBackend:
+    """The backend `file:DIR`; see `Backend`. Make it by `open`."""
+
+    def __init__(self, directory: StateDir) -> None:
+        self._directory = directory
+        self._tree = Tree(directory.blobs_fd)
+        self._disk = Disk()
+
+    @classmethod
+    def open(cls, path: Path, *, make_parents: bool = False) -> FilesystemBackend:
+        """Open or make the directory and lock it. Blocking. InvalidArgument in one line when it cannot serve."""
+        return cls(open_state_dir(path, make_parents=make_parents))
+
+    @property
+    def server_id(self) -> str:
+        """Stable id of the storage that lies in the directory."""
+        return self._directory.server_id
+
+    async def open_write(self, key: str, *, size_bytes: int | None = None) -> FileWriter:
+        """See `Backend`."""
+        return await acquired(self._open_write(key, size_bytes), FileWriter.abort)
+
+    async def _open_write(self, key: str, size_bytes: int | None) -> FileWriter:
+        name, tmp_fd = secrets.token_hex(16), self._directory.tmp_fd
+        if size_bytes is not None:
+            await self._disk.run(_check_space, tmp_fd, size_bytes)
+
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640, dir_fd=tmp_fd)
+
+        with translated():
+            file = await aiofiles.open(name, "xb", opener=opener, executor=self._disk.pool)
+        return FileWriter(
+            key=key, file=file, name=name, tmp_fd=tmp_fd, tree=self._tree, disk=self._disk, verify=self.verify
+        )
+
+    async def open_read(self, key: str, *, offset: int = 0, length: int = 0) -> FileReader:
+        """See `Backend`."""
+        return await acquired(self._open_read(key, offset, length), FileReader.close)
+
+    async def _open_read(self, key: str, offset: int, length: int) -> FileReader:
+        fd, footer = await self._disk.run(self._open_blob, key)
+        size_bytes = footer.blob.size_bytes
+        if offset > size_bytes:
+            os.close(fd)
+            raise OutOfRange(f"blob {key} has {size_bytes} bytes; there is nothing at offset {offset}")
+        file = await aiofiles.open(fd, "rb", executor=self._disk.pool)
+        end = min(offset + length, size_bytes) if length else size_bytes
+        return FileReader(footer=footer, file=file, offset=offset, end=end, disk=self._disk)
+
+    def _open_blob(self, key: str) -> tuple[int, Footer]:
+        fd = self._tree.open(key)
+        try:
+            with reading(key):
+                file_bytes = os.fstat(fd).st_size
+                tail = os.pread(fd, TAIL_BYTES_MAX, max(file_bytes - TAIL_BYTES_MAX, 0))
+            return fd, read_footer(key, tail, file_bytes)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    async def stat(self, key: str) -> BlobRef:
+        """See `Backend`."""
+        return await self._disk.run(self._stat, key)
+
+    def _stat(self, key: str) -> BlobRef:
+        fd, footer = self._open_blob(key)
+        os.close(fd)
+        return footer.blob
+
+    async def list_page(self, prefix: str, *, after: str, limit: int) -> list[BlobRef]:
+        """See `Backend`. Cost: that of `Tree.keys`, and one small read for each blob of the page."""
+        return await self._disk.run(self._list_page, prefix, after, limit)
+
+    def _list_page(self, prefix: str, after: str, limit: int) -> list[BlobRef]:
+        found: list[BlobRef] = []
+        while len(found) < limit:
+            keys = self._tree.keys(prefix, after, limit - len(found))
+            if not keys:
+                break
+            after = keys[-1]
+            for key in keys:
+                try:
+                    found.append(self._stat(key))
+                except BlobNotFound:
+                    pass  # deleted since
+        return found
+
+    async def delete(self, key: str) -> bool:
+        """See `Backend`."""
+        return await self._disk.run(self._tree.remove, key)
+
+    async def verify(self, key: str) -> BlobRef:
+        """See `Backend`."""
+        reader = await self.open_read(key)
+        try:
+            while await reader.read():
+                pass
+            return reader.blob
+        finally:
+            await reader.close()
+
+    async def close(self) -> None:
+        """See `Backend`."""
+        self._disk.close()
+        self._directory.close()
+
+
+def _check_space(fd: int, size_bytes: int) -> None:
+    space = os.fstatvfs(fd)
+    if size_bytes > space.f_bavail * space.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
