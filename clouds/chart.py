@@ -57,7 +57,7 @@ def time_series(series: Series, width: int) -> str:
     def x(day: date) -> float:
         return area.left + ((day - first).days + 0.5) * (area.right - area.left) / ((rows[-1].day - first).days + 1)
 
-    radius = min(4.5, max(1.2, step * 0.38))
+    radius = min(4.5, max(1.7, step * 0.38))
     body = [_share_grid(area)]
     for tick, label in date_ticks(first, rows[-1].day, max(3, width // 95)):
         body.append(f'<path class="tick" d="M{x(tick):.1f} {area.bottom}v5"/>')
@@ -68,9 +68,9 @@ def time_series(series: Series, width: int) -> str:
     body.extend(f'<path class="week" d="{path}"/>' for path in _paths(rows, x, area.y))
     for row in rows:
         if row.cloud_fraction is not None:
-            kind = "dot" if row.used else "dot hollow"
+            kind, r = ("dot", radius) if row.used else ("dot hollow", max(radius, 2.4))  # smaller ones look full
             body.append(
-                f'<circle class="{kind}" cx="{x(row.day):.1f}" cy="{area.y(row.cloud_fraction):.1f}" r="{radius:.1f}"/>'
+                f'<circle class="{kind}" cx="{x(row.day):.1f}" cy="{area.y(row.cloud_fraction):.1f}" r="{r:.1f}"/>'
             )
         else:
             # Marks stand below the axis: a day without a number must not look like a clear one.
@@ -89,7 +89,7 @@ def calendar(series: Series, width: int) -> str:
     months = sorted({(row.day.year, row.day.month) for row in series.rows})
     left = 66
     cell = (width - left) / 31
-    tall = min(cell, 22)
+    tall = min(max(cell, 14), 22)
     top = 18
     line = {month: top + place * (tall + 2) for place, month in enumerate(months)}
     body = [_text(left + (day - 0.5) * cell, 11, str(day), "middle") for day in (1, 5, 10, 15, 20, 25, 30)]
