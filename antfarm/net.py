@@ -51,8 +51,9 @@ CHANNEL_OPTIONS: Options = (
     *_KEEPALIVE_OPTIONS,
     # The session dials with its own jitter; the channel's back-off stays below it.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    # In spite of its name the time that one attempt may take, TLS handshake included; the pauses above are not lengthened by it.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # Retries are decided by callers that know what is idempotent.
     ("grpc.enable_retries", 0),
     # A proxy variable of the environment must not catch traffic between nodes.

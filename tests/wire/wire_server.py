@@ -18,9 +18,10 @@ _PREFACE_BYTES = 24
 class Proxy:
     """A TCP proxy that counts connections and reads along: which HTTP/2 frames the client sends and what the server says at the end."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, delay_s: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
+        self._delay_s = delay_s
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
@@ -51,6 +52,7 @@ class Proxy:
         self._tasks.add(task)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._delay_s)
         there_reader, there_writer = await asyncio.open_connection(*self._target)
         try:
             await asyncio.gather(
