@@ -15,7 +15,8 @@ import hashlib
 import os
 import random
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -35,6 +36,9 @@ UNARY_TIMEOUT_S = 60.0
 """Deadline of calls that carry no content; verifying a large blob has none."""
 _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
+_LOST_WHILE_WRITING = "Internal error from Core"
+"""What grpc.aio says when a write fails, whatever the call's own status (github.com/grpc/grpc/issues/36066). Storage hears a client out
+before it answers early, so only a lost connection comes as this."""
 _PAGE_BLOBS = 1000
 _THREAD_BYTES_MIN = 64 * 1024
 """From this size hashing goes to a thread, so that it does not hold the loop."""
@@ -91,29 +95,36 @@ class AsyncStorage:
         return await self._write(key, _even_pieces(data))
 
     async def _write(
-        self, key: str, pieces: AsyncIterator[bytes], *, size_bytes: int | None = None, sha256: bytes = b""
+        self, key: str, pieces: AsyncGenerator[bytes, None], *, size_bytes: int | None = None, sha256: bytes = b""
     ) -> BlobRef:
         """One attempt. However it ends, nothing half-written is left: Storage keeps only what a finish frame closed."""
-        digest = _Digest()
         call = self._stub().WriteBlob()
+        decided = asyncio.ensure_future(
+            call.initial_metadata()
+        )  # comes early when Storage wants no more of the content
         try:
             try:
                 header = blob_pb2.WriteBlobHeader(key=key, size_bytes=size_bytes, sha256=sha256)
                 await call.write(blob_pb2.WriteBlobRequest(header=header))
-                async for piece in pieces:
-                    await digest.update(piece)
-                    await call.write(blob_pb2.WriteBlobRequest(chunk=piece))
-                finish = blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
-                await call.write(blob_pb2.WriteBlobRequest(finish=finish))
+                digest = _Digest()
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        if decided.done():
+                            break
+                        await digest.update(piece)
+                        await call.write(blob_pb2.WriteBlobRequest(chunk=piece))
+                    else:
+                        finish = blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
+                        await call.write(blob_pb2.WriteBlobRequest(finish=finish))
                 await call.done_writing()
             except asyncio.InvalidStateError:
-                pass  # Storage answered before all was sent: the content was there already, or it refuses
-            answer = await call
+                pass  # the call ended between two writes: it holds the answer
+            return wire.blob_from_wire((await call).blob)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
         finally:
+            decided.cancel()
             call.cancel()  # without effect on a call that has ended
-        return wire.blob_from_wire(answer.blob)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -221,6 +232,8 @@ class AsyncStorage:
 
     def _error(self, error: grpc.aio.AioRpcError) -> AntFarmError:
         """Our error of a failed call. What gRPC itself says of a lost connection becomes one line that names the address."""
+        if error.details() == _LOST_WHILE_WRITING:
+            return Unavailable(f"storage at {self.address} went away in the middle of a write")
         found = wire.error_from_rpc(error)
         told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
         if told or not isinstance(found, Unavailable):
@@ -286,18 +299,18 @@ async def _sha256(data: bytes) -> bytes:
     return await digest.sha256()
 
 
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
 
 
-async def _file_pieces(path: Path) -> AsyncIterator[bytes]:
+async def _file_pieces(path: Path) -> AsyncGenerator[bytes, None]:
     async with aiofiles.open(path, "rb") as file:
         while piece := await file.read(CHUNK_BYTES):
             yield piece
 
 
-async def _even_pieces(source: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def _even_pieces(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
     """The same bytes in messages that are neither too large nor needlessly small."""
     waiting, waiting_bytes = list[bytes](), 0
     async for given in source:

@@ -26,7 +26,8 @@ class BlobServiceStub:
     out when the header announced the size; without either the end is refused, because a sender that dies looks like one that ends. Durable before
     it answers; until then the key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers
     with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
-    (DIGEST_MISMATCH) when the content is not what was announced.
+    (DIGEST_MISMATCH) when the content is not what was announced. When the server decides before the end of the stream it sends its initial metadata
+    at once, then hears the client out for a while: a client SHOULD stop sending and close its side when the initial metadata comes.
     """
     ReadBlob: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadBlobRequest, _blob_pb2.ReadBlobResponse]
     """Reads a blob or a range of it. The first message carries `blob`, all carry content in order. A whole read is verified against the digest
@@ -55,7 +56,8 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         out when the header announced the size; without either the end is refused, because a sender that dies looks like one that ends. Durable before
         it answers; until then the key does not exist, and a stream that ends in any other way leaves nothing. The same key with the same content answers
         with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
-        (DIGEST_MISMATCH) when the content is not what was announced.
+        (DIGEST_MISMATCH) when the content is not what was announced. When the server decides before the end of the stream it sends its initial metadata
+        at once, then hears the client out for a while: a client SHOULD stop sending and close its side when the initial metadata comes.
         """
 
     @_abc_1.abstractmethod

@@ -3,23 +3,25 @@
 # ruff: noqa: N802 - the methods have the names of their RPCs
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
 
 from antfarm import __version__, model, wire
-from antfarm.errors import BlobNotFound, DigestMismatch, InvalidArgument, Overloaded
+from antfarm.errors import AntFarmError, BlobNotFound, DigestMismatch, InvalidArgument, Overloaded
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.base import CHUNK_BYTES_MAX, Backend, Written, conflict
 from services.storage.keys import check_key, check_prefix
 
 Context = grpc.aio.ServicerContext[Any, Any]
-T = TypeVar("T")
 
 PAGE_BLOBS_DEFAULT = 100
 PAGE_BLOBS_MAX = 1000
+HEAR_OUT_S = 10.0
+"""How long a client may go on sending after its call was decided."""
 _SHA256_BYTES = 32
 
 
@@ -41,51 +43,43 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         self, request_iterator: AsyncIterator[blob_pb2.WriteBlobRequest], context: Context
     ) -> blob_pb2.WriteBlobResponse:
         """See the protocol."""
+        frames = _Frames(request_iterator)
         self._enter_stream()
         try:
-            written = await self._write(request_iterator)
+            try:
+                written = await self._write(frames)
+            except AntFarmError:
+                await _hear_out(frames, context)
+                raise
+            await _hear_out(frames, context)
         finally:
             self._streams -= 1
         return blob_pb2.WriteBlobResponse(blob=wire.blob_to_wire(written.blob), existed=written.existed)
 
-    async def _write(self, frames: AsyncIterator[blob_pb2.WriteBlobRequest]) -> Written:
+    async def _write(self, frames: _Frames) -> Written:
         header = await _read_header(frames)
-        announced = header.size_bytes if header.HasField("size_bytes") else None
-        if announced is not None and header.sha256:
-            written = await self._standing(header.key, announced, header.sha256)
-            if written is not None:
-                return written
-        writer = await self._backend.open_write(header.key, size_bytes=announced)
+        announced = _Announced(header)
+        written = await self._standing(announced)
+        if written is not None:
+            return written
+        writer = await self._backend.open_write(header.key, size_bytes=announced.size_bytes)
         try:
-            received, finish = 0, None
             async for frame in frames:
-                if finish is not None:
-                    raise InvalidArgument(f"blob {header.key}: a frame follows the finish frame")
-                if frame.HasField("finish"):
-                    finish = frame.finish
-                    continue
-                received += _check_chunk(header.key, frame, received, announced)
-                await writer.write(frame.chunk)
-            if finish is None and announced is None:
-                # A client that died ends its stream like one that is done.
-                raise InvalidArgument(f"blob {header.key}: the stream ended without a finish frame; nothing was kept")
-            if finish is not None:
-                _check_digest(finish.sha256)
-                announced = _agreed(
-                    header.key, "size", announced, finish.size_bytes if finish.HasField("size_bytes") else None
-                )
-            sha256 = _agreed(header.key, "SHA-256", header.sha256 or None, (finish.sha256 if finish else b"") or None)
-            return await writer.commit(size_bytes=announced, sha256=sha256 or b"")
+                await writer.write(announced.checked_chunk(frame))
+            announced.check_end()
+            return await writer.commit(size_bytes=announced.size_bytes, sha256=announced.sha256)
         finally:
             await writer.abort()
 
-    async def _standing(self, key: str, size_bytes: int, sha256: bytes) -> Written | None:
-        """The answer when the key is taken, without the content having to come; None when it is free."""
+    async def _standing(self, announced: _Announced) -> Written | None:
+        """The answer without the content having to come, where the key is taken and the header says enough."""
+        if announced.size_bytes is None or not announced.sha256:
+            return None
         try:
-            blob = await self._backend.stat(key)
-            if (blob.size_bytes, blob.sha256) != (size_bytes, sha256):
-                raise conflict(key)
-            return Written(blob=await self._backend.verify(key), existed=True)
+            blob = await self._backend.stat(announced.key)
+            if (blob.size_bytes, blob.sha256) != (announced.size_bytes, announced.sha256):
+                raise conflict(announced.key)
+            return Written(blob=await self._backend.verify(announced.key), existed=True)
         except BlobNotFound:
             return None
 
@@ -134,40 +128,106 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         return blob_pb2.VerifyBlobResponse(blob=wire.blob_to_wire(blob))
 
 
-async def _read_header(frames: AsyncIterator[blob_pb2.WriteBlobRequest]) -> blob_pb2.WriteBlobHeader:
+class _Frames:
+    """The frames of a WriteBlob stream, which know whether they have ended."""
+
+    def __init__(self, frames: AsyncIterator[blob_pb2.WriteBlobRequest]) -> None:
+        self._frames = frames
+        self.ended = False
+
+    def __aiter__(self) -> _Frames:
+        return self
+
+    async def __anext__(self) -> blob_pb2.WriteBlobRequest:
+        try:
+            return await anext(self._frames)
+        except StopAsyncIteration:
+            self.ended = True
+            raise
+
+
+async def _hear_out(frames: _Frames, context: Context) -> None:
+    """Before an answer that comes early: let the client know by the initial metadata, and take what it still sends, for a while.
+
+    A client whose write fails because the call has ended would lose the answer: grpc.aio puts "Internal error from Core" in its place
+    (github.com/grpc/grpc/issues/36066).
+    """
+    if frames.ended:
+        return
+    await context.send_initial_metadata(())
+    try:
+        async with asyncio.timeout(HEAR_OUT_S):
+            async for _ in frames:
+                pass
+    except TimeoutError:
+        pass
+
+
+async def _read_header(frames: _Frames) -> blob_pb2.WriteBlobHeader:
     async for frame in frames:
         if not frame.HasField("header"):
             break
         check_key(frame.header.key)
-        _check_digest(frame.header.sha256)
         return frame.header
     raise InvalidArgument("the first frame of WriteBlob must be a header")
 
 
-def _check_chunk(key: str, frame: blob_pb2.WriteBlobRequest, received: int, announced: int | None) -> int:
-    """Bytes of the frame's chunk. Refuses what cannot become the announced blob before it fills the disk."""
-    if not frame.HasField("chunk"):
-        raise InvalidArgument(f"blob {key}: after the header come chunks, then a finish frame")
-    size = len(frame.chunk)
-    if size > CHUNK_BYTES_MAX:
-        raise InvalidArgument(f"blob {key}: a chunk of {size} bytes is above {CHUNK_BYTES_MAX}")
-    if announced is not None and received + size > announced:
-        raise DigestMismatch(f"blob {key}: more than the announced {announced} bytes came; nothing was kept")
-    return size
+class _Announced:
+    """What header and finish frame say that the content is; either may leave out what the other says. Judges the frames in their order."""
+
+    def __init__(self, header: blob_pb2.WriteBlobHeader) -> None:
+        self.key = header.key
+        self.size_bytes = header.size_bytes if header.HasField("size_bytes") else None
+        self.sha256 = _checked_digest(header.sha256)
+        self._received_bytes = 0
+        self._finished = False
+
+    def checked_chunk(self, frame: blob_pb2.WriteBlobRequest) -> bytes:
+        """Content of the frame, empty for the finish frame. What cannot become the announced blob is refused before it fills the disk."""
+        if self._finished:
+            raise InvalidArgument(f"blob {self.key}: a frame follows the finish frame")
+        if frame.HasField("finish"):
+            self._finish(frame.finish)
+            return b""
+        if not frame.HasField("chunk"):
+            raise InvalidArgument(f"blob {self.key}: after the header come chunks, then a finish frame")
+        if len(frame.chunk) > CHUNK_BYTES_MAX:
+            raise InvalidArgument(f"blob {self.key}: a chunk of {len(frame.chunk)} bytes is above {CHUNK_BYTES_MAX}")
+        self._received_bytes += len(frame.chunk)
+        if self.size_bytes is not None and self._received_bytes > self.size_bytes:
+            raise DigestMismatch(
+                f"blob {self.key}: more than the announced {self.size_bytes} bytes came; nothing was kept"
+            )
+        return frame.chunk
+
+    def _finish(self, finish: blob_pb2.WriteBlobFinish) -> None:
+        self._finished = True
+        sha256 = _checked_digest(finish.sha256)
+        if finish.HasField("size_bytes"):
+            if self.size_bytes not in (None, finish.size_bytes):
+                raise DigestMismatch(
+                    f"blob {self.key}: header and finish frame announce different sizes; nothing was kept"
+                )
+            self.size_bytes = finish.size_bytes
+        if sha256:
+            if self.sha256 not in (b"", sha256):
+                raise DigestMismatch(
+                    f"blob {self.key}: header and finish frame announce different digests; nothing was kept"
+                )
+            self.sha256 = sha256
+
+    def check_end(self) -> None:
+        """The stream has ended; refuse it when nothing says that it was meant to. A client that died ends its stream like one that is done."""
+        if not self._finished and self.size_bytes is None:
+            raise InvalidArgument(f"blob {self.key}: the stream ended without a finish frame; nothing was kept")
 
 
-def _check_digest(sha256: bytes) -> None:
-    if sha256 and len(sha256) != _SHA256_BYTES:
+def _checked_digest(sha256: bytes) -> bytes:
+    if len(sha256) not in (0, _SHA256_BYTES):
         raise InvalidArgument(
             f"sha256 has {len(sha256)} bytes; it is the {_SHA256_BYTES} bytes of the digest, or empty"
         )
-
-
-def _agreed(key: str, what: str, header: T | None, finish: T | None) -> T | None:
-    """What header and finish frame announce; either may leave it out."""
-    if header is not None and finish is not None and header != finish:
-        raise DigestMismatch(f"blob {key}: header and finish frame announce different {what}; nothing was kept")
-    return finish if header is None else header
+    return sha256
 
 
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
