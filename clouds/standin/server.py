@@ -231,7 +231,7 @@ async def start_standin(source: Source, settings: Settings | None = None) -> Asy
     """Serve `source` until the block ends; raises CloudsError where the port is taken or the host is not ours."""
     settings = settings or Settings()
     standin = Standin(source, settings)
-    runner = web.AppRunner(standin.application(), access_log=None, shutdown_timeout=0.05)
+    runner = web.AppRunner(standin.application(), access_log=None, shutdown_timeout=0.05, handler_cancellation=True)
     await runner.setup()
     try:
         try:
