@@ -45,12 +45,17 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _TextFormatter(logging.Formatter):
-    """One line a record: control characters of hostile strings are escaped."""
+    """One line a record, whatever hostile strings are in it; lines of a traceback begin with a bar, so that none can pass for a record."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        head, _, rest = super().format(record).partition("\n")
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in head)
-        return f"{line}\n{rest}" if rest else line
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        return _printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return "\n".join(f"  | {_printable(line)}" for line in super().formatException(ei).split("\n"))
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def setup_logging(log_format: str, log_level: str) -> None:

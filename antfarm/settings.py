@@ -188,15 +188,19 @@ def _from_file(cls: type[Any], hints: dict[str, Any], path: str | None, table: s
     if not path:
         return {}
     try:
-        content = tomllib.loads(Path(path).read_text())
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidArgument(f"--config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"--config {path}: not UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"--config {path}: not TOML: {error}") from None
-    merged = {k: v for k, v in content.items() if not isinstance(v, dict)} | content.get(table, {})
+    own = content.get(table, {})
+    if not isinstance(own, dict):
+        raise InvalidArgument(f"--config {path}: [{table}] is not a table")
+    merged = {k: v for k, v in content.items() if not isinstance(v, dict)} | own
     known = {spec.name: spec for spec in _specs(cls)}
-    own = set(content.get(table, {}))
-    for name in own - {key.replace("_", "-") for key in known} - set(known):
+    for name in set(own) - {key.replace("_", "-") for key in known} - set(known):
         raise InvalidArgument(f"--config {path}: [{table}] has no setting {name!r}")
     found = {}
     for key, value in merged.items():
