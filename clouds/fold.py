@@ -13,6 +13,7 @@ blue, so over days this is the ground. Of equal days the earliest wins, which ma
 import io
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -153,7 +154,7 @@ def from_bytes(data: bytes) -> Fold:
                 darkest_day=stored["darkest_day"],
                 clearest=stored["clearest"],
             )
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise CloudsError(f"these bytes are not a map of clouds: {error}") from error
     if fold.cloud.ndim != 2 or fold.clearest.shape != (*fold.shape, 3):
         raise CloudsError("these bytes are not a map of clouds: the arrays do not fit each other")
