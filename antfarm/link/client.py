@@ -145,6 +145,14 @@ class Link:
         """Attempts that this worker answers for."""
         return len(self._session.held)
 
+    def hold(self, token: Token) -> None:
+        """Answer for an attempt that an earlier process took on and this one goes on with. Before `run`."""
+        self._session.held.setdefault(token, 0)
+
+    def holds(self, token: Token) -> bool:
+        """True until the attempt's report has a final verdict, or the orchestrator does not want it any more."""
+        return token in self._session.held
+
     @property
     def unacked_count(self) -> int:
         """Reports without a final verdict."""

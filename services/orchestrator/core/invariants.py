@@ -1,0 +1,48 @@
+"""What must be true of the state after every step. Tests call `check` all the time; a broken invariant names itself."""
+
+from __future__ import annotations
+
+from antfarm.model import TaskState
+from services.orchestrator.core.state import Job, State
+
+
+def check(state: State) -> None:
+    """AssertionError naming the invariant (semantics section 14) that does not hold."""
+    for job in state.jobs.values():
+        _check_job(state, job)
+    for worker in state.workers.values():
+        for (number, index), attempt in worker.live.items():
+            assert attempt.worker is worker, "I8: an attempt belongs to the worker that it was issued to"
+            assert state.jobs[number].live.get(index) is attempt, "I10: at most one live attempt per task"
+        assert not (worker.lost or worker.gone) or not worker.live, "a lost worker holds no live attempt"
+        assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
+    live: dict[str, int] = {}
+    for job in state.jobs.values():
+        if job.template.limit is not None:
+            live[job.template.limit.name] = live.get(job.template.limit.name, 0) + len(job.live)
+    for name, count in state.limits.items():
+        assert live.get(name, 0) == count, f"concurrency limit {name}: counts {count}, live are {live.get(name, 0)}"
+    assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
+
+
+def _check_job(state: State, job: Job) -> None:
+    count = len(job.states)
+    lengths = {count, len(job.payloads), len(job.digests), len(job.outcome_seqs), len(job.winners)}
+    assert lengths == {count}, "per-task arrays have one length"
+    for task_state in TaskState:
+        assert job.counts[task_state] == job.states.count(int(task_state)), "counts count states"
+    for index, attempt in job.live.items():
+        assert job.states[index] == TaskState.ACTIVE, "a live attempt's task is ACTIVE"
+        assert attempt.worker.live.get((job.number, index)) is attempt, "a live attempt is its worker's"
+        assert attempt.epoch <= state.epoch, "I12: no token of a future epoch"
+    for index, number in enumerate(job.states):
+        if number == TaskState.ACTIVE:
+            assert index in job.live or job.template.at_most_once, (
+                "an ACTIVE task has a live attempt, or waits for its one holder"
+            )
+        elif number == TaskState.SUCCEEDED:
+            assert job.payloads[index] is None, "a succeeded task's payload is dropped"
+            assert job.winners[index] > 0, "I4: a success names one attempt"
+        if number >= TaskState.SUCCEEDED:
+            assert job.outcome_seqs[index] > 0, "I3: a terminal task has its record"
+            assert index not in job.notes, "nothing is remembered of ended tasks"

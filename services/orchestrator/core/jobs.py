@@ -1,0 +1,276 @@
+"""Jobs: submitted, closed, cancelled, retried, purged. What clients ask for, each answered once its records are durable."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from antfarm import errors
+from antfarm.model import Failure, FailureClass, JobId, JobSpec, TaskState
+from services.orchestrator.core import events, records
+from services.orchestrator.core.effects import Reply, SendRevoke
+from services.orchestrator.core.events import HeldToken
+from services.orchestrator.core.limits import check_job, check_payloads
+from services.orchestrator.core.state import Attempt, Job, dependency_failed
+from services.orchestrator.core.turn import Turn
+
+_WAITING = int(TaskState.WAITING)
+
+
+def create(turn: Turn, event: events.CreateJob) -> None:
+    """A new job; the same job again answers `existed`; another one under the same id is a conflict."""
+    state = turn.state
+    check_job(event.job_id, event.spec)
+    check_payloads(event.payloads)
+    job = state.by_id.get(event.job_id)
+    if job is not None:
+        if job.spec != event.spec:
+            raise errors.Conflict(f"job {event.job_id} exists with another specification: choose another id")
+        _append(turn, job, 0, event.payloads, event.close)
+        turn.effect(Reply(request=event.request, after=state.seq, existed=True))
+        return
+    for dependency in event.spec.dependencies:
+        if dependency.job_id not in state.by_id:
+            raise errors.DependencyNotFound(
+                f"job {dependency.job_id}, which {event.job_id} depends on, does not exist here"
+            )
+    _admit(turn, event.payloads)
+    make(turn, event.job_id, event.spec, event.payloads, close=event.close)
+    turn.effect(Reply(request=event.request, after=state.seq))
+
+
+def make(
+    turn: Turn, job_id: JobId, spec: JobSpec, payloads: Sequence[bytes], *, close: bool, retry_of: str = ""
+) -> Job:
+    """Record a new job with its first tasks. The caller has checked that it is admissible."""
+    state = turn.state
+    number = state.next_job
+    turn.record(records.JobCreated(job=number, job_id=job_id, spec=spec, wall_ns=turn.wall_ns, retry_of=retry_of))
+    job = state.jobs[number]
+    _append(turn, job, 0, payloads, close)
+    return job
+
+
+def append(turn: Turn, event: events.AppendTasks) -> None:
+    """More tasks for an open job. Batches that it has already change nothing."""
+    check_payloads(event.payloads)
+    job = find(turn, event.job_id)
+    _append(turn, job, event.first_index, event.payloads, event.close)
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def _append(turn: Turn, job: Job, first: int, payloads: Sequence[bytes], close: bool) -> None:
+    have = job.task_count
+    if first > have:
+        raise errors.Gap(f"job {job.job_id} has {have} tasks: go on from index {have}, not {first}")
+    known = payloads[: have - first]
+    if list(map(zlib.crc32, known)) != list(job.digests[first : first + len(known)]):
+        raise errors.Conflict(
+            f"job {job.job_id} has other tasks at index {first} to {first + len(known) - 1}: choose another job id"
+        )
+    fresh = payloads[len(known) :]
+    if fresh and (job.closed or job.cancelled):
+        raise errors.JobClosed(
+            f"job {job.job_id} is {'cancelled' if job.cancelled else 'closed'} and takes no more tasks: make a new job"
+        )
+    if fresh:
+        _admit(turn, fresh)
+        start = job.task_count
+        turn.record(records.TasksAdded(job=job.number, first_index=start, payloads=fresh, wall_ns=turn.wall_ns))
+        _arm_deadlines(turn, job, start, len(fresh), turn.now)
+        if job.dependencies:
+            fail_dependents(turn, job, range(start, job.task_count))
+    if close and not job.closed:
+        turn.record(records.JobClosed(job=job.number))
+        ended(turn, job)
+
+
+def _admit(turn: Turn, payloads: Sequence[bytes]) -> None:
+    if not payloads:
+        return
+    if turn.state.disk_low:
+        raise errors.DiskFull(
+            "the orchestrator's disk is nearly full: nothing was taken; make room and submit again", 10.0
+        )
+    if turn.state.payload_bytes + sum(map(len, payloads)) > turn.config.payload_bytes_max:
+        raise errors.Overloaded("too many payloads are queued: nothing was taken; submit again when some have run", 5.0)
+
+
+def _arm_deadlines(turn: Turn, job: Job, first: int, count: int, since_ns: int) -> None:
+    timeouts = job.template.timeouts
+    if timeouts.queue_ns is not None:
+        turn.state.arm(since_ns + timeouts.queue_ns, "queue", job.number, first, count)
+    if timeouts.total_ns is not None:
+        turn.state.arm(since_ns + timeouts.total_ns, "total", job.number, first, count)
+
+
+def rearm_deadlines(turn: Turn, job: Job) -> None:
+    """After a restart: what is left of each duration by the wall clock, clamped to [0, whole]."""
+    for first, count, wall_ns in job.batches:
+        passed = max(turn.wall_ns - wall_ns, 0)
+        _arm_deadlines(turn, job, first, count, turn.now - passed)
+
+
+def submitted_ns(turn: Turn, job: Job, index: int) -> int:
+    """When a task was submitted, on the turn's clock."""
+    for first, count, wall_ns in job.batches:
+        if first <= index < first + count:
+            return turn.now - max(turn.wall_ns - wall_ns, 0)
+    return turn.now
+
+
+def close(turn: Turn, event: events.CloseJob) -> None:
+    """No more tasks will come."""
+    job = find(turn, event.job_id)
+    if not job.closed:
+        turn.record(records.JobClosed(job=job.number))
+        ended(turn, job)
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def pause(turn: Turn, event: events.PauseJob) -> None:
+    """Give out no more, or again."""
+    job = find(turn, event.job_id)
+    if job.paused != event.paused:
+        turn.record(records.JobPaused(job=job.number, paused=event.paused))
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def cancel(turn: Turn, event: events.CancelJob) -> None:
+    """Cancel every task that has not ended: first the commit, then the revocations."""
+    job = find(turn, event.job_id)
+    cancel_job(turn, job, event.cause or "cancelled by a user")
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def cancel_job(turn: Turn, job: Job, cause: str) -> None:
+    """Cancel a job; one that has ended stays as it is."""
+    if job.cancelled or job.ended:
+        return
+    live = list(job.live.values())
+    seq = turn.record(records.JobCancelled(job=job.number, cause=cause))
+    revoke(turn, live, seq, cause)
+    ended(turn, job)
+
+
+def cancel_task(turn: Turn, event: events.CancelTask) -> None:
+    """Cancel one task; one that has ended stays as it is."""
+    job = find(turn, event.job_id)
+    if not 0 <= event.index < job.task_count:
+        raise errors.TaskNotFound(f"job {event.job_id} has {job.task_count} tasks, none of index {event.index}")
+    if job.states[event.index] < TaskState.SUCCEEDED:
+        failure = records.cancelled(event.cause or "cancelled by a user")
+        end_tasks(turn, job, [event.index], TaskState.CANCELLED, failure)
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def retry(turn: Turn, event: events.RetryJob) -> None:
+    """A new job of the tasks that ended without success."""
+    check_job(event.new_job_id, JobSpec(template=find(turn, event.job_id).template))
+    job = find(turn, event.job_id)
+    existing = turn.state.by_id.get(event.new_job_id)
+    if existing is not None:
+        if existing.retry_of != event.job_id:
+            raise errors.Conflict(f"job {event.new_job_id} exists and is no retry of {event.job_id}: choose another id")
+        turn.effect(Reply(request=event.request, after=turn.state.seq, existed=True))
+        return
+    if job.dependencies:
+        raise errors.WrongState(
+            f"job {event.job_id} takes inputs from other jobs: submit those tasks anew instead of retrying them"
+        )
+    again = [
+        payload
+        for payload, state in zip(job.payloads, job.states, strict=True)
+        if state > TaskState.SUCCEEDED and payload is not None
+    ]
+    if not again:
+        raise errors.NothingToRetry(f"no task of job {event.job_id} ended without success")
+    _admit(turn, again)
+    make(turn, event.new_job_id, job.spec, again, close=True, retry_of=job.job_id)
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def purge(turn: Turn, event: events.PurgeJob) -> None:
+    """Remove an ended job with its record."""
+    job = find(turn, event.job_id)
+    if not job.ended:
+        raise errors.JobNotEnded(f"job {event.job_id} has tasks that have not ended: cancel it first")
+    waiting = [other.job_id for other, _, _ in job.dependents if not other.ended]
+    if waiting:
+        raise errors.JobNotEnded(f"job {event.job_id} is needed by {waiting[0]}, which has not ended")
+    turn.record(records.JobPurged(job=job.number))
+    turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def find(turn: Turn, job_id: str) -> Job:
+    """The job of that id. JobNotFound otherwise."""
+    job = turn.state.by_id.get(job_id)
+    if job is None:
+        raise errors.JobNotFound(f"no job {job_id!r} here: `antfarm job list` shows those that are")
+    return job
+
+
+# ---- ends without an attempt's report --------------------------------------------------------------------------------
+
+
+def end_tasks(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, failure: Failure) -> None:
+    """End tasks that no report ends: cancelled, expired, failed by a dependency, given up. Live attempts are revoked."""
+    live = [job.live[index] for index in indices if index in job.live]
+    seq = turn.record(
+        records.TasksEnded(
+            job=job.number,
+            worker_id="",
+            ended=[records.EndedTask(index=index, state=state, failure=failure) for index in indices],
+        )
+    )
+    revoke(turn, live, seq, failure.message)
+    ended(turn, job, indices)
+
+
+def ended(turn: Turn, job: Job, indices: Sequence[int] = ()) -> None:
+    """After tasks of a job ended: fail what depended on them, stop at max_failures, and close the books of an ended job."""
+    if job.dependents and job.failed_count:
+        for other, _, offset in list(job.dependents):
+            if other.job_id in turn.state.by_id and not other.ended:
+                closed_short = job.ended and len(other.states) + offset > len(job.states)
+                candidates = (
+                    range(len(other.states)) if closed_short or job.cancelled else [i - offset for i in indices]
+                )
+                fail_dependents(turn, other, candidates)
+    elif job.dependents and job.ended:
+        for other, _, offset in list(job.dependents):
+            if len(other.states) + offset > len(job.states) and not other.ended:
+                fail_dependents(turn, other, range(max(len(job.states) - offset, 0), len(other.states)))
+    limit = job.spec.max_failures
+    if limit is not None and job.failed_count > limit and not job.cancelled and not job.ended:
+        cancel_job(turn, job, f"more than {limit} tasks ended without success")
+    if job.ended and not job.ended_wall_ns:
+        turn.record(records.JobEnded(job=job.number, wall_ns=turn.wall_ns))
+        turn.ended_jobs.append(job)
+
+
+def fail_dependents(turn: Turn, job: Job, indices: Sequence[int] | range) -> None:
+    """Fail those waiting tasks whose dependencies can no longer be met."""
+    failed: dict[str, list[int]] = {}
+    for index in indices:
+        if 0 <= index < len(job.states) and job.states[index] == _WAITING:
+            for other, kind, offset in job.dependencies:
+                if dependency_failed(other, kind, index + offset):
+                    failed.setdefault(other.job_id, []).append(index)
+                    break
+    for job_id, lost in failed.items():
+        message = f"the task of job {job_id} that it needs did not succeed"
+        failure = Failure(failure_class=FailureClass.DEPENDENCY, kind="dependency", message=message)
+        end_tasks(turn, job, lost, TaskState.FAILED, failure)
+
+
+def revoke(turn: Turn, attempts: Sequence[Attempt], after: int, cause: str) -> None:
+    """Ask the workers of these attempts, which are live no longer, to stop them."""
+    by_session: dict[str, list[HeldToken]] = {}
+    for attempt in attempts:
+        if attempt.worker.session is not None:
+            by_session.setdefault(attempt.worker.session, []).append(attempt.token)
+    for attempt in attempts:
+        session = attempt.worker.session
+        if session is not None and session in by_session:
+            turn.effect(SendRevoke(session=session, after=after, tokens=by_session.pop(session), cause=cause))

@@ -1,0 +1,122 @@
+"""Time: leases, the end of the recovery after a restart, back-offs, deadlines. All of it is looked at when the clock ticks."""
+
+from __future__ import annotations
+
+import heapq
+
+from antfarm.model import Failure, FailureClass, TaskState, WorkerId
+from services.orchestrator.core import jobs, records, reports
+from services.orchestrator.core.ready import Ready
+from services.orchestrator.core.state import Job
+from services.orchestrator.core.turn import Turn
+
+_TERMINAL = int(TaskState.SUCCEEDED)
+
+
+def recover(turn: Turn) -> None:
+    """Take the queue over after replay: a new epoch; tasks that may be out with a worker are held until that is known."""
+    state = turn.state
+    turn.record(records.EpochStarted(epoch=state.epoch + 1, wall_ns=turn.wall_ns))
+    state.awaited = set(state.seen)
+    lease_ns = turn.config.orchestrator_lease_ns if any(state.seen.values()) else turn.config.lease_ns
+    state.recovering_until_ns = turn.now + lease_ns if state.awaited else None
+    for job in state.jobs.values():
+        if job.ended:
+            continue
+        if state.awaited:
+            job.recovered, job.ready = job.ready, Ready()
+            state.ready_jobs.pop(job.number, None)
+        for index, note in job.notes.items():
+            if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
+                job.set_state(index, TaskState.ACTIVE)
+                state.arm(turn.now + turn.config.orphan_hold_ns, "orphan", job.number, index)
+        jobs.rearm_deadlines(turn, job)
+
+
+def end_recovery(turn: Turn) -> None:
+    """Give recovered tasks out once all workers of the last epoch are back, or their lease has passed."""
+    state = turn.state
+    if state.recovering_until_ns is None or (state.awaited and turn.now < state.recovering_until_ns):
+        return
+    state.recovering_until_ns = None
+    for worker_id in sorted(state.awaited):
+        turn.record(records.WorkerLeft(worker_id=WorkerId(worker_id)))
+    state.awaited.clear()
+    for job in state.jobs.values():
+        if job.recovered:
+            job.ready.prepend(job.recovered)
+            state.offer(job)
+
+
+def fire(turn: Turn) -> None:
+    """Carry out every timer that has come due; those that time has overtaken do nothing."""
+    timers = turn.state.timers
+    while timers and timers[0][0] <= turn.now:
+        _, _, kind, arguments = heapq.heappop(timers)
+        job = turn.state.jobs.get(arguments[0])
+        if job is None or job.ended:
+            continue
+        match kind:
+            case "retry":
+                _end_back_off(turn, job, arguments[1])
+            case "queue":
+                _expire_queued(turn, job, arguments[1], arguments[2])
+            case "total":
+                _expire_all(turn, job, arguments[1], arguments[2])
+            case "backstop":
+                _time_out(turn, job, arguments[1], arguments[2], arguments[3])
+            case "orphan":
+                _give_up_orphan(turn, job, arguments[1])
+            case _:
+                raise AssertionError(kind)
+
+
+def _end_back_off(turn: Turn, job: Job, index: int) -> None:
+    note = job.notes.get(index)
+    if note is not None and note.backing_off and job.states[index] == TaskState.WAITING:
+        note.backing_off = False
+        turn.state.make_ready(job, index)
+
+
+def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:
+    """Queue time-to-live: tasks that have not been given out by now."""
+    late = [
+        index
+        for index in range(first, first + count)
+        if job.states[index] in (TaskState.WAITING, TaskState.QUEUED) and index not in job.notes
+    ]
+    _expire(turn, job, late, "its time in the queue is over")
+
+
+def _expire_all(turn: Turn, job: Job, first: int, count: int) -> None:
+    late = [index for index in range(first, first + count) if job.states[index] < _TERMINAL]
+    _expire(turn, job, late, "its total deadline has passed")
+
+
+def _expire(turn: Turn, job: Job, late: list[int], message: str) -> None:
+    if late:
+        failure = Failure(failure_class=FailureClass.EXPIRED, kind="expired", message=message)
+        jobs.end_tasks(turn, job, late, TaskState.EXPIRED, failure)
+
+
+def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None:
+    """The backstop of the run timeout: the worker should have killed the attempt a lease ago."""
+    attempt = job.live.get(index)
+    if attempt is not None and (attempt.epoch, attempt.attempt) == (epoch, number):
+        failure = Failure(
+            failure_class=FailureClass.APP,
+            kind="timeout",
+            message="the run timeout passed and its worker did not end it",
+        )
+        seq = reports.fail(turn, attempt, failure, run_us=0)
+        jobs.revoke(turn, [attempt], seq, failure.message)
+
+
+def _give_up_orphan(turn: Turn, job: Job, index: int) -> None:
+    if job.states[index] == TaskState.ACTIVE and index not in job.live:
+        failure = Failure(
+            failure_class=FailureClass.INFRA,
+            kind="node lost",
+            message="it runs at most once, and whoever held it has been silent for too long",
+        )
+        jobs.end_tasks(turn, job, [index], TaskState.DEAD_LETTER, failure)

@@ -1,0 +1,61 @@
+"""What a job may look like. One clear line says which limit a submission breaks and what would mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from antfarm.errors import InvalidArgument, PayloadTooLarge
+from antfarm.model import PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec
+
+_JOB_ID = re.compile(r"[A-Za-z0-9._:-]+(/[A-Za-z0-9._:-]+)*")
+_TYPE = re.compile(r"[A-Za-z0-9._:<>-]+")
+JOB_ID_BYTES_MAX = 256
+TYPE_BYTES_MAX = 128
+NAME_BYTES_MAX = 256
+LABELS_BYTES_MAX = 16 * 1024
+DEPENDENCIES_MAX = 16
+
+
+def check_job(job_id: str, spec: JobSpec) -> None:
+    """InvalidArgument when the job's id or spec breaks a limit."""
+    if not _JOB_ID.fullmatch(job_id) or len(job_id) > JOB_ID_BYTES_MAX:
+        raise InvalidArgument(
+            f"job id {job_id[:80]!r}: use at most {JOB_ID_BYTES_MAX} of letters, digits and . _ : - with / between segments"
+        )
+    template = spec.template
+    if not _TYPE.fullmatch(template.type) or len(template.type) > TYPE_BYTES_MAX:
+        raise InvalidArgument(
+            f"task type {template.type[:80]!r}: use at most {TYPE_BYTES_MAX} of letters, digits and . _ : -"
+        )
+    if len(spec.name.encode()) > NAME_BYTES_MAX:
+        raise InvalidArgument(f"job name is longer than {NAME_BYTES_MAX} bytes")
+    if not -PRIORITY_MAX <= spec.priority <= PRIORITY_MAX:
+        raise InvalidArgument(f"priority {spec.priority} is outside -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    if len(template.common_payload) > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"common arguments are {len(template.common_payload)} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep them in Storage"
+        )
+    if len(spec.dependencies) > DEPENDENCIES_MAX:
+        raise InvalidArgument(f"{len(spec.dependencies)} dependencies, at most {DEPENDENCIES_MAX} are possible")
+    if sum(len(k) + len(v) for k, v in spec.labels.items()) > LABELS_BYTES_MAX:
+        raise InvalidArgument(f"labels are more than {LABELS_BYTES_MAX} bytes")
+    if template.limit is not None and (
+        template.limit.max_active < 1 or not 0 < len(template.limit.name) <= TYPE_BYTES_MAX
+    ):
+        raise InvalidArgument("a concurrency limit needs a name and a max_active of at least 1")
+    for name in ("run_ns", "progress_ns", "queue_ns", "total_ns"):
+        value = getattr(template.timeouts, name)
+        if value is not None and value <= 0:
+            raise InvalidArgument(f"timeout {name.removesuffix('_ns')} must be above 0; leave it out for no limit")
+    if any(amount < 0 for amount in template.resources.values()):
+        raise InvalidArgument("resources must not be negative")
+
+
+def check_payloads(payloads: Sequence[bytes]) -> None:
+    """PayloadTooLarge when one is above the inline limit."""
+    largest = max(map(len, payloads), default=0)
+    if largest > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"a payload is {largest} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep large values in Storage and send their reference"
+        )

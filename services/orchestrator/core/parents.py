@@ -1,0 +1,242 @@
+"""Parents: tasks of the up-stream orchestrator, each expanded here into jobs of our own and reported when they have ended.
+
+The jobs of a parent have derived ids, so that an expansion is found again after any restart and under any newer token:
+`<base>:plan` (one task, run by a worker: its result lists the children), `<base>:tasks` (the children) and `<base>:summary` (one task that gets all
+outcomes of the children). Where no worker offers a plan for the type, the task is relayed: `<base>:tasks` holds it as it came. Closing one
+stage and making the next is one transaction, because both are records of one turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from antfarm.errors import AntFarmError
+from antfarm.model import (
+    Dependency,
+    DependencyKind,
+    Failure,
+    FailureClass,
+    JobId,
+    JobSpec,
+    TaskState,
+    TaskTemplate,
+)
+from services.orchestrator.core import events, jobs, records
+from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
+from services.orchestrator.core.limits import check_job, check_payloads
+from services.orchestrator.core.state import Job, Parent, State
+from services.orchestrator.core.turn import Turn
+from services.orchestrator.core.workers import offers
+
+PREFIX = "up/"
+STAGES = ("summary", "tasks", "plan")
+KEPT_MAX = 300
+"""Ended jobs of finished parents that are kept for people to look at; older ones are purged."""
+
+
+def base(key: tuple[str, int]) -> str:
+    """Start of the ids of a parent's jobs."""
+    return f"{PREFIX}{key[0]}/{key[1]}"
+
+
+def assigned(turn: Turn, event: events.ParentAssigned) -> None:
+    """A task came from up-stream. A newer token takes over what an older one began."""
+    known = turn.state.parents.get((event.job_id, event.index))
+    if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):
+        return
+    turn.record(
+        records.ParentBound(
+            job_id=event.job_id,
+            index=event.index,
+            epoch=event.epoch,
+            attempt=event.attempt,
+            template=event.template,
+            payload=event.payload,
+        )
+    )
+    parent = turn.state.parents[event.job_id, event.index]
+    _started(turn, parent)
+    advance(turn, parent)
+
+
+def _started(turn: Turn, parent: Parent) -> None:
+    turn.effect(
+        StartParent(
+            parent=parent.key,
+            epoch=parent.epoch,
+            attempt=parent.attempt,
+            template=parent.template,
+            after=turn.state.seq,
+        )
+    )
+
+
+def resume(turn: Turn) -> None:
+    """After a restart: go on with every parent where its jobs stand."""
+    for parent in list(turn.state.parents.values()):
+        _started(turn, parent)
+        advance(turn, parent)
+
+
+def offered(turn: Turn) -> None:
+    """A worker attached: parents that waited for somebody who can plan or run them may begin."""
+    for parent in list(turn.state.parents.values()):
+        if _job(turn.state, parent, "plan") is None and _job(turn.state, parent, "tasks") is None:
+            advance(turn, parent)
+
+
+def job_ended(turn: Turn, job: Job) -> None:
+    """A job ended; when it belongs to a parent, the parent's next stage begins in the same transaction."""
+    if job.job_id.startswith(PREFIX):
+        key = job.job_id.removeprefix(PREFIX).rpartition(":")[0]
+        job_id, _, index = key.rpartition("/")
+        parent = turn.state.parents.get((job_id, int(index))) if index.isdigit() else None
+        if parent is not None:
+            advance(turn, parent)
+
+
+def _job(state: State, parent: Parent, stage: str) -> Job | None:
+    return state.by_id.get(f"{base(parent.key)}:{stage}")
+
+
+def advance(turn: Turn, parent: Parent) -> None:
+    """Begin what comes next for a parent; does nothing while a stage of it runs."""
+    state = turn.state
+    summary, tasks, plan = (_job(state, parent, stage) for stage in STAGES)
+    if summary is not None:
+        if summary.ended:
+            _report(turn, parent, summary)
+    elif tasks is not None:
+        if tasks.ended and plan is None:
+            _report(turn, parent, tasks)
+        elif tasks.ended:
+            _summarise(turn, parent, tasks)
+    elif plan is not None:
+        if plan.ended and plan.failed_count:
+            _report(turn, parent, plan)
+        elif plan.ended:
+            turn.effect(ReadPlan(parent=parent.key, result_seq=plan.outcome_seqs[0], job=plan.number, after=state.seq))
+    else:
+        _begin(turn, parent)
+
+
+def _begin(turn: Turn, parent: Parent) -> None:
+    workers = turn.state.workers.values()
+    own = parent.template.type
+    if offers(workers, f"{own}:plan"):
+        _make(turn, parent, "plan", _stage_template(parent, "plan"), parent.payload)
+    elif offers(workers, own):
+        _make(turn, parent, "tasks", replace(parent.template, limit=None), parent.payload)
+
+
+def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:
+    dependency = Dependency(job_id=tasks.job_id, kind=DependencyKind.ALL)
+    _make(turn, parent, "summary", _stage_template(parent, "summarise"), parent.payload, (dependency,))
+
+
+def _stage_template(parent: Parent, stage: str) -> TaskTemplate:
+    """Template of a plan or summary task: the parent's arguments, but its own place and no limits meant for the whole."""
+    template = parent.template
+    return TaskTemplate(
+        type=f"{template.type}:{stage}",
+        version=template.version,
+        retry=template.retry,
+        common_payload=template.common_payload,
+        traceparent=template.traceparent,
+        idempotent=True,
+    )
+
+
+def _make(
+    turn: Turn,
+    parent: Parent,
+    stage: str,
+    template: TaskTemplate,
+    payload: bytes,
+    dependencies: tuple[Dependency, ...] = (),
+) -> None:
+    spec = JobSpec(
+        template=template, name=f"{parent.template.type} {parent.job_id}/{parent.index}", dependencies=dependencies
+    )
+    jobs.make(turn, JobId(f"{base(parent.key)}:{stage}"), spec, [payload], close=True)
+
+
+def expanded(turn: Turn, event: events.ParentExpanded) -> None:
+    """The plan was read: its tasks become the children's job, in one record with the end of planning behind it."""
+    parent = turn.state.parents.get(event.parent)
+    if parent is None or _job(turn.state, parent, "tasks") is not None:
+        return
+    job_id = JobId(f"{base(parent.key)}:tasks")
+    failure = event.failure
+    if event.template is not None and failure is None:
+        spec = JobSpec(template=event.template, name=f"{parent.template.type} {parent.job_id}/{parent.index}")
+        try:
+            check_job(job_id, spec)
+            check_payloads(event.payloads)
+        except AntFarmError as error:
+            failure = Failure(
+                failure_class=FailureClass.PERMANENT, kind="plan", message=f"the plan cannot be carried out: {error}"
+            )
+        else:
+            jobs.make(turn, job_id, spec, event.payloads, close=True)
+            return
+    failure = failure or Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="the plan has no template")
+    turn.effect(
+        ReportParent(
+            parent=parent.key,
+            epoch=parent.epoch,
+            attempt=parent.attempt,
+            after=turn.state.seq,
+            state=TaskState.FAILED,
+            failure=failure,
+        )
+    )
+
+
+def _report(turn: Turn, parent: Parent, last: Job) -> None:
+    """The parent's end is the end of its last job's one task."""
+    state = TaskState(last.states[0])
+    turn.effect(
+        ReportParent(
+            parent=parent.key,
+            epoch=parent.epoch,
+            attempt=parent.attempt,
+            after=turn.state.seq,
+            state=state,
+            result_of=(last.number, 0, last.outcome_seqs[0]),
+        )
+    )
+
+
+def acked(turn: Turn, event: events.ParentAcked) -> None:
+    """Up-stream has recorded the end: nothing of the parent needs to be kept, but people may still want to look."""
+    parent = turn.state.parents.get((event.job_id, event.index))
+    if parent is None or (parent.epoch, parent.attempt) != (event.epoch, event.attempt):
+        return
+    turn.record(records.ParentDone(job_id=event.job_id, index=event.index))
+    _purge_oldest(turn)
+
+
+def _purge_oldest(turn: Turn) -> None:
+    bound = {base(key) for key in turn.state.parents}
+    done = [
+        job
+        for job in turn.state.jobs.values()
+        if job.job_id.startswith(PREFIX) and job.ended and job.job_id.rpartition(":")[0] not in bound
+    ]
+    for job in done[: max(len(done) - KEPT_MAX, 0)]:
+        if all(other.ended for other, _, _ in job.dependents):
+            turn.record(records.JobPurged(job=job.number))
+
+
+def revoked(turn: Turn, event: events.ParentRevoked) -> None:
+    """Up-stream took its task away: everything made for it is cancelled and forgotten."""
+    parent = turn.state.parents.get((event.job_id, event.index))
+    if parent is None or (parent.epoch, parent.attempt) > (event.epoch, event.attempt):
+        return
+    turn.record(records.ParentDone(job_id=event.job_id, index=event.index))
+    for stage in STAGES:
+        job = _job(turn.state, parent, stage)
+        if job is not None:
+            jobs.cancel_job(turn, job, event.cause or "revoked by the up-stream orchestrator")
+            turn.record(records.JobPurged(job=job.number))

@@ -1,0 +1,569 @@
+"""The state of the farm, and `apply`: the only way in which its durable part changes.
+
+Durable is what follows from the records: jobs, their tasks' states and outcomes, the epoch, the parents of a down-stream orchestrator. Volatile is
+what is rebuilt from workers and clocks: attempts, leases, credit, ready sets. A queued task costs one byte of state, 20 bytes of bookkeeping and its
+payload; objects exist only for what is under way or went wrong.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import assert_never
+
+from antfarm.model import (
+    DependencyKind,
+    Failure,
+    FailureClass,
+    JobId,
+    JobSpec,
+    JobState,
+    SessionId,
+    TaskState,
+    TaskTemplate,
+    WorkerId,
+)
+from services.orchestrator.core import records
+from services.orchestrator.core.ready import Ready
+
+_QUEUED = int(TaskState.QUEUED)
+_WAITING = int(TaskState.WAITING)
+_ACTIVE = int(TaskState.ACTIVE)
+_SUCCEEDED = int(TaskState.SUCCEEDED)
+_TERMINAL = _SUCCEEDED
+
+
+class Attempt:
+    """A live attempt: assigned to a worker under a running lease."""
+
+    __slots__ = (
+        "assigned_ns",
+        "attempt",
+        "epoch",
+        "frame",
+        "index",
+        "job",
+        "progress",
+        "progress_text",
+        "started",
+        "worker",
+    )
+
+    def __init__(self, job: Job, index: int, epoch: int, attempt: int, worker: Worker, frame: int, now: int) -> None:
+        self.job = job
+        self.index = index
+        self.epoch = epoch
+        self.attempt = attempt
+        self.worker = worker
+        self.frame = frame
+        """Number of the Tasks frame of the session that carries it; 0 when the worker is known to have it."""
+        self.assigned_ns = now
+        self.started = False
+        self.progress: float | None = None
+        self.progress_text = ""
+
+    @property
+    def token(self) -> tuple[str, int, int, int]:
+        """The token as the worker knows it."""
+        return (self.job.job_id, self.index, self.epoch, self.attempt)
+
+
+class Past(IntEnum):
+    """How an attempt that is no longer live ended, as far as its task, which has not, is concerned."""
+
+    FAILED = 1
+    LOST = 2
+    RELEASED = 3
+    REVOKED = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskNote:
+    """What is remembered of a task that did not go straight through. Gone when the task ends."""
+
+    app_failures: int = 0
+    crashes: int = 0
+    infra_failures: int = 0
+    epoch: int = 0
+    """Epoch of the newest token issued."""
+    attempt: int = 0
+    """Attempt number of the newest token issued."""
+    past: dict[tuple[int, int], tuple[str, Past]] = field(default_factory=dict)
+    """(epoch, attempt) -> (worker it was issued to, how it ended)."""
+    failed_on: set[str] = field(default_factory=set)
+    """Workers that failed the task: a retry goes elsewhere while there is an elsewhere."""
+    last_failure: Failure | None = None
+    backing_off: bool = False
+    """WAITING for a back-off, not for a dependency."""
+
+
+class Job:
+    """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
+
+    __slots__ = (
+        "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
+        "ended_seq", "ended_wall_ns", "job_id", "live", "notes", "number", "outcome_seqs", "pass_value", "paused", "payload_bytes", "payloads",
+        "ready", "recovered", "result_seqs", "retried", "retry_of", "spec", "states", "winners",
+    )  # fmt: skip
+
+    def __init__(self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str) -> None:
+        self.number = number
+        self.job_id = job_id
+        self.spec = spec
+        self.created_wall_ns = wall_ns
+        self.retry_of = retry_of
+        self.closed = False
+        self.paused = False
+        self.cancelled = False
+        self.cancelled_seq = 0
+        """Record that cancelled it."""
+        self.cause = ""
+        self.ended_wall_ns = 0
+        self.ended_seq = 0
+        """Record that says that it ended."""
+        self.states = bytearray()
+        self.payloads: list[bytes | None] = []
+        """None once the task succeeded: only unsuccessful ones can be retried."""
+        self.payload_bytes = 0
+        self.digests = array("I")
+        """CRC-32 of each payload: tells a repeated submission from another one."""
+        self.outcome_seqs = array("Q")
+        """Record that holds the outcome of each task; 0 while there is none."""
+        self.winners = array("Q")
+        """epoch << 32 | attempt of the recorded attempt; 0 while there is none."""
+        self.result_seqs = array("Q")
+        """Records that end tasks of this job, in order: what StreamResults walks through."""
+        self.batches: list[tuple[int, int, int]] = []
+        """(first index, count, wall_ns) of each TasksAdded: when queue and total timeouts began."""
+        self.counts = [0] * (max(TaskState) + 1)
+        self.retried = 0
+        self.ready = Ready()
+        self.recovered = Ready()
+        """Tasks that were assignable before a restart; they join `ready` when it is clear who still holds which."""
+        self.live: dict[int, Attempt] = {}
+        self.notes: dict[int, TaskNote] = {}
+        self.dependencies: list[tuple[Job, DependencyKind, int]] = []
+        self.dependents: list[tuple[Job, DependencyKind, int]] = []
+        self.pass_value = 0.0
+        """Virtual time of the fair share: the job with the least is served next."""
+
+    @property
+    def task_count(self) -> int:
+        """Tasks it has."""
+        return len(self.states)
+
+    @property
+    def ended_count(self) -> int:
+        """Tasks that are terminal."""
+        return sum(self.counts[_TERMINAL:])
+
+    @property
+    def failed_count(self) -> int:
+        """Tasks that ended without success."""
+        return sum(self.counts[_TERMINAL + 1 :])
+
+    @property
+    def ended(self) -> bool:
+        """True when it is closed (or cancelled) and every task is terminal."""
+        return (self.closed or self.cancelled) and self.ended_count == len(self.states)
+
+    @property
+    def state(self) -> JobState:
+        """Where it stands, for people."""
+        if not self.ended:
+            return JobState.RUNNING if self.closed or self.cancelled else JobState.OPEN
+        if self.cancelled:
+            return JobState.CANCELLED
+        return JobState.FAILED if self.failed_count else JobState.SUCCEEDED
+
+    @property
+    def template(self) -> TaskTemplate:
+        """What its tasks have in common."""
+        return self.spec.template
+
+    def note(self, index: int) -> TaskNote:
+        """The task's note, made when there is none."""
+        note = self.notes.get(index)
+        if note is None:
+            note = self.notes[index] = TaskNote()
+        return note
+
+    def set_state(self, index: int, state: int) -> None:
+        """Change a task's state and the counts with it."""
+        self.counts[self.states[index]] -= 1
+        self.counts[state] += 1
+        self.states[index] = state
+
+
+class Worker:
+    """A worker identity and its present incarnation. Volatile; `seen` in State is what a restart remembers."""
+
+    __slots__ = (
+        "descendants",
+        "draining",
+        "failed",
+        "fits",
+        "frames",
+        "gone",
+        "heard_ns",
+        "host",
+        "incarnation",
+        "labels",
+        "lease_ns",
+        "live",
+        "lost",
+        "orchestrator",
+        "resources",
+        "session",
+        "slots",
+        "software",
+        "succeeded",
+        "suspect",
+        "task_types",
+        "used",
+        "window",
+        "worker_id",
+    )  # fmt: skip
+
+    def __init__(self, worker_id: WorkerId) -> None:
+        self.worker_id = worker_id
+        self.incarnation = b""
+        self.session: SessionId | None = None
+        self.slots = 0
+        self.window = 0
+        self.task_types: frozenset[str] = frozenset()
+        self.labels: Mapping[str, str] = {}
+        self.resources: Mapping[str, float] = {}
+        self.descendants: tuple[str, ...] = ()
+        self.orchestrator = False
+        self.host = ""
+        self.software = ""
+        self.heard_ns = 0
+        self.lease_ns = 0
+        self.suspect = False
+        self.draining = False
+        self.lost = False
+        self.gone = False
+        self.frames = 0
+        self.live: dict[tuple[int, int], Attempt] = {}
+        self.used: dict[str, float] = {}
+        """Resources, other than slots, that live attempts take."""
+        self.fits: dict[int, bool] = {}
+        """Job number -> whether its tasks can run here; forgotten at each attach."""
+        self.succeeded = 0
+        self.failed = 0
+
+    @property
+    def assignable(self) -> bool:
+        """True when it may get work."""
+        return self.session is not None and not (self.suspect or self.draining or self.lost or self.gone)
+
+
+@dataclass(slots=True, kw_only=True)
+class Parent:
+    """A task of the up-stream orchestrator that is expanded here."""
+
+    job_id: str
+    index: int
+    epoch: int
+    attempt: int
+    template: TaskTemplate
+    payload: bytes
+    seq: int
+    """Record that binds the present token."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Names the task."""
+        return (self.job_id, self.index)
+
+
+class State:
+    """Everything. Handlers read it freely and change volatile parts; durable parts change in `apply` alone."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        """Sequence number of the last record."""
+        self.epoch = 0
+        self.history_gap = False
+        self.jobs: dict[int, Job] = {}
+        self.by_id: dict[str, Job] = {}
+        self.next_job = 1
+        self.seen: dict[str, bool] = {}
+        """Workers that attached and neither left nor were lost, oldest first -> whether it is an orchestrator."""
+        self.parents: dict[tuple[str, int], Parent] = {}
+        # Volatile from here on.
+        self.workers: dict[str, Worker] = {}
+        self.sessions: dict[str, Worker] = {}
+        self.ready_jobs: dict[int, Job] = {}
+        """Jobs whose ready set may hold something. Paused ones stay in it."""
+        self.limits: dict[str, int] = {}
+        """Concurrency limit -> live attempts under it."""
+        self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
+        """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, never removed."""
+        self.timer_tie = 0
+        self.recovering_until_ns: int | None = None
+        self.awaited: set[str] = set()
+        """Workers of the last epoch that have not come back."""
+        self.payload_bytes = 0
+        self.disk_low = False
+        self.virtual_time = 0.0
+        self.touched: dict[int, None] = {}
+        """Jobs that changed since the views last looked."""
+
+    # ---- volatile helpers shared by handlers --------------------------------------------------------------------------
+
+    def arm(self, due_ns: int, kind: str, *arguments: int) -> None:
+        """Set a timer."""
+        self.timer_tie += 1
+        heapq.heappush(self.timers, (due_ns, self.timer_tie, kind, arguments))
+
+    def make_ready(self, job: Job, index: int) -> None:
+        """A task that was out already is QUEUED again."""
+        job.set_state(index, _QUEUED)
+        job.ready.add_returned(index)
+        self.offer(job)
+
+    def offer(self, job: Job) -> None:
+        """The job's ready set may hold something. One that comes back gets no credit for the time it had nothing to do."""
+        if job.number not in self.ready_jobs:
+            job.pass_value = max(job.pass_value, self.virtual_time)
+            self.ready_jobs[job.number] = job
+
+    def begin(self, attempt: Attempt) -> None:
+        """An attempt becomes live. The caller sets the task's state to ACTIVE."""
+        job = attempt.job
+        job.live[attempt.index] = attempt
+        worker = attempt.worker
+        worker.live[job.number, attempt.index] = attempt
+        template = job.spec.template
+        if template.limit is not None:
+            self.limits[template.limit.name] = self.limits.get(template.limit.name, 0) + 1
+        for name, amount in template.resources.items():
+            worker.used[name] = worker.used.get(name, 0.0) + amount
+
+    def finish(self, attempt: Attempt) -> None:
+        """An attempt is no longer live."""
+        job = attempt.job
+        worker = attempt.worker
+        job.live.pop(attempt.index, None)
+        worker.live.pop((job.number, attempt.index), None)
+        template = job.spec.template
+        if template.limit is not None:
+            self.limits[template.limit.name] -= 1
+        for name, amount in template.resources.items():
+            worker.used[name] -= amount
+
+    # ---- durable ------------------------------------------------------------------------------------------------------
+
+    def apply(self, seq: int, record: records.Record) -> None:
+        """Make a record true. Live handling and replay go through here alike; records come in the order of `seq`."""
+        assert seq > self.seq, f"record {seq} after {self.seq}"
+        self.seq = seq
+        match record:
+            case records.TasksEnded():
+                self._apply_ended(seq, record)
+            case records.TasksAdded():
+                self._apply_added(record)
+            case records.JobCreated():
+                self._apply_created(record)
+            case records.JobClosed():
+                self.jobs[record.job].closed = True
+                self._touch_ended(self.jobs[record.job])
+            case records.JobPaused():
+                self.jobs[record.job].paused = record.paused
+                self.touched[record.job] = None
+            case records.AttemptFailed():
+                self._apply_attempt_failed(record)
+            case records.AttemptIssued():
+                self._apply_issued(record)
+            case records.AttemptReturned():
+                self.jobs[record.job].notes.pop(record.index, None)
+            case records.JobCancelled():
+                self._apply_cancelled(seq, record)
+            case records.JobEnded():
+                self.jobs[record.job].ended_wall_ns = record.wall_ns
+                self.jobs[record.job].ended_seq = seq
+            case records.JobPurged():
+                self._apply_purged(record)
+            case records.EpochStarted():
+                self.epoch = record.epoch
+                self.history_gap = self.history_gap or record.history_gap
+            case records.WorkerSeen():
+                self.seen[record.worker_id] = record.orchestrator
+            case records.WorkerLeft():
+                self.seen.pop(record.worker_id, None)
+            case records.ParentBound():
+                self.parents[record.job_id, record.index] = Parent(
+                    job_id=record.job_id,
+                    index=record.index,
+                    epoch=record.epoch,
+                    attempt=record.attempt,
+                    template=record.template,
+                    payload=record.payload,
+                    seq=seq,
+                )
+            case records.ParentDone():
+                self.parents.pop((record.job_id, record.index), None)
+            case _:
+                assert_never(record)
+
+    def _apply_created(self, record: records.JobCreated) -> None:
+        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of)
+        job.pass_value = self.virtual_time
+        for dependency in record.spec.dependencies:
+            other = self.by_id.get(dependency.job_id)
+            if other is None:
+                continue  # purged since: then this job had ended, and the rest of its record says so
+            job.dependencies.append((other, dependency.kind, dependency.offset))
+            other.dependents.append((job, dependency.kind, dependency.offset))
+        self.jobs[job.number] = job
+        self.by_id[job.job_id] = job
+        self.next_job = job.number + 1
+        self.touched[job.number] = None
+
+    def _apply_added(self, record: records.TasksAdded) -> None:
+        job = self.jobs[record.job]
+        payloads = record.payloads
+        first, count = len(job.states), len(payloads)
+        size = sum(map(len, payloads))
+        job.payloads.extend(payloads)
+        job.digests.extend(map(zlib.crc32, payloads))
+        job.payload_bytes += size
+        self.payload_bytes += size
+        job.outcome_seqs.frombytes(bytes(8 * count))
+        job.winners.frombytes(bytes(8 * count))
+        job.batches.append((first, count, record.wall_ns))
+        state = _WAITING if job.dependencies else _QUEUED
+        job.states.extend(bytes([state]) * count)
+        job.counts[state] += count
+        self.touched[job.number] = None
+        if not job.dependencies:
+            job.ready.add_range(first, first + count)
+            self.offer(job)
+            return
+        for index in range(first, first + count):
+            self._release(job, index)
+
+    def _apply_ended(self, seq: int, record: records.TasksEnded) -> None:
+        job = self.jobs[record.job]
+        states, payloads, counts = job.states, job.payloads, job.counts
+        live, notes = job.live, job.notes
+        for ended in record.ended:
+            index, state = ended.index, ended.state
+            old = states[index]
+            assert old < _TERMINAL, f"job {job.job_id} task {index} ended twice"
+            counts[old] -= 1
+            counts[state] += 1
+            states[index] = state
+            job.outcome_seqs[index] = seq
+            job.winners[index] = ended.epoch << 32 | ended.attempt
+            attempt = live.get(index)
+            if attempt is not None:
+                self.finish(attempt)
+            if notes:
+                notes.pop(index, None)
+            if state == _SUCCEEDED:
+                payload = payloads[index]
+                payloads[index] = None
+                if payload is not None:
+                    job.payload_bytes -= len(payload)
+                    self.payload_bytes -= len(payload)
+        job.result_seqs.append(seq)
+        for ended in record.ended if job.dependents else ():
+            self._release_dependents(job, ended.index)
+        self._touch_ended(job)
+
+    def _touch_ended(self, job: Job) -> None:
+        """A job changed; when that ended it, tasks that wait for the whole of it may go."""
+        self.touched[job.number] = None
+        if job.dependents and job.ended:
+            for other, kind, _ in job.dependents:
+                if kind is DependencyKind.ALL:
+                    for index in range(len(other.states)):
+                        self._release(other, index)
+
+    def _release_dependents(self, job: Job, index: int) -> None:
+        for other, kind, offset in job.dependents:
+            if kind is DependencyKind.EACH and 0 <= index - offset < len(other.states):
+                self._release(other, index - offset)
+
+    def _release(self, job: Job, index: int) -> None:
+        """Queue a task that waits for dependencies when all of them are there."""
+        if job.states[index] != _WAITING or (index in job.notes and job.notes[index].backing_off):
+            return
+        if all(dependency_ready(other, kind, index + offset) for other, kind, offset in job.dependencies):
+            job.set_state(index, _QUEUED)
+            job.ready.add_range(index, index + 1)
+            self.offer(job)
+
+    def _apply_attempt_failed(self, record: records.AttemptFailed) -> None:
+        job = self.jobs[record.job]
+        note = job.note(record.index)
+        note.app_failures = record.app_failures
+        note.crashes = record.crashes
+        note.infra_failures = record.infra_failures
+        note.last_failure = record.failure
+        if (record.epoch, record.attempt) > (note.epoch, note.attempt):
+            note.epoch, note.attempt = record.epoch, record.attempt
+        lost = record.failure.failure_class is FailureClass.INFRA
+        note.past[record.epoch, record.attempt] = (record.worker_id, Past.LOST if lost else Past.FAILED)
+        if record.worker_id:
+            note.failed_on.add(record.worker_id)
+        job.retried += 1
+        self.touched[job.number] = None
+
+    def _apply_issued(self, record: records.AttemptIssued) -> None:
+        note = self.jobs[record.job].note(record.index)
+        note.epoch, note.attempt = record.epoch, record.attempt
+        note.past[record.epoch, record.attempt] = (record.worker_id, Past.LOST)
+
+    def _apply_cancelled(self, seq: int, record: records.JobCancelled) -> None:
+        job = self.jobs[record.job]
+        job.cancelled = True
+        job.cancelled_seq = seq
+        job.cause = record.cause
+        ended = [index for index, state in enumerate(job.states) if state < _TERMINAL]
+        for index in ended:
+            job.set_state(index, TaskState.CANCELLED)
+            job.outcome_seqs[index] = seq
+        for attempt in list(job.live.values()):
+            self.finish(attempt)
+        job.notes.clear()
+        job.result_seqs.append(seq)
+        for index in ended if job.dependents else ():
+            self._release_dependents(job, index)
+        self._touch_ended(job)
+
+    def _apply_purged(self, record: records.JobPurged) -> None:
+        job = self.jobs.pop(record.job, None)
+        if job is None:
+            return  # in replay: its records went with the purge
+        del self.by_id[job.job_id]
+        self.ready_jobs.pop(job.number, None)
+        self.payload_bytes -= job.payload_bytes
+        for other, _, _ in job.dependencies:
+            other.dependents = [entry for entry in other.dependents if entry[0] is not job]
+        self.touched[job.number] = None
+
+
+def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:
+    """True when what is waited for is there: the task's success, or the job's end."""
+    if kind is DependencyKind.ALL:
+        return other.ended
+    return 0 <= index < len(other.states) and other.states[index] == _SUCCEEDED
+
+
+def dependency_failed(other: Job, kind: DependencyKind, index: int) -> bool:
+    """True when what is waited for can no longer come."""
+    if kind is DependencyKind.ALL:
+        return False
+    if index < 0:
+        return True
+    if index >= len(other.states):
+        return other.ended or other.closed
+    return other.states[index] > _SUCCEEDED

@@ -1,0 +1,81 @@
+"""One turn of the core: the state, the time, and what has come of the event so far.
+
+Handlers make records through `record`, which applies them at once, so that a handler always reads the state as it will be; and effects, which
+name the record that must be durable before they leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from antfarm.model import SECOND_NS
+from services.orchestrator.core.effects import Effect
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.state import Job, State
+
+
+class Dice(Protocol):
+    """The randomness that the core is given."""
+
+    def random(self) -> float:
+        """Evenly drawn from [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    """Numbers of semantics section 3; durations in nanoseconds."""
+
+    heartbeat_ns: int = 3 * SECOND_NS
+    """H. Workers beat this often. The lease is four of them: one lost beat, one late one and a pause do not kill."""
+    orchestrator_lease_ns: int = 60 * SECOND_NS
+    """Lease of a down-stream orchestrator: its restart is cheaper than repeating its work."""
+    orphan_hold_ns: int = 300 * SECOND_NS
+    """How long the holder of an at-most-once token may be silent before its task is given up."""
+    infra_failures_max: int = 5
+    crashes_max: int = 3
+    payload_bytes_max: int = 4 << 30
+    """Payloads of tasks that have not ended, in all; more are refused OVERLOADED."""
+    frame_bytes_max: int = 1 << 20
+    """Payload bytes in one Tasks frame."""
+    frame_tasks_max: int = 1024
+    """Assignments in one Tasks frame."""
+
+    @property
+    def lease_ns(self) -> int:
+        """L."""
+        return 4 * self.heartbeat_ns
+
+
+class Turn:
+    """What handlers work with while one event is handled."""
+
+    __slots__ = ("config", "dice", "effects", "ended_jobs", "now", "records", "state", "wall_offset_ns")
+
+    def __init__(self, state: State, config: CoreConfig, dice: Dice, now: int, wall_offset_ns: int) -> None:
+        self.state = state
+        self.config = config
+        self.dice = dice
+        self.now = now
+        self.wall_offset_ns = wall_offset_ns
+        self.records: list[tuple[int, Record]] = []
+        self.effects: list[Effect] = []
+        self.ended_jobs: list[Job] = []
+        """Jobs whose last task ended in this turn."""
+
+    @property
+    def wall_ns(self) -> int:
+        """Now by the wall clock, for records that people read or a restart measures by."""
+        return self.now + self.wall_offset_ns
+
+    def record(self, record: Record) -> int:
+        """Make a fact: applied now, durable later. Returns its sequence number."""
+        seq = self.state.seq + 1
+        self.state.apply(seq, record)
+        self.records.append((seq, record))
+        return seq
+
+    def effect(self, effect: Effect) -> None:
+        """Want something done."""
+        self.effects.append(effect)

@@ -1,0 +1,248 @@
+"""Workers: attach, beat, grant credit, leave, fall silent. Their word on what they hold is reconciled with ours.
+
+State over commands: every hello and every heartbeat carries the full held set, so that any lost message is repaired by the next (the set is
+bounded by the worker's window, which makes a digest superfluous).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from antfarm import errors
+from antfarm.model import PROTOCOL_MAJOR, WorkerId
+from services.orchestrator.core import events, records
+from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
+from services.orchestrator.core.events import HeldToken
+from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose
+from services.orchestrator.core.state import Worker
+from services.orchestrator.core.turn import Turn
+
+
+def attach(turn: Turn, event: events.Attach) -> None:
+    """A worker said hello: welcome it under a session, or refuse it."""
+    state = turn.state
+    worker = state.workers.get(event.worker_id)
+    refusal = _refusal(turn, worker, event)
+    if refusal is not None:
+        turn.effect(Audit(text=f"refused: worker {event.worker_id}: {refusal}"))
+        turn.effect(Refuse(session=event.session, error=refusal))
+        return
+    if worker is None:
+        worker = state.workers[event.worker_id] = Worker(event.worker_id)
+    elif worker.session is not None:
+        state.sessions.pop(worker.session, None)
+        turn.effect(
+            Refuse(session=worker.session, error=errors.Unavailable("the worker attached anew on another stream"))
+        )
+    if event.max_epoch_seen > state.epoch:
+        turn.record(records.EpochStarted(epoch=event.max_epoch_seen + 1, wall_ns=turn.wall_ns, history_gap=True))
+        turn.effect(
+            Audit(text=f"history gap: {event.worker_id} has seen epoch {event.max_epoch_seen}; now {state.epoch}")
+        )
+    another = worker.incarnation != event.incarnation
+    previous_live = list(worker.live.values()) if another else []
+    _take_over(turn, worker, event)
+    held = set(event.held)
+    revoked = _reconcile(turn, worker, held, frames_received=None, spare=another)
+    for attempt in previous_live:
+        # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
+        if attempt.token not in held and attempt.job.live.get(attempt.index) is attempt:
+            lose(turn, attempt, f"worker {worker.worker_id} was restarted")
+    if event.worker_id not in state.seen:
+        turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
+    state.awaited.discard(event.worker_id)
+    turn.effect(
+        Welcome(
+            session=event.session,
+            after=state.seq,
+            epoch=state.epoch,
+            lease_ns=worker.lease_ns,
+            heartbeat_ns=turn.config.heartbeat_ns,
+            revoked=revoked,
+        )
+    )
+
+
+def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.AntFarmError | None:
+    if event.protocol_major != PROTOCOL_MAJOR:
+        return errors.ProtocolUnsupported(
+            f"this orchestrator speaks protocol {PROTOCOL_MAJOR}, the worker speaks {event.protocol_major}: install matching versions"
+        )
+    if worker is None or worker.gone:
+        return None
+    if worker.incarnation == event.incarnation:
+        if worker.lost:
+            return errors.IncarnationLost(
+                f"worker {worker.worker_id} was silent beyond its lease: attach as a new incarnation"
+            )
+        return None
+    if worker.session is not None and not worker.suspect and not worker.lost:
+        return errors.WorkerIdInUse(
+            f"a worker {worker.worker_id} is attached already: give this one another --worker-id"
+        )
+    return None
+
+
+def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
+    worker.incarnation = event.incarnation
+    worker.session = event.session
+    worker.slots = event.slots
+    worker.window = event.window
+    worker.task_types = event.task_types
+    worker.labels = event.labels
+    worker.resources = {"cpu": float(event.slots), **event.resources}
+    worker.descendants = event.descendants
+    worker.orchestrator = event.orchestrator
+    worker.host = event.host
+    worker.software = event.software
+    worker.heard_ns = turn.now
+    worker.lease_ns = turn.config.orchestrator_lease_ns if event.orchestrator else turn.config.lease_ns
+    worker.suspect = worker.lost = worker.gone = worker.draining = False
+    worker.frames = 0
+    worker.fits = {}
+    turn.state.sessions[event.session] = worker
+
+
+def _reconcile(
+    turn: Turn, worker: Worker, held: set[HeldToken], *, frames_received: int | None, spare: bool = False
+) -> list[HeldToken]:
+    """Make what a worker says it holds and what we believe agree. Returns what it should stop and forget.
+
+    Args:
+        frames_received: assignments in later frames are still on their way; None: the stream is new, none is.
+        spare: leave attempts that are not held alone; the caller knows better what became of them.
+    """
+    revoked = [token for token in held if not _may_hold(turn, worker, token)]
+    ghosts = [
+        attempt
+        for attempt in worker.live.values()
+        if not spare and (frames_received is None or attempt.frame <= frames_received) and attempt.token not in held
+    ]
+    for attempt in ghosts:
+        # The incarnation that it was sent to does not have it, and would have it until a final verdict: it never arrived.
+        give_back(turn, attempt, never_started=True)
+    if frames_received is None:
+        for attempt in worker.live.values():
+            attempt.frame = 0
+    return revoked
+
+
+def _may_hold(turn: Turn, worker: Worker, token: HeldToken) -> bool:
+    """True when the worker should go on with what it holds; a token of an earlier epoch is adopted on the way."""
+    job_id, index, epoch, number = token
+    job = turn.state.by_id.get(job_id)
+    if job is None or not 0 <= index < job.task_count:
+        return False
+    match judge(turn, worker, job, epoch, index, number):
+        case Judgement.LIVE | Judgement.DUPLICATE:
+            return True  # runs, or its report will be told that it has counted
+        case Judgement.ADOPT:
+            adopt(turn, worker, job, index, epoch, number)
+            return True
+        case Judgement.LATE:
+            if index in job.live:
+                return False  # a newer attempt runs elsewhere: stop this one
+            note = job.note(index)
+            if (epoch, number) >= (note.epoch, note.attempt):
+                adopt(turn, worker, job, index, epoch, number)  # nobody has taken the task since: no need to repeat it
+            return True
+        case Judgement.SUPERSEDED | Judgement.FENCED:
+            return False
+
+
+def heartbeat(turn: Turn, event: events.Heartbeat) -> None:
+    """A worker lives; what it holds is reconciled."""
+    worker = turn.state.sessions.get(event.session)
+    if worker is None:
+        return
+    _heard(turn, worker)
+    revoked = _reconcile(turn, worker, set(event.held), frames_received=event.frames_received)
+    turn.effect(AckHeartbeat(session=event.session, number=event.number, revoked=revoked))
+
+
+def credit(turn: Turn, event: events.Credit) -> None:
+    """A worker sets its window."""
+    worker = turn.state.sessions.get(event.session)
+    if worker is not None:
+        _heard(turn, worker)
+        worker.window = event.window
+
+
+def _heard(turn: Turn, worker: Worker) -> None:
+    worker.heard_ns = turn.now
+    worker.suspect = False
+
+
+def detach(turn: Turn, event: events.Detach) -> None:
+    """A stream broke. That proves nothing: the lease goes on, only no work is sent."""
+    worker = turn.state.sessions.pop(event.session, None)
+    if worker is not None:
+        worker.session = None
+
+
+def goodbye(turn: Turn, event: events.Goodbye) -> None:
+    """A worker left, holding nothing: whatever we believed it held goes back at no cost."""
+    worker = turn.state.sessions.pop(event.session, None)
+    if worker is None:
+        return
+    worker.session = None
+    worker.gone = True
+    for attempt in list(worker.live.values()):
+        give_back(turn, attempt, never_started=True)
+    _forget(turn, worker.worker_id)
+
+
+def _forget(turn: Turn, worker_id: WorkerId) -> None:
+    if worker_id in turn.state.seen:
+        turn.record(records.WorkerLeft(worker_id=worker_id))
+    turn.state.awaited.discard(worker_id)
+
+
+def drain(turn: Turn, event: events.DrainWorker) -> None:
+    """An operator drains a worker, or lets it work again."""
+    worker = turn.state.workers.get(event.worker_id)
+    if worker is None:
+        raise errors.WorkerNotFound(f"no worker {event.worker_id!r} here: `antfarm worker list` shows those that are")
+    worker.draining = event.drain
+    if event.drain and worker.session is not None:
+        turn.effect(SendDrain(session=worker.session, limit_ns=event.limit_ns))
+    turn.effect(Reply(request=event.request, after=0))
+
+
+def sweep(turn: Turn) -> None:
+    """Look at every lease. Suspects get no new work; an expired lease loses the worker and re-queues what it held."""
+    suspect_ns = 2 * turn.config.heartbeat_ns
+    for worker in list(turn.state.workers.values()):
+        if worker.lost or worker.gone:
+            continue
+        silent_ns = turn.now - worker.heard_ns
+        if silent_ns > worker.lease_ns:
+            _expire(turn, worker, silent_ns)
+        elif silent_ns > suspect_ns:
+            worker.suspect = True
+
+
+def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
+    worker.lost = True
+    cause = f"worker {worker.worker_id} was silent for {silent_ns / 1e9:.1f} s"
+    turn.effect(Audit(text=f"lost: {cause}, {len(worker.live)} attempts"))
+    if worker.session is not None:
+        turn.state.sessions.pop(worker.session, None)
+        turn.effect(
+            Refuse(session=worker.session, error=errors.IncarnationLost(f"{cause}: attach as a new incarnation"))
+        )
+        worker.session = None
+    for attempt in list(worker.live.values()):
+        lose(turn, attempt, cause)
+    _forget(turn, worker.worker_id)
+
+
+def extend_leases(workers: Iterable[Worker], gap_ns: int) -> None:
+    """The pause guard: time in which this process itself stood still counts against nobody."""
+    for worker in workers:
+        worker.heard_ns += gap_ns
+
+
+def offers(workers: Iterable[Worker], task_type: str) -> bool:
+    """True when an attached worker can run the type."""
+    return any(task_type in worker.task_types for worker in workers if worker.session is not None)

@@ -1,0 +1,1 @@
+"""The journal: records made durable in order, and read back."""

@@ -1,0 +1,46 @@
+"""The seam between the orchestrator and what makes its records durable. Every engine passes the same conformance tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from services.orchestrator.core.records import Record
+
+
+class JournalFull(Exception):
+    """No room: nothing of the batch was kept, and the same batch may be appended again when there is room."""
+
+
+class JournalBroken(Exception):
+    """A write or sync failed in a way that leaves its outcome unknown, or the content is damaged: stop and recover.
+
+    The message says where and what to do.
+    """
+
+
+class Journal(Protocol):
+    """Blocking; used by one thread at a time."""
+
+    orchestrator_id: str
+    """Stable id, made with the journal."""
+
+    def replay(self) -> Iterator[tuple[int, Record]]:
+        """All records in order. JournalBroken names the place of any damage but a torn tail that was never acknowledged."""
+        ...
+
+    def append(self, records: Sequence[tuple[int, Record]]) -> None:
+        """Make records durable, all of them or none. JournalFull, JournalBroken."""
+        ...
+
+    def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
+        """The records of these sequence numbers, in the order asked for; purged ones are left out."""
+        ...
+
+    def free_bytes(self) -> tuple[int, int]:
+        """(free, total) bytes where the journal lies."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...

@@ -1,0 +1,233 @@
+"""The driver: the only mutator of the core.
+
+Events are handled in batches, whatever has gathered when the loop gets to it. The records of a batch go to the journal in one group commit,
+together with those of all batches that were handled while the last commit was under way; effects that name a record leave when it is durable, the
+others at once. The commit runs in the journal's own thread, so that the next batch is handled meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.orchestrator.core import events
+from services.orchestrator.core.effects import Audit, Effect, Reply
+from services.orchestrator.core.machine import Core, Step
+from services.orchestrator.core.records import Record
+from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
+from services.orchestrator.runtime.results import ResultCache
+
+log = logging.getLogger("antfarm.orchestrator")
+
+DISK_RETRY_S = 1.0
+DISK_RESERVE_BYTES = 1 << 30
+DISK_RESERVE_SHARE = 0.05
+
+
+class Clock(Protocol):
+    """The two clocks: one that decides when, one that is only recorded."""
+
+    def monotonic_ns(self) -> int:
+        """Never goes back."""
+        ...
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970, as far as this machine knows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request."""
+
+    existed: bool
+
+
+class Driver:
+    """Feeds the core, commits its records, releases its effects."""
+
+    def __init__(self, core: Core, journal: Journal, clock: Clock, deliver: Callable[[Effect], None]) -> None:
+        """`deliver` carries out effects other than replies; it must not block or raise."""
+        self.core = core
+        self.clock = clock
+        self.durable_seq = core.state.seq
+        self.results = ResultCache()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Ends with the error that stops the program: a broken journal or a broken invariant."""
+        self._journal = journal
+        self._deliver = deliver
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._loop = asyncio.get_running_loop()
+        self._inbox: list[events.Event] = []
+        self._scheduled = False
+        self._pending: list[tuple[int, Record]] = []
+        self._held: list[tuple[int, Effect]] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._requests: dict[int, asyncio.Future[Answer]] = {}
+        self._next_request = 1
+        self._watchers: dict[int, set[asyncio.Event]] = {}
+        self._disk_low = False
+
+    # ---- in ---------------------------------------------------------------------------------------------------------
+
+    def post(self, event: events.Event) -> None:
+        """Hand in an event."""
+        self._inbox.append(event)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    async def ask(self, make_event: Callable[[int], events.Event]) -> Answer:
+        """Hand in a request and wait until what it did is durable. Raises what the core refused it with."""
+        number = self._next_request
+        self._next_request += 1
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._requests[number] = future
+        try:
+            self.post(make_event(number))
+            return await future
+        finally:
+            self._requests.pop(number, None)
+
+    def tick(self) -> None:
+        """Tell the core the time, and look at the disk."""
+        self._look_at_disk()
+        self.post(events.Tick(wall_ns=self.clock.wall_ns()))
+
+    def _look_at_disk(self) -> None:
+        free, total = self._journal.free_bytes()
+        low = free < min(DISK_RESERVE_BYTES, total * DISK_RESERVE_SHARE)
+        if low != self._disk_low:
+            self._disk_low = low
+            log.warning("disk %s: %d MiB free", "low, new tasks are refused" if low else "has room again", free >> 20)
+            self.post(events.DiskLow(low=low))
+
+    # ---- turn -------------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Handle everything that has gathered, then place once."""
+        self._scheduled = False
+        batch, self._inbox = self._inbox, []
+        now = self.clock.monotonic_ns()
+        try:
+            for event in batch:
+                self._take(self.core.handle(event, now))
+            self._take(self.core.place(now))
+        except Exception as error:
+            self._fail(error)
+            return
+        if self._pending and self._committing is None:
+            self._committing = self._loop.create_task(self._commit())
+
+    def _take(self, step: Step) -> None:
+        self._pending.extend(step.records)
+        for effect in step.effects:
+            if effect.after <= self.durable_seq:
+                self._release(effect)
+            else:
+                self._held.append((effect.after, effect))
+
+    # ---- out --------------------------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """Commit whatever is waiting, until nothing is."""
+        try:
+            while self._pending:
+                batch, self._pending = self._pending, []
+                touched, self.core.state.touched = self.core.state.touched, {}
+                await self._append(batch)
+                self.results.add(batch)
+                self.durable_seq = batch[-1][0]
+                self._release_durable()
+                self._wake(touched)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._committing = None
+
+    async def _append(self, batch: list[tuple[int, Record]]) -> None:
+        while True:
+            try:
+                await self._loop.run_in_executor(self._thread, self._journal.append, batch)
+                return
+            except JournalFull:
+                # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room.
+                if not self._disk_low:
+                    self._disk_low = True
+                    log.error("the journal's disk is full: nothing is acknowledged until there is room")
+                    self.post(events.DiskLow(low=True))
+                await asyncio.sleep(DISK_RETRY_S)
+
+    def _release_durable(self) -> None:
+        held, self._held = self._held, []
+        for after, effect in held:
+            if after <= self.durable_seq:
+                self._release(effect)
+            else:
+                self._held.append((after, effect))
+
+    def _release(self, effect: Effect) -> None:
+        if isinstance(effect, Reply):
+            future = self._requests.get(effect.request)
+            if future is not None and not future.done():
+                if effect.error is not None:
+                    future.set_exception(effect.error)
+                else:
+                    future.set_result(Answer(effect.existed))
+        elif isinstance(effect, Audit):
+            log.info("%s", effect.text)
+        else:
+            self._deliver(effect)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    async def read_records(self, seqs: list[int]) -> list[tuple[int, Record]]:
+        """Durable records by number, from the cache or the journal, in the order asked for."""
+        found = {seq: record for seq in seqs if (record := self.results.get(seq)) is not None}
+        missing = [seq for seq in seqs if seq not in found]
+        if missing:
+            found.update(await self._loop.run_in_executor(self._thread, self._journal.read, missing))
+        return [(seq, found[seq]) for seq in seqs if seq in found]
+
+    def watch(self, job: int) -> asyncio.Event:
+        """An event that is set whenever durable facts of the job change. Give it back with `unwatch`."""
+        event = asyncio.Event()
+        self._watchers.setdefault(job, set()).add(event)
+        return event
+
+    def unwatch(self, job: int, event: asyncio.Event) -> None:
+        """Stop watching."""
+        watchers = self._watchers.get(job, set())
+        watchers.discard(event)
+        if not watchers:
+            self._watchers.pop(job, None)
+
+    def _wake(self, touched: dict[int, None]) -> None:
+        for job in touched:
+            for event in self._watchers.get(job, ()):
+                event.set()
+
+    async def close(self) -> None:
+        """Commit what is waiting and let go of the journal's thread. The caller closes the journal."""
+        while self._scheduled or self._committing is not None:
+            if self.failed.done():
+                break
+            await asyncio.sleep(0.001)
+        if not self.failed.done():
+            self.failed.cancel()
+        await self._loop.run_in_executor(None, self._thread.shutdown)
+
+
+def explain_failure(error: BaseException) -> str:
+    """One line for an operator about what stopped the driver."""
+    if isinstance(error, JournalBroken):
+        return str(error)
+    return f"a defect stopped the orchestrator: {error!r}; its journal is intact, start it again"

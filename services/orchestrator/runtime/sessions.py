@@ -1,0 +1,203 @@
+"""Sessions: what the core wants told to a worker, waiting for the writers of its two streams.
+
+Frames leave in the order of the core's effects, but nothing before the welcome, which may wait for the journal. Verdicts that gather while a frame is
+being written go into the next one together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+
+from antfarm import wire
+from antfarm.errors import AntFarmError
+from antfarm.model import SessionId
+from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
+from services.orchestrator.core import effects
+from services.orchestrator.core.state import State
+
+VERDICTS_IN_FRAME_MAX = 20_000
+
+
+class Session:
+    """One attached worker: frames for the Work Queue, verdicts for the Report Queue. Both ends with `error` when it is set."""
+
+    def __init__(self, session_id: SessionId) -> None:
+        self.id = session_id
+        self.error: AntFarmError | None = None
+        self.worker_id = ""
+        self._frames: list[work_queue_pb2.PullTasksResponse] = []
+        self._early: list[work_queue_pb2.PullTasksResponse] | None = []
+        """Frames that came before the welcome; None once it is out."""
+        self._verdicts: list[effects.SendVerdicts] = []
+        self._frames_ready = asyncio.Event()
+        self._verdicts_ready = asyncio.Event()
+
+    def welcome(self, frame: work_queue_pb2.PullTasksResponse) -> None:
+        """Put the first frame in front of all that waited for it."""
+        early, self._early = self._early or [], None
+        self._frames.extend((frame, *early))
+        self._frames_ready.set()
+
+    def send(self, frame: work_queue_pb2.PullTasksResponse) -> None:
+        """Queue a frame."""
+        if self._early is not None:
+            self._early.append(frame)
+        else:
+            self._frames.append(frame)
+            self._frames_ready.set()
+
+    def send_verdicts(self, verdicts: effects.SendVerdicts) -> None:
+        """Queue verdicts."""
+        self._verdicts.append(verdicts)
+        self._verdicts_ready.set()
+
+    def end(self, error: AntFarmError) -> None:
+        """End both streams with an error, after what is queued."""
+        self.error = self.error or error
+        self._frames_ready.set()
+        self._verdicts_ready.set()
+
+    async def frames(self) -> list[work_queue_pb2.PullTasksResponse]:
+        """All frames that wait; waits for one. Raises `error` when the session has ended and nothing is left."""
+        while not self._frames:
+            if self.error is not None:
+                raise self.error
+            self._frames_ready.clear()
+            await self._frames_ready.wait()
+        frames, self._frames = self._frames, []
+        return frames
+
+    async def verdicts(self) -> report_queue_pb2.PushReportsResponse:
+        """All verdicts that wait, merged by code; waits for one. Raises `error` as `frames` does."""
+        while not self._verdicts:
+            if self.error is not None:
+                raise self.error
+            self._verdicts_ready.clear()
+            await self._verdicts_ready.wait()
+        waiting, self._verdicts = self._verdicts, []
+        response = report_queue_pb2.PushReportsResponse()
+        by_code: dict[int, report_queue_pb2.Verdict] = {}
+        for verdicts in waiting:
+            verdict = by_code.get(verdicts.code)
+            if verdict is None:
+                verdict = response.verdicts.add(detail=verdicts.detail)
+                verdict.code = int(verdicts.code)  # type: ignore[assignment]
+                by_code[verdicts.code] = verdict
+            verdict.report_nos.extend(verdicts.report_nos)
+        return response
+
+
+class Sessions:
+    """All sessions, and how effects become frames."""
+
+    def __init__(self, state: State, *, owner: bytes, orchestrator_id: str, storage_address: str) -> None:
+        self._state = state
+        self._owner = owner
+        self._orchestrator_id = orchestrator_id
+        self.storage_address = storage_address
+        self._sessions: dict[str, Session] = {}
+        self._templates: dict[int, tuple[common_pb2.TaskTemplate, list[common_pb2.Dependency]]] = {}
+        self._senders: dict[type[effects.Effect], Callable[[Session, effects.Effect], None]] = {
+            effects.Welcome: self._welcome,  # type: ignore[dict-item]
+            effects.SendTasks: self._tasks,  # type: ignore[dict-item]
+            effects.SendVerdicts: Session.send_verdicts,  # type: ignore[dict-item]
+            effects.SendRevoke: self._revoke,  # type: ignore[dict-item]
+            effects.AckHeartbeat: self._ack,  # type: ignore[dict-item]
+            effects.SendDrain: self._drain,  # type: ignore[dict-item]
+            effects.Refuse: self._refuse,  # type: ignore[dict-item]
+        }
+
+    def open(self) -> Session:
+        """A session under a new id."""
+        session = Session(SessionId(secrets.token_hex(8)))
+        self._sessions[session.id] = session
+        return session
+
+    def get(self, session_id: str) -> Session | None:
+        """The session, while it is open."""
+        return self._sessions.get(session_id)
+
+    def close(self, session: Session, error: AntFarmError) -> None:
+        """Its Work Queue has ended: end the Report Queue with it."""
+        session.end(error)
+        self._sessions.pop(session.id, None)
+
+    def close_all(self, error: AntFarmError) -> None:
+        """End every session, for the end of the program."""
+        for session in list(self._sessions.values()):
+            session.end(error)
+
+    def deliver(self, effect: effects.Effect) -> bool:
+        """Carry out an effect that concerns a session. False when it does not concern one."""
+        sender = self._senders.get(type(effect))
+        if sender is None:
+            return False
+        session = self._sessions.get(effect.session)  # type: ignore[union-attr]
+        if session is not None:
+            sender(session, effect)
+        return True
+
+    def _welcome(self, session: Session, effect: effects.Welcome) -> None:
+        session.welcome(
+            work_queue_pb2.PullTasksResponse(
+                welcome=work_queue_pb2.Welcome(
+                    epoch=effect.epoch,
+                    owner=self._owner,
+                    session_id=session.id,
+                    heartbeat=wire.duration_to_wire(effect.heartbeat_ns),
+                    lease=wire.duration_to_wire(effect.lease_ns),
+                    revoked=wire.tokens_to_wire(list(effect.revoked)),
+                    storage_address=self.storage_address,
+                    orchestrator_id=self._orchestrator_id,
+                )
+            )
+        )
+
+    def _tasks(self, session: Session, effect: effects.SendTasks) -> None:
+        frame = work_queue_pb2.PullTasksResponse()
+        for number, assigned in effect.groups:
+            job = self._state.jobs.get(number)
+            if job is None:
+                continue  # purged since; the worker's next heartbeat shows that it holds nothing of it
+            template, inputs = self._job_parts(number)
+            group = frame.tasks.groups.add(job_id=job.job_id, epoch=effect.epoch, template=template, inputs=inputs)
+            add = group.assignments.add
+            for task in assigned:
+                if task.remaining_ns is None:
+                    add(index=task.index, attempt=task.attempt, payload=task.payload)
+                else:
+                    add(
+                        index=task.index,
+                        attempt=task.attempt,
+                        payload=task.payload,
+                        remaining=wire.duration_to_wire(task.remaining_ns),
+                    )
+        frame.tasks.SetInParent()
+        session.send(frame)
+
+    def _job_parts(self, number: int) -> tuple[common_pb2.TaskTemplate, list[common_pb2.Dependency]]:
+        parts = self._templates.get(number)
+        if parts is None:
+            if len(self._templates) > 1_000:
+                self._templates.clear()
+            spec = self._state.jobs[number].spec
+            inputs = [wire.dependency_to_wire(d) for d in spec.dependencies]
+            parts = self._templates[number] = (wire.template_to_wire(spec.template), inputs)
+        return parts
+
+    def _revoke(self, session: Session, effect: effects.SendRevoke) -> None:
+        revoke = work_queue_pb2.Revoke(attempts=wire.tokens_to_wire(list(effect.tokens)), cause=effect.cause)
+        session.send(work_queue_pb2.PullTasksResponse(revoke=revoke))
+
+    def _ack(self, session: Session, effect: effects.AckHeartbeat) -> None:
+        ack = work_queue_pb2.HeartbeatAck(number=effect.number, revoked=wire.tokens_to_wire(list(effect.revoked)))
+        session.send(work_queue_pb2.PullTasksResponse(heartbeat_ack=ack))
+
+    def _drain(self, session: Session, effect: effects.SendDrain) -> None:
+        drain = work_queue_pb2.Drain(limit=wire.duration_to_wire(effect.limit_ns))
+        session.send(work_queue_pb2.PullTasksResponse(drain=drain))
+
+    def _refuse(self, session: Session, effect: effects.Refuse) -> None:
+        session.end(effect.error)

@@ -1,0 +1,67 @@
+"""What people and clients see of the state: read, never changed, and terminal only once that is durable."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+from antfarm.model import JobState, JobStatus, TaskResult, TaskState
+from services.orchestrator.core import records
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.state import Job
+
+
+def job_status(job: Job, *, durable_seq: int, wall_ns: int) -> JobStatus:
+    """A job as it stands. It is shown as ended only when its last outcome is durable."""
+    state = job.state
+    last_seq = job.result_seqs[-1] if job.result_seqs else 0
+    durable = last_seq <= durable_seq and job.ended_seq <= durable_seq
+    if state.terminal and not durable:
+        state = JobState.RUNNING
+    ended_ns = job.ended_wall_ns if state.terminal else 0
+    return JobStatus(
+        job_id=job.job_id,
+        spec=job.spec,
+        state=state,
+        paused=job.paused,
+        task_count=job.task_count,
+        counts={s: job.counts[s] for s in TaskState if job.counts[s]},
+        retried_count=job.retried,
+        age_s=max(wall_ns - job.created_wall_ns, 0) / 1e9,
+        duration_s=max(ended_ns - job.created_wall_ns, 0) / 1e9 if ended_ns else None,
+        retry_of=job.retry_of,
+        cause=job.cause,
+    )
+
+
+def results_of(record: Record, job: Job, wanted: frozenset[int] | None) -> Iterator[TaskResult]:
+    """The outcomes of a job that a record holds, all or only the wanted ones."""
+    match record:
+        case records.TasksEnded():
+            for task in record.ended:
+                if wanted is None or task.index in wanted:
+                    yield TaskResult(
+                        index=task.index,
+                        state=task.state,
+                        attempt=task.attempt,
+                        result=task.result,
+                        outputs=task.outputs,
+                        failure=task.failure,
+                        worker_id=record.worker_id,
+                        run_us=task.run_us,
+                    )
+        case records.JobCancelled():
+            failure = records.cancelled(record.cause)
+            for index, seq in enumerate(job.outcome_seqs):
+                if seq == job.cancelled_seq and (wanted is None or index in wanted):
+                    yield TaskResult(index=index, state=TaskState.CANCELLED, failure=failure)
+        case _:
+            raise AssertionError(record)
+
+
+def result_seqs(job: Job, cursor: int, durable_seq: int, wanted: Sequence[int] | None) -> list[int]:
+    """Records after the cursor that hold durable outcomes of the job, in order; only those of the wanted tasks when given."""
+    if wanted is not None:
+        seqs = {job.outcome_seqs[index] for index in wanted if 0 <= index < job.task_count}
+        return sorted(seq for seq in seqs if cursor < seq <= durable_seq)
+    return [seq for seq in job.result_seqs[bisect_right(job.result_seqs, cursor) :] if seq <= durable_seq]

@@ -1,0 +1,262 @@
+"""Jobs as clients see them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from antfarm import wire
+from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
+from antfarm.interceptor import Context
+from antfarm.model import BATCH_BYTES_MAX, JobId
+from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
+from services.orchestrator.core import events
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.state import Job
+from services.orchestrator.runtime.driver import Answer, Driver
+from services.orchestrator.runtime.views import job_status, result_seqs, results_of
+
+PAGE_SIZE = 100
+PAGE_SIZE_MAX = 1_000
+BATCHES_IN_FLIGHT_MAX = 8
+"""Batches of one AppendTasks call that may wait for the journal: enough to keep it busy, few enough to push back."""
+RESULTS_IN_MESSAGE_MAX = 4_096
+RECORDS_AT_ONCE = 256
+INDICES_MAX = 100_000
+WATCH_PAUSE_S = 0.05
+"""Changes of a job within this time are one message of WatchJob."""
+
+
+class JobServicer(job_pb2_grpc.JobServiceServicer):
+    """Translates jobs; `stopping` ends the streams that would outlive the server."""
+
+    def __init__(self, driver: Driver, stopping: asyncio.Event) -> None:
+        self._driver = driver
+        self._stopping = stopping
+
+    # ---- submission -------------------------------------------------------------------------------------------------
+
+    async def CreateJob(self, request: job_pb2.CreateJobRequest, context: Context) -> job_pb2.CreateJobResponse:
+        """A job with its first tasks."""
+        job_id = JobId(request.job_id or f"job-{secrets.token_hex(6)}")
+        answer = await self._driver.ask(
+            lambda number: events.CreateJob(
+                request=number,
+                job_id=job_id,
+                spec=wire.spec_from_wire(request.spec),
+                payloads=list(request.payloads),
+                close=request.close,
+            )
+        )
+        return job_pb2.CreateJobResponse(job=self._status(self._find(job_id)), existed=answer.existed)
+
+    async def AppendTasks(
+        self, request_iterator: AsyncIterator[job_pb2.AppendTasksRequest], context: Context
+    ) -> job_pb2.AppendTasksResponse:
+        """Batches in order, a few of them on their way to the journal at a time."""
+        in_flight: deque[asyncio.Task[Answer]] = deque()
+        job_id = ""
+        try:
+            async for request in request_iterator:
+                if job_id and request.job_id != job_id:
+                    raise InvalidArgument("all batches of a call belong to one job")
+                job_id = request.job_id
+                in_flight.append(asyncio.create_task(self._driver.ask(_append_event(request))))
+                if len(in_flight) >= BATCHES_IN_FLIGHT_MAX:
+                    await in_flight.popleft()
+            while in_flight:
+                await in_flight.popleft()
+        finally:
+            for task in in_flight:
+                task.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
+        return job_pb2.AppendTasksResponse(task_count=self._find(job_id).task_count)
+
+    async def CloseJob(self, request: job_pb2.CloseJobRequest, context: Context) -> job_pb2.CloseJobResponse:
+        """No more tasks."""
+        await self._driver.ask(lambda number: events.CloseJob(request=number, job_id=JobId(request.job_id)))
+        return job_pb2.CloseJobResponse(job=self._status(self._find(request.job_id)))
+
+    # ---- looking ----------------------------------------------------------------------------------------------------
+
+    async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.GetJobResponse:
+        """One job."""
+        return job_pb2.GetJobResponse(job=self._status(self._find(request.job_id)))
+
+    async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Context) -> job_pb2.ListJobsResponse:
+        """Newest first; the token is the number of the last job of the page before."""
+        size = page_size(request.page_size)
+        below = above = page_number(request.page_token, default=1 << 62)
+        response = job_pb2.ListJobsResponse()
+        for number in sorted(self._driver.core.state.jobs, reverse=True):
+            job = self._driver.core.state.jobs[number]
+            if number >= below or (request.name and job.spec.name != request.name):
+                continue
+            if len(response.jobs) == size:
+                response.next_page_token = str(above)
+                break
+            response.jobs.append(self._status(job))
+            above = number
+        return response
+
+    async def WatchJob(
+        self, request: job_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobResponse]:
+        """The status now, after each change, and at the end."""
+        job = self._find(request.job_id)
+        changed = self._driver.watch(job.number)
+        try:
+            while True:
+                changed.clear()
+                status = job_status(job, durable_seq=self._driver.durable_seq, wall_ns=self._driver.clock.wall_ns())
+                yield job_pb2.WatchJobResponse(job=wire.status_to_wire(status))
+                if status.state.terminal:
+                    return
+                await self._wait(changed, job)
+                await asyncio.sleep(WATCH_PAUSE_S)
+        finally:
+            self._driver.unwatch(job.number, changed)
+
+    async def StreamResults(
+        self, request: job_pb2.StreamResultsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.StreamResultsResponse]:
+        """Durable outcomes after the cursor, in the order of their records."""
+        job = self._find(request.job_id)
+        if len(request.indices) > INDICES_MAX:
+            raise InvalidArgument(
+                f"{len(request.indices)} indices, at most {INDICES_MAX} are possible: ask in several calls"
+            )
+        wanted = frozenset(request.indices) if request.indices else None
+        cursor, sent = request.cursor, 0
+        changed = self._driver.watch(job.number)
+        try:
+            while True:
+                changed.clear()
+                durable = self._driver.durable_seq
+                ended = job.ended and job.ended_seq <= durable
+                seqs = result_seqs(job, cursor, durable, sorted(wanted) if wanted is not None else None)
+                for start in range(0, len(seqs), RECORDS_AT_ONCE):
+                    found = await self._driver.read_records(seqs[start : start + RECORDS_AT_ONCE])
+                    for message in _messages(found, job, wanted):
+                        sent += len(message.results)
+                        cursor = message.cursor
+                        yield message
+                if not request.follow or ended or (wanted is not None and sent >= len(wanted)):
+                    return
+                await self._wait(changed, job)
+        finally:
+            self._driver.unwatch(job.number, changed)
+
+    async def _wait(self, changed: asyncio.Event, job: Job) -> None:
+        """Wait for a change. Unavailable when the server stops, JobNotFound when the job is purged meanwhile."""
+        waiting = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stopping.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        if self._stopping.is_set():
+            raise Unavailable("the orchestrator is stopping: call again")
+        if self._driver.core.state.jobs.get(job.number) is not job:
+            raise JobNotFound(f"job {job.job_id} was purged")
+
+    # ---- changing ---------------------------------------------------------------------------------------------------
+
+    async def CancelJob(self, request: job_pb2.CancelJobRequest, context: Context) -> job_pb2.CancelJobResponse:
+        """Cancel; durable when it answers."""
+        await self._driver.ask(
+            lambda number: events.CancelJob(request=number, job_id=JobId(request.job_id), cause=request.cause[:1024])
+        )
+        return job_pb2.CancelJobResponse(job=self._status(self._find(request.job_id)))
+
+    async def PauseJob(self, request: job_pb2.PauseJobRequest, context: Context) -> job_pb2.PauseJobResponse:
+        """Give out no more."""
+        return job_pb2.PauseJobResponse(job=await self._pause(request.job_id, paused=True))
+
+    async def ResumeJob(self, request: job_pb2.ResumeJobRequest, context: Context) -> job_pb2.ResumeJobResponse:
+        """Give out again."""
+        return job_pb2.ResumeJobResponse(job=await self._pause(request.job_id, paused=False))
+
+    async def _pause(self, job_id: str, *, paused: bool) -> job_pb2.Job:
+        await self._driver.ask(lambda number: events.PauseJob(request=number, job_id=JobId(job_id), paused=paused))
+        return self._status(self._find(job_id))
+
+    async def RetryJob(self, request: job_pb2.RetryJobRequest, context: Context) -> job_pb2.RetryJobResponse:
+        """The failed tasks again, as a new job."""
+        new_job_id = JobId(request.new_job_id or f"job-{secrets.token_hex(6)}")
+        await self._driver.ask(
+            lambda number: events.RetryJob(request=number, job_id=JobId(request.job_id), new_job_id=new_job_id)
+        )
+        return job_pb2.RetryJobResponse(job=self._status(self._find(new_job_id)))
+
+    async def PurgeJob(self, request: job_pb2.PurgeJobRequest, context: Context) -> job_pb2.PurgeJobResponse:
+        """Remove an ended job."""
+        await self._driver.ask(lambda number: events.PurgeJob(request=number, job_id=JobId(request.job_id)))
+        return job_pb2.PurgeJobResponse()
+
+    # ---- shared -----------------------------------------------------------------------------------------------------
+
+    def _find(self, job_id: str) -> Job:
+        return find_job(self._driver, job_id)
+
+    def _status(self, job: Job) -> job_pb2.Job:
+        status = job_status(job, durable_seq=self._driver.durable_seq, wall_ns=self._driver.clock.wall_ns())
+        return wire.status_to_wire(status)
+
+
+def find_job(driver: Driver, job_id: str) -> Job:
+    """The job of that id. JobNotFound otherwise."""
+    job = driver.core.state.by_id.get(job_id)
+    if job is None:
+        raise JobNotFound(f"no job {job_id[:300]!r} here: `antfarm job list` shows those that are")
+    return job
+
+
+def page_size(asked: int) -> int:
+    """Items in a page."""
+    return min(asked or PAGE_SIZE, PAGE_SIZE_MAX)
+
+
+def page_number(token: str, *, default: int) -> int:
+    """Where a page begins. InvalidArgument for a token that no page gave."""
+    if not token:
+        return default
+    if not token.isdigit():
+        raise InvalidArgument("page_token: use the next_page_token of the page before")
+    return int(token)
+
+
+def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events.AppendTasks]:
+    payloads = list(request.payloads)
+    return lambda number: events.AppendTasks(
+        request=number,
+        job_id=JobId(request.job_id),
+        first_index=request.first_index,
+        payloads=payloads,
+        close=request.close,
+    )
+
+
+def _messages(
+    found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None
+) -> list[job_pb2.StreamResultsResponse]:
+    """Messages of bounded size. A record larger than one message repeats its predecessor's cursor until its last part."""
+    messages: list[job_pb2.StreamResultsResponse] = []
+    current = job_pb2.StreamResultsResponse()
+    size, previous = 0, 0
+    for seq, record in found:
+        for result in results_of(record, job, wanted):
+            message: common_pb2.TaskResult = wire.result_to_wire(result)
+            size += message.ByteSize() + 8
+            if current.results and (size > BATCH_BYTES_MAX or len(current.results) >= RESULTS_IN_MESSAGE_MAX):
+                current.cursor = previous
+                messages.append(current)
+                current, size = job_pb2.StreamResultsResponse(), message.ByteSize() + 8
+            current.results.append(message)
+        previous = seq
+        current.cursor = seq
+    if current.cursor:
+        messages.append(current)
+    return messages

@@ -1,0 +1,258 @@
+"""Tasks, workers and the server itself as operators see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from antfarm import __version__, wire
+from antfarm.errors import TaskNotFound, WorkerNotFound
+from antfarm.interceptor import Context
+from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS, JobId, TaskState, WorkerId
+from antfarm.v1 import (
+    system_pb2,
+    system_pb2_grpc,
+    task_pb2,
+    task_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from services.orchestrator.core import events
+from services.orchestrator.core.state import Job, Worker
+from services.orchestrator.runtime.driver import Driver
+from services.orchestrator.runtime.logbook import Logbook
+from services.orchestrator.runtime.views import results_of
+from services.orchestrator.servicers.jobs import find_job, page_number, page_size
+
+DRAIN_LIMIT_NS = 30 * SECOND_NS
+LOG_POLL_S = 0.5
+
+
+class TaskServicer(task_pb2_grpc.TaskServiceServicer):
+    """Single tasks."""
+
+    def __init__(self, driver: Driver, logbook: Logbook) -> None:
+        self._driver = driver
+        self._logbook = logbook
+
+    async def GetTask(self, request: task_pb2.GetTaskRequest, context: Context) -> task_pb2.GetTaskResponse:
+        """One task, with its payload while that is kept."""
+        job = self._find(request.job_id, request.index)
+        return task_pb2.GetTaskResponse(
+            task=await self._task(job, request.index), payload=job.payloads[request.index] or b""
+        )
+
+    async def ListTasks(self, request: task_pb2.ListTasksRequest, context: Context) -> task_pb2.ListTasksResponse:
+        """In the order of the index; the token is the index at which the next page begins."""
+        job = find_job(self._driver, request.job_id)
+        size, start = page_size(request.page_size), page_number(request.page_token, default=0)
+        states = set(request.states)
+        response = task_pb2.ListTasksResponse()
+        for index in range(start, job.task_count):
+            if states and job.states[index] not in states:
+                continue
+            if len(response.tasks) == size:
+                response.next_page_token = str(index)
+                break
+            response.tasks.append(self._brief(job, index))
+        return response
+
+    async def CancelTask(self, request: task_pb2.CancelTaskRequest, context: Context) -> task_pb2.CancelTaskResponse:
+        """Cancel; durable when it answers."""
+        await self._driver.ask(
+            lambda number: events.CancelTask(
+                request=number, job_id=JobId(request.job_id), index=request.index, cause=request.cause[:1024]
+            )
+        )
+        job = self._find(request.job_id, request.index)
+        return task_pb2.CancelTaskResponse(task=await self._task(job, request.index))
+
+    async def StreamTaskLogs(
+        self, request: task_pb2.StreamTaskLogsRequest, context: Context
+    ) -> AsyncIterator[task_pb2.StreamTaskLogsResponse]:
+        """What it logged while this orchestrator listened; else the tail in its record."""
+        job = self._find(request.job_id, request.index)
+        key, cursor, any_text = (request.job_id, request.index), 0, False
+        while True:
+            ended = job.states[request.index] >= TaskState.SUCCEEDED
+            cursor, text = self._logbook.read(key, cursor)
+            if text:
+                any_text = True
+                yield task_pb2.StreamTaskLogsResponse(text=text)
+            if ended or not request.follow:
+                break
+            try:
+                await asyncio.wait_for(self._logbook.news.wait(), LOG_POLL_S)
+            except TimeoutError:
+                continue
+        if not any_text:
+            task = await self._task(job, request.index)
+            tail = task.result.failure.log_tail or task.last_failure.log_tail
+            if tail:
+                yield task_pb2.StreamTaskLogsResponse(text=tail)
+
+    def _find(self, job_id: str, index: int) -> Job:
+        job = find_job(self._driver, job_id)
+        if index >= job.task_count:
+            raise TaskNotFound(f"job {job_id} has {job.task_count} tasks, none of index {index}")
+        return job
+
+    def _brief(self, job: Job, index: int) -> task_pb2.Task:
+        task = task_pb2.Task(
+            job_id=job.job_id,
+            index=index,
+            type=job.template.type,
+            state=job.states[index],  # type: ignore[arg-type]
+            attempt=job.winners[index] & 0xFFFFFFFF,
+        )
+        note = job.notes.get(index)
+        if note is not None:
+            task.attempt = note.attempt
+            task.app_failures = note.app_failures
+            task.crashes = note.crashes
+            task.infra_failures = note.infra_failures
+            if note.last_failure is not None:
+                task.last_failure.CopyFrom(wire.failure_to_wire(note.last_failure))
+            if note.backing_off:
+                task.waits_for = "the pause before its next attempt"
+        attempt = job.live.get(index)
+        if attempt is not None:
+            task.attempt = attempt.attempt
+            task.worker_id = attempt.worker.worker_id
+            active_ns = self._driver.clock.monotonic_ns() - attempt.assigned_ns
+            task.active_for.CopyFrom(wire.duration_to_wire(active_ns))
+            if attempt.progress is not None:
+                task.progress = attempt.progress
+            task.progress_text = attempt.progress_text
+        elif job.states[index] == TaskState.WAITING and not task.waits_for:
+            task.waits_for = "tasks of " + ", ".join(other.job_id for other, _, _ in job.dependencies)
+        return task
+
+    async def _task(self, job: Job, index: int) -> task_pb2.Task:
+        task = self._brief(job, index)
+        seq = job.outcome_seqs[index]
+        if seq:
+            for _, record in await self._driver.read_records([seq]):
+                for result in results_of(record, job, frozenset([index])):
+                    task.result.CopyFrom(wire.result_to_wire(result))
+                    task.worker_id = result.worker_id
+        return task
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Workers."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def ListWorkers(
+        self, request: worker_pb2.ListWorkersRequest, context: Context
+    ) -> worker_pb2.ListWorkersResponse:
+        """By id; the token is the last id of the page before."""
+        size = page_size(request.page_size)
+        response = worker_pb2.ListWorkersResponse()
+        for worker_id, worker in sorted(self._driver.core.state.workers.items()):
+            if worker_id <= request.page_token:
+                continue
+            if len(response.workers) == size:
+                response.next_page_token = response.workers[-1].worker_id
+                break
+            response.workers.append(self._worker(worker))
+        return response
+
+    async def GetWorker(self, request: worker_pb2.GetWorkerRequest, context: Context) -> worker_pb2.GetWorkerResponse:
+        """One worker."""
+        return worker_pb2.GetWorkerResponse(worker=self._worker(self._find(request.worker_id)))
+
+    async def DrainWorker(
+        self, request: worker_pb2.DrainWorkerRequest, context: Context
+    ) -> worker_pb2.DrainWorkerResponse:
+        """Ask it to finish and leave."""
+        limit_ns = wire.duration_from_wire(request.limit) if request.HasField("limit") else DRAIN_LIMIT_NS
+        await self._drain(request.worker_id, drain=True, limit_ns=limit_ns)
+        return worker_pb2.DrainWorkerResponse(worker=self._worker(self._find(request.worker_id)))
+
+    async def UndrainWorker(
+        self, request: worker_pb2.UndrainWorkerRequest, context: Context
+    ) -> worker_pb2.UndrainWorkerResponse:
+        """Let it get work again."""
+        await self._drain(request.worker_id, drain=False, limit_ns=0)
+        return worker_pb2.UndrainWorkerResponse(worker=self._worker(self._find(request.worker_id)))
+
+    async def _drain(self, worker_id: str, *, drain: bool, limit_ns: int) -> None:
+        await self._driver.ask(
+            lambda number: events.DrainWorker(
+                request=number, worker_id=WorkerId(worker_id), drain=drain, limit_ns=limit_ns
+            )
+        )
+
+    def _find(self, worker_id: str) -> Worker:
+        worker = self._driver.core.state.workers.get(worker_id)
+        if worker is None:
+            raise WorkerNotFound(f"no worker {worker_id[:200]!r} here: `antfarm worker list` shows those that are")
+        return worker
+
+    def _worker(self, worker: Worker) -> worker_pb2.Worker:
+        return worker_pb2.Worker(
+            worker_id=worker.worker_id,
+            state=_worker_state(worker),
+            host=worker.host,
+            slots=worker.slots,
+            window=worker.window,
+            held=len(worker.live),
+            task_types=sorted(worker.task_types),
+            labels=dict(worker.labels),
+            orchestrator=worker.orchestrator,
+            silent_for=wire.duration_to_wire(self._driver.clock.monotonic_ns() - worker.heard_ns),
+            succeeded_count=worker.succeeded,
+            failed_count=worker.failed,
+            software=worker.software,
+        )
+
+
+def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:
+    if worker.gone:
+        return worker_pb2.WORKER_STATE_GONE
+    if worker.lost:
+        return worker_pb2.WORKER_STATE_LOST
+    if worker.draining:
+        return worker_pb2.WORKER_STATE_DRAINING
+    if worker.suspect or worker.session is None:
+        return worker_pb2.WORKER_STATE_SUSPECT
+    return worker_pb2.WORKER_STATE_READY
+
+
+class SystemServicer(system_pb2_grpc.SystemServiceServicer):
+    """The server itself."""
+
+    def __init__(
+        self, driver: Driver, *, orchestrator_id: str, storage_address: str, warnings: tuple[str, ...]
+    ) -> None:
+        self._driver = driver
+        self._orchestrator_id = orchestrator_id
+        self._storage_address = storage_address
+        self._warnings = warnings
+        self._started_ns = driver.clock.monotonic_ns()
+
+    async def GetServerInfo(
+        self, request: system_pb2.GetServerInfoRequest, context: Context
+    ) -> system_pb2.GetServerInfoResponse:
+        """Who answers, and what an operator should know."""
+        state = self._driver.core.state
+        warnings = [*self._warnings]
+        if state.history_gap:
+            warnings.append("history_gap")
+        if state.disk_low:
+            warnings.append("disk_low")
+        return system_pb2.GetServerInfoResponse(
+            program="orchestrator",
+            software=__version__,
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            features=["dependencies", "hierarchy", "pause"],
+            server_id=self._orchestrator_id,
+            epoch=state.epoch,
+            storage_address=self._storage_address,
+            uptime=wire.duration_to_wire(self._driver.clock.monotonic_ns() - self._started_ns),
+            warnings=warnings,
+        )

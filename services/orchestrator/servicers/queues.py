@@ -1,0 +1,213 @@
+"""The Work Queue and the Report Queue as workers see them: two streams of one session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from antfarm import net, wire
+from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable
+from antfarm.interceptor import Context
+from antfarm.model import Ending, SessionId, WorkerId
+from antfarm.v1 import (
+    report_queue_pb2,
+    report_queue_pb2_grpc,
+    work_queue_pb2,
+    work_queue_pb2_grpc,
+)
+from services.orchestrator.core import events
+from services.orchestrator.core.events import Outcome
+from services.orchestrator.runtime.driver import Driver
+from services.orchestrator.runtime.logbook import Logbook
+from services.orchestrator.runtime.sessions import Session, Sessions
+
+HELLO_TIMEOUT_S = 10.0
+WORKER_ID_BYTES_MAX = 128
+_ENDINGS = {int(ending): ending for ending in Ending}
+
+
+async def _read(context: Context) -> Any:
+    """The next frame, or None at the end of the stream. The one place that reads."""
+    frame = await context.read()
+    return None if frame is grpc.aio.EOF else frame
+
+
+async def _first(context: Context, what: str) -> Any:
+    try:
+        frame = await asyncio.wait_for(_read(context), HELLO_TIMEOUT_S)
+    except TimeoutError:
+        raise InvalidArgument(f"no {what} within {HELLO_TIMEOUT_S:g} s") from None
+    if frame is None or frame.WhichOneof("frame") != "hello":
+        raise InvalidArgument(f"the first frame must be {what}")
+    return frame.hello
+
+
+class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
+    """PullTasks: one stream per worker process."""
+
+    def __init__(self, driver: Driver, sessions: Sessions) -> None:
+        self._driver = driver
+        self._sessions = sessions
+
+    async def PullTasks(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Attach the worker, then carry frames both ways until one side leaves."""
+        hello: work_queue_pb2.Hello = await _first(context, "Hello")
+        event, session = self._attach(hello, context)
+        self._driver.post(event)
+        reader = asyncio.create_task(self._read_frames(session, context))
+        writer = asyncio.create_task(self._write_frames(session, context))
+        try:
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()
+            if reader.done():
+                reader.result()
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+            self._driver.post(events.Detach(session=session.id))
+            self._sessions.close(session, Unavailable("the Work Queue of this session has ended: attach again"))
+
+    def _attach(self, hello: work_queue_pb2.Hello, context: Context) -> tuple[events.Attach, Session]:
+        if not hello.worker_id or len(hello.worker_id.encode()) > WORKER_ID_BYTES_MAX or not hello.incarnation:
+            raise InvalidArgument(f"Hello needs a worker_id of at most {WORKER_ID_BYTES_MAX} bytes and an incarnation")
+        identity = net.peer_identity(cast(Any, context.auth_context()))
+        if identity is not None and identity[0] == "worker" and identity[1] != hello.worker_id:
+            raise PermissionDenied(f"the certificate is of worker {identity[1]}, not of {hello.worker_id}")
+        session = self._sessions.open()
+        session.worker_id = hello.worker_id
+        event = events.Attach(
+            session=session.id,
+            worker_id=WorkerId(hello.worker_id),
+            incarnation=hello.incarnation,
+            protocol_major=hello.protocol_major,
+            slots=hello.slots,
+            window=hello.window,
+            task_types=frozenset(hello.task_types),
+            labels=dict(hello.labels),
+            resources=dict(hello.resources),
+            max_epoch_seen=hello.max_epoch_seen,
+            held=wire.tokens_from_wire(hello.held),
+            descendants=tuple(hello.descendants),
+            orchestrator=hello.orchestrator,
+            host=hello.host,
+            software=hello.software,
+        )
+        return event, session
+
+    async def _read_frames(self, session: Session, context: Context) -> None:
+        while (frame := await _read(context)) is not None:
+            match frame.WhichOneof("frame"):
+                case "heartbeat":
+                    beat = frame.heartbeat
+                    self._driver.post(
+                        events.Heartbeat(
+                            session=session.id,
+                            number=beat.number,
+                            frames_received=beat.tasks_frames_received,
+                            held=wire.tokens_from_wire(beat.held),
+                        )
+                    )
+                case "credit":
+                    self._driver.post(events.Credit(session=session.id, window=frame.credit.window))
+                case "goodbye":
+                    self._driver.post(events.Goodbye(session=session.id, cause=frame.goodbye.cause))
+                    return
+                case _:
+                    pass  # a frame of a later version
+
+    async def _write_frames(self, session: Session, context: Context) -> None:
+        while True:
+            for frame in await session.frames():
+                await context.write(frame)
+
+
+class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
+    """PushReports: the other stream of a session."""
+
+    def __init__(self, driver: Driver, sessions: Sessions, logbook: Logbook) -> None:
+        self._driver = driver
+        self._sessions = sessions
+        self._logbook = logbook
+
+    async def PushReports(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """Hand reports in, carry verdicts back."""
+        hello: report_queue_pb2.ReportHello = await _first(context, "ReportHello")
+        session = self._sessions.get(hello.session_id)
+        if session is None:
+            raise SessionNotFound("the session has ended: attach again")
+        reader = asyncio.create_task(self._read_reports(session.id, context))
+        writer = asyncio.create_task(self._write_verdicts(session, context))
+        try:
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            for task in (writer, reader):
+                if task.done():
+                    task.result()
+        finally:
+            for task in (reader, writer):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+    async def _read_reports(self, session: SessionId, context: Context) -> None:
+        while (frame := await _read(context)) is not None:
+            reports = frame.reports
+            for group in reports.outcomes:
+                self._driver.post(
+                    events.Outcomes(
+                        session=session,
+                        job_id=group.job_id,
+                        epoch=group.epoch,
+                        outcomes=[_outcome(message) for message in group.outcomes],
+                    )
+                )
+            for running in reports.running:
+                self._running(session, running)
+
+    def _running(self, session: SessionId, message: report_queue_pb2.Running) -> None:
+        if message.log:
+            self._logbook.add((message.job_id, message.index), message.log)
+        self._driver.post(
+            events.Running(
+                session=session,
+                job_id=message.job_id,
+                epoch=message.epoch,
+                index=message.index,
+                attempt=message.attempt,
+                running_for_ns=wire.duration_from_wire(message.running_for),
+                progress=message.progress if message.HasField("progress") else None,
+                progress_text=message.progress_text[:256],
+            )
+        )
+
+    async def _write_verdicts(self, session: Session, context: Context) -> None:
+        while True:
+            await context.write(await session.verdicts())
+
+
+def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
+    ending = _ENDINGS.get(message.ending)
+    if ending is None:
+        raise InvalidArgument(f"outcome of task {message.index}: ending {message.ending} is not supported")
+    outcome = Outcome(
+        report_no=message.report_no,
+        index=message.index,
+        attempt=message.attempt,
+        ending=ending,
+        result=message.result,
+        run_us=message.run_us,
+    )
+    if ending is Ending.SUCCEEDED:
+        if message.outputs:
+            outcome.outputs = tuple(wire.blob_from_wire(blob) for blob in message.outputs)
+    else:
+        outcome.never_started = message.never_started
+        if message.HasField("failure"):
+            outcome.failure = wire.failure_from_wire(message.failure)
+    return outcome

@@ -1,0 +1,67 @@
+"""Settings of the orchestrator program."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from antfarm.errors import InvalidArgument
+from antfarm.net import parse_address
+from antfarm.settings import ProgramSettings, setting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestratorSettings(ProgramSettings):
+    """All settings of `python -m services.orchestrator`."""
+
+    host: str = setting("127.0.0.1", "Address to listen on; beyond this machine it needs TLS or --insecure.")
+    port: int = setting(50051, "Port to listen on; 0 picks a free one.")
+    state: str = setting(
+        "",
+        "Directory of the journal, on a local disk. Default: ~/.local/state/antfarm/orchestrator-PORT.",
+        metavar="DIR",
+    )
+    storage: str = setting("", "Address of Storage; told to workers and clients.", metavar="HOST:PORT")
+    upstream: str = setting(
+        "", "Address of the orchestrator above this one, for a down-stream one.", metavar="HOST:PORT"
+    )
+    as_: str = setting(
+        "", "Task types, with commas between, that this orchestrator runs for --upstream.", metavar="TYPE"
+    )
+    upstream_slots: int = setting(16, "Tasks of the up-stream orchestrator that are expanded here at the same time.")
+    heartbeat_s: float = setting(
+        3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence.", metavar="S"
+    )
+    insecure: bool = setting(False, "Serve other machines without TLS. Anybody who reaches the port can run tasks.")
+
+    def __post_init__(self) -> None:
+        """Check what types alone do not say."""
+        if not 0 <= self.port <= 65535:
+            raise InvalidArgument(f"--port {self.port} is not a port; give 0 to 65535")
+        if not 0.02 <= self.heartbeat_s <= 3600:
+            raise InvalidArgument(f"--heartbeat-s {self.heartbeat_s} is outside 0.02 to 3600")
+        if bool(self.upstream) != bool(self.as_):
+            raise InvalidArgument(
+                "--upstream HOST:PORT and --as TYPE go together: give both for a down-stream orchestrator"
+            )
+        if self.upstream_slots < 1:
+            raise InvalidArgument(f"--upstream-slots {self.upstream_slots}: give at least 1")
+        for address in filter(None, (self.storage, self.upstream)):
+            parse_address(address)
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the journal lies. A PostgreSQL address is refused by name, not taken for a directory."""
+        if self.state.startswith("postgresql:"):
+            raise InvalidArgument("--state postgresql://...: this version keeps its journal in a directory; give one")
+        if self.state:
+            return Path(self.state).expanduser()
+        state_home = os.environ.get("XDG_STATE_HOME", "")
+        base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+        return base / "antfarm" / f"orchestrator-{self.port}"
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        """The task types of --as."""
+        return tuple(part.strip() for part in self.as_.split(",") if part.strip())
