@@ -12,7 +12,9 @@ os.environ.setdefault(
     "GRPC_ENABLE_FORK_SUPPORT", "0"
 )  # fork handlers make children die before exec; must precede the import
 
+import errno
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,14 +123,21 @@ class Tls:
         )
 
 
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(?::(?P<port>[0-9]{1,5}))?")
+
+
 def parse_address(text: str, *, default_port: int | None = None) -> str:
     """`host:port` as given, checked. InvalidArgument with one clear line otherwise. IPv6 hosts stand in brackets."""
-    host, colon, port = text.strip().rpartition(":")
-    if not colon and default_port is not None:
-        host, port = text.strip(), str(default_port)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    match = _ADDRESS.fullmatch(text.strip())
+    port = int(match["port"] or default_port or 0) if match else 0
+    if match is None or not 0 < port < 65536:
         raise InvalidArgument(f"address {text!r} is not HOST:PORT, e.g. 127.0.0.1:50051")
-    return f"{host}:{port}"
+    return f"{match['host']}:{port}"
+
+
+def join_address(host: str, port: int) -> str:
+    """`host:port`, with the brackets that an IPv6 host needs."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -169,7 +178,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None, *, inse
     """
     check_bind(host, tls, insecure=insecure)
     _probe_port(host, port)
-    address = f"{host}:{port}"
+    address = join_address(host, port)
     try:
         if tls is None:
             bound = server.add_insecure_port(address)
@@ -184,6 +193,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None, *, inse
 
 def _probe_port(host: str, port: int) -> None:
     # gRPC reports a failed bind without its cause; a plain socket tells a taken port from a foreign host.
+    if not 0 <= port < 65536:
+        raise InvalidArgument(f"--port {port}: not a port; take one from 1 to 65535, or 0 for any free one")
     bare = host.strip("[]")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -191,8 +202,14 @@ def _probe_port(host: str, port: int) -> None:
         try:
             probe.bind((bare, port))
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                advice = "--host must be a name or address of this machine"
+            elif error.errno == errno.EACCES:
+                advice = "choose a --port above 1023"
+            else:
+                advice = "choose another --port or stop the program that has it"
             raise InvalidArgument(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port or stop the program that has it"
+                f"cannot listen on {join_address(host, port)}: {error.strerror or error}; {advice}"
             ) from None
 
 

@@ -1,0 +1,119 @@
+"""Blocking code reaches asyncio through one loop thread: results, errors, interruption and iteration pass through whole."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from antfarm.blocking import LoopThread, loop_thread
+
+
+@pytest.fixture
+def thread() -> Iterator[LoopThread]:
+    """A loop thread of the test's own."""
+    made = LoopThread()
+    yield made
+    made.loop.call_soon_threadsafe(made.loop.stop)
+    made._thread.join(5)
+    assert not made._thread.is_alive()
+    made.loop.close()
+
+
+def test_a_result_comes_back_from_the_other_thread(thread: LoopThread) -> None:
+    async def where() -> str:
+        await asyncio.sleep(0)
+        return threading.current_thread().name
+
+    assert thread.run(where()) == "antfarm-loop"
+
+
+def test_an_error_comes_back_as_itself(thread: LoopThread) -> None:
+    async def fail() -> None:
+        raise KeyError("day")
+
+    with pytest.raises(KeyError, match="day"):
+        thread.run(fail())
+
+
+def test_a_timeout_cancels_the_work(thread: LoopThread) -> None:
+    ended = threading.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(TimeoutError):
+        thread.run(hang(), timeout_s=0.05)
+    assert ended.wait(5)
+
+
+def test_a_blocking_call_inside_the_loop_is_refused_instead_of_hanging(thread: LoopThread) -> None:
+    async def inner() -> int:
+        return 1
+
+    async def outer() -> int:
+        return thread.run(inner())
+
+    with pytest.raises(RuntimeError, match=r"inside its own event loop; use antfarm\.aio there"):
+        thread.run(outer())
+
+
+def test_items_are_fetched_one_by_one_as_they_are_asked_for(thread: LoopThread) -> None:
+    made: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        for n in range(5):
+            made.append(n)
+            yield n
+
+    iterator = thread.iterate(items())
+    assert made == []
+    assert (next(iterator), made) == (0, [0])
+    assert (next(iterator), made) == (1, [0, 1])
+    assert list(iterator) == [2, 3, 4]
+
+
+def test_leaving_an_iteration_closes_it(thread: LoopThread) -> None:
+    closed = threading.Event()
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.set()
+
+    iterator = thread.iterate(items())
+    assert next(iterator) == 1
+    iterator.close()  # type: ignore[attr-defined]
+    assert closed.is_set()
+
+
+def test_an_error_in_the_middle_of_an_iteration_comes_back(thread: LoopThread) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("torn")
+
+    iterator = thread.iterate(items())
+    assert next(iterator) == 1
+    with pytest.raises(ValueError, match="torn"):
+        next(iterator)
+
+
+def test_many_threads_share_it(thread: LoopThread) -> None:
+    async def square(n: int) -> int:
+        await asyncio.sleep(0.001)
+        return n * n
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda n: thread.run(square(n)), range(64))) == [n * n for n in range(64)]
+
+
+def test_a_process_has_one() -> None:
+    assert loop_thread() is loop_thread()
