@@ -31,7 +31,10 @@ def daily(series: Series) -> str:
     marks = [
         (told.days_used, '<i class="c-day round"></i>a day'),
         (told.days_low_coverage, '<i class="ring"></i>less than half observed, left out of means'),
-        (told.days_used, '<i class="c-week rule"></i>mean of the week around the day'),
+        (
+            any(row.cloud_fraction_7day is not None for row in series.rows),
+            '<i class="c-week rule"></i>mean of the week around the day',
+        ),
         (told.days_no_data + told.days_missing, '<i class="s-no_data"></i>without data or missing'),
         (told.days_failed, '<i class="s-failed"></i>failed'),
     ]
