@@ -1,6 +1,5 @@
 """BlobService and SystemService over a backend: translate, check form and limits, never decide what a blob is."""
 
-# ruff: noqa: N802 - the methods have the names of their RPCs
 from __future__ import annotations
 
 import asyncio

@@ -74,11 +74,6 @@ class MemoryBackend:
     async def close(self) -> None:
         """See `Backend`."""
 
-    def damage(self, key: str) -> None:
-        """For tests: change the blob's last byte behind its record."""
-        blob, content = self._found(key)
-        self._blobs[key] = blob, content[:-1] + bytes([content[-1] ^ 1])
-
 
 def _verify(blob: BlobRef, content: bytes) -> None:
     if hashlib.sha256(content).digest() != blob.sha256:

@@ -30,6 +30,7 @@ _PIECE_CHARS = 200
 NAMES_REMEMBERED_MAX = 500_000
 """Names of directory entries kept in memory, about 100 bytes each. One directory is kept even when it alone is above."""
 
+_SOMETHING_ELSE = "something that is neither a blob nor its directory stands in its place"
 _ENTRY = re.compile(r"[A-Za-z0-9._-]+[@+]?\Z")
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = (
@@ -46,6 +47,17 @@ def _path_of(key: str) -> tuple[list[str], str]:
             segment = segment[_PIECE_CHARS:]
         names.append(segment)
     return names[:-1], names[-1] + "@"
+
+
+@contextmanager
+def _nothing_else(key: str) -> Iterator[None]:
+    """What was put into the tree by others, a symbolic link above all, makes DataLoss where it stands in a blob's way."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO):
+            raise damaged(key, _SOMETHING_ELSE) from error
+        raise
 
 
 class Tree:
@@ -73,17 +85,13 @@ class Tree:
             if key in self._committing:
                 raise BlobNotFound(f"no blob {key}")
         try:
-            with self._opened(directories) as fds:
+            with _nothing_else(key), self._opened(directories) as fds:
                 fd = os.open(name, _FILE_FLAGS, dir_fd=fds[-1])
         except FileNotFoundError:
             raise BlobNotFound(f"no blob {key}") from None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
-                raise damaged(key, "something that is not a blob stands in its place") from None
-            raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise damaged(key, "something that is not a blob stands in its place")
+            raise damaged(key, _SOMETHING_ELSE)
         return fd
 
     def add(self, key: str, source_fd: int, source: str) -> bool:
@@ -100,7 +108,7 @@ class Tree:
             if self._failed:
                 raise Unavailable(self._failed)
             try:
-                with self._opened(directories, create=True) as fds:
+                with _nothing_else(key), self._opened(directories, create=True) as fds:
                     os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=fds[-1], follow_symlinks=False)
                     to_sync = self._to_sync(directories, fds)
             except FileExistsError:
@@ -129,7 +137,8 @@ class Tree:
             if key in self._committing:
                 return False
             try:
-                lowest = self._unlink(directories, name)
+                with _nothing_else(key):
+                    lowest = self._unlink(directories, name)
             except FileNotFoundError:
                 return False
         self._sync([(lowest, None)])
