@@ -20,6 +20,11 @@ from antfarm.task import Limit, Options, Retry, Task, Timeouts, load_apps, regis
 
 if TYPE_CHECKING:
     import antfarm.aio as aio
+    from antfarm.builtin import shell as shell
+    from antfarm.client.blocking import Farm as Farm
+    from antfarm.client.blocking import Future as Future
+    from antfarm.client.blocking import Job as Job
+    from antfarm.client.blocking import connect as connect
     from antfarm.context import Context as Context
     from antfarm.context import current_context as current_context
     from antfarm.errors import AntFarmError as AntFarmError
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
     from antfarm.pipeline import stage as stage
 
 _HOMES = {
+    "client.blocking": "connect Farm Job Future",
+    "builtin": "shell",
     "context": "Context current_context",
     "payload": "File",
     "pipeline": "stage Expansion Outcome",

@@ -22,6 +22,7 @@ from antfarm.errors import InvalidArgument
 ENTRY_POINT_GROUP = "antfarm.apps"
 
 _loaded: dict[str, ModuleType] = {}
+_loading: list[str] = []
 
 
 def main_script() -> Path | None:
@@ -45,7 +46,8 @@ def main_app() -> str:
     """What `--app` must be given so that a worker knows the functions of this process's main program; "" if it cannot."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is not None and spec.name:
-        return str(spec.name)
+        # The __main__.py of a package runs its program when it is imported, guard or not.
+        return "" if spec.name.endswith("__main__") else str(spec.name)
     script = main_script()
     return str(script.resolve()) if script is not None else ""
 
@@ -77,6 +79,11 @@ def loaded() -> dict[str, ModuleType]:
     return dict(_loaded)
 
 
+def loading() -> str:
+    """The app that is being imported by `load` right now, or ""."""
+    return _loading[-1] if _loading else ""
+
+
 def load(names: Iterable[str], *, entry_points: bool = True) -> list[ModuleType]:
     """Import the installed `antfarm.apps` entry points, then the given modules and files, and return the given ones.
 
@@ -95,19 +102,22 @@ def load(names: Iterable[str], *, entry_points: bool = True) -> list[ModuleType]
                 ) from error
     modules = []
     for name in names:
+        _loading.append(name)
         try:
             module = _import_file(Path(name)) if _is_path(name) else _import_module(name)
         except InvalidArgument:
             raise
         except (Exception, SystemExit) as error:
             raise InvalidArgument(f"--app {name} cannot be loaded: {_say(error)}") from error
+        finally:
+            _loading.pop()
         _loaded[module.__name__] = module
         modules.append(module)
     return modules
 
 
 def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _is_path(name: str) -> bool:

@@ -10,12 +10,14 @@ Every worker offers it; it is the worker's own process code that runs it.
 from __future__ import annotations
 
 import importlib
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from antfarm.errors import InvalidArgument
-from antfarm.task import Task
+from antfarm.task import Options, Task
 
 COMMAND = "antfarm.command"
 CALL = "antfarm.call"
@@ -49,6 +51,53 @@ def command_call(
     if cwd is not None:
         call["cwd"] = cwd
     return call
+
+
+_PLACE = re.compile(r"\{(\w*)\}")
+
+
+class ShellTask(Task[..., Any]):
+    """A shell line with places for arguments; made by `shell`."""
+
+    def __init__(self, line: str, options: Options | None = None) -> None:
+        super().__init__(command_call, COMMAND, options)
+        self.line = line
+
+    def __repr__(self) -> str:
+        return f"<shell {self.line!r}>"
+
+    def options(self, **changes: Any) -> ShellTask:
+        """The same line with some options changed."""
+        return ShellTask(self.line, super().options(**changes).options_set)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the `antfarm.command` that runs the line with these arguments, each quoted for the shell."""
+        named = [name for name in dict.fromkeys(_PLACE.findall(self.line)) if name and not name.isdigit()]
+        free = [name for name in named if name not in kwargs]
+        values: dict[str, Any] = {**dict(zip(free, args, strict=False)), **kwargs}
+        anonymous = iter(args)
+
+        def fill(place: re.Match[str]) -> str:
+            name = place.group(1)
+            try:
+                value = next(anonymous) if not name else args[int(name)] if name.isdigit() else values[name]
+            except (StopIteration, IndexError, KeyError):
+                raise InvalidArgument(f"{self.line!r}: no argument for {place.group(0)}") from None
+            return shlex.quote(str(value))
+
+        return command_call(["sh", "-c", _PLACE.sub(fill, self.line)])
+
+
+def shell(line: str) -> ShellTask:
+    """A shell line as a task, with places for arguments: `{}` in order, `{0}` by position, `{name}` by name or in order.
+
+    Its result is `{"exit_code": 0, "stdout": "...", "stderr": "..."}`; another exit code raises TaskFailed.
+    Arguments are quoted, so that none is read as shell code; do not put quotes around the places.
+
+    >>> shell("wc -c {path} | sort").bind(["a b.txt"], {})
+    {'argv': ['sh', '-c', "wc -c 'a b.txt' | sort"]}
+    """
+    return ShellTask(line)
 
 
 def pickle_function(function: Callable[..., Any]) -> bytes:

@@ -77,6 +77,8 @@ class LocalFarm:
         self.state_dir = Path(state_dir) if state_dir else Path(tempfile.mkdtemp(prefix="antfarm-"))
         self.grace_s = grace_s
         self.programs: dict[str, Program] = {}
+        self.inherit: tuple[int, ...] = ()
+        """Descriptors that programs started from now on keep open, e.g. a lock that stands for them."""
         try:
             (self.state_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -195,6 +197,7 @@ class LocalFarm:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=_environment(),
+                pass_fds=self.inherit,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
             )
         try:

@@ -1,0 +1,128 @@
+"""Single calls made into jobs: what is submitted while one message is under way travels together in the next.
+
+A job of its own per call would cost a message and a write to disk each. Calls of one template that come one after the other become tasks
+of one closed job, named before it is sent, so that a future exists at once. The first call leaves at once; the more result
+streams are open, the longer the next ones are collected, because each job may need one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from antfarm import model
+from antfarm.client.connection import Connection
+from antfarm.client.job import AsyncFuture, AsyncJob
+from antfarm.client.submission import BATCH_TASKS_MAX, JobWriter, SubmitPlan, new_job_id
+from antfarm.errors import AntFarmError, Internal, Unavailable
+from antfarm.model import BATCH_BYTES_MAX, Dependency, JobSpec
+
+_STREAMS_FREE = 64
+"""Open result streams up to which nothing is held back."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pending:
+    """A job that is being collected."""
+
+    job: AsyncJob[Any]
+    template: model.TaskTemplate
+    dependencies: tuple[Dependency, ...]
+    payloads: list[bytes] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+class Coalescer:
+    """Collects and sends. `add` may be called from any thread; everything else happens on the loop."""
+
+    def __init__(
+        self, connection: Connection, loop: asyncio.AbstractEventLoop, on_job: Callable[[AsyncJob[Any], str], None]
+    ) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._on_job = on_job
+        self._lock = threading.Lock()
+        self._pending: list[_Pending] = []
+        self._scheduled = False
+        self._closed = False
+        self._flusher: asyncio.Task[None] | None = None
+
+    def add(self, plan: SubmitPlan) -> AsyncFuture[Any]:
+        """The future of one more call. It is durable when the call that flushes it was answered; `flush` waits for that."""
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the farm was closed; connect again")
+            pending = self._pending[-1] if self._pending else None
+            if pending is None or not _fits(pending, plan):
+                pending = _Pending(
+                    job=AsyncJob(
+                        self._connection, new_job_id(plan.template.type), task_count=0, created=asyncio.Event()
+                    ),
+                    template=plan.template,
+                    dependencies=plan.dependencies(0),
+                )
+                self._pending.append(pending)
+            index = len(pending.payloads)
+            pending.payloads.append(plan.payload)
+            pending.size_bytes += min(len(plan.payload), model.PAYLOAD_BYTES_MAX) + 8
+            pending.job.task_count = index + 1
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon_threadsafe(self._start)
+            return AsyncFuture(pending.job, index)
+
+    def _start(self) -> None:
+        self._flusher = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            with self._lock:
+                taken, self._pending = self._pending, []
+                if not taken:
+                    self._scheduled = False
+                    return
+            for pending in taken:  # one after the other: a later one may depend on an earlier one
+                await self._send(pending)
+            if self._connection.streams > _STREAMS_FREE:
+                await asyncio.sleep(min(1.0, self._connection.streams / 1000))
+
+    async def _send(self, pending: _Pending) -> None:
+        spec = JobSpec(template=pending.template, dependencies=pending.dependencies)
+        job = pending.job
+        try:
+            await JobWriter(self._connection, job.job_id, spec).send(pending.payloads, last=True)
+        except AntFarmError as error:
+            job.made(error)
+        except asyncio.CancelledError:
+            job.made(Unavailable("the farm was closed before the task was submitted"))
+            raise
+        except Exception as error:  # a defect of ours must reach those who wait
+            job.made(Internal(f"{type(error).__name__}: {error}"))
+        else:
+            job.made()
+            self._on_job(job, pending.template.type)
+
+    async def flush(self) -> None:
+        """Return when everything that was added before is durable, or known to have failed."""
+        await asyncio.sleep(0)
+        while self._flusher is not None and not self._flusher.done():
+            await asyncio.wait({self._flusher})
+
+    async def close(self) -> None:
+        """Take nothing more, and send what is there."""
+        with self._lock:
+            self._closed = True
+        await self.flush()
+
+
+def _fits(pending: _Pending, plan: SubmitPlan) -> bool:
+    count = len(pending.payloads)
+    return (
+        (pending.template is plan.template or pending.template == plan.template)
+        and count < BATCH_TASKS_MAX
+        and pending.size_bytes + len(plan.payload) < BATCH_BYTES_MAX
+        and plan.dependencies(count) == pending.dependencies
+    )

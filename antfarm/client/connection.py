@@ -1,0 +1,255 @@
+"""One client's connection: calls that outlive bad weather, result streams that resume, values that lie in Storage.
+
+Every call of the protocol is safe to repeat, because the client names jobs and the job's tasks are numbered. So UNAVAILABLE and its like
+are answered with another try after a pause (full jitter), for as long as the client's patience lasts; everything else is raised at once. The first
+contact is different: a wrong address should be told within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from antfarm import model, net, payload
+from antfarm.errors import AntFarmError, InvalidArgument, ProtocolUnsupported, Unavailable, Weather
+from antfarm.v1 import job_pb2, job_pb2_grpc, system_pb2, system_pb2_grpc, task_pb2_grpc, worker_pb2_grpc
+from antfarm.v1.common_pb2 import TaskResult
+from antfarm.wire import error_from_rpc
+
+# After antfarm.net, which sets what gRPC reads when it is loaded.
+import grpc.aio  # isort: skip
+
+if TYPE_CHECKING:
+    from antfarm.storage import AsyncStorage
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+CALL_TIMEOUT_S = 30.0
+"""One try of a unary call."""
+PATIENCE_S = 300.0
+"""How long calls go on trying by default, once there was contact."""
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 4.0
+_COMPLAIN_AFTER_S = 5.0
+
+log = logging.getLogger("antfarm.client")
+
+
+class Patience:
+    """Decides after each failure whether to try again, and waits; one per logical call."""
+
+    def __init__(self, address: str, patience_s: float) -> None:
+        self._address = address
+        self._patience_s = patience_s
+        self._since: float | None = None
+        self._tries = 0
+        self._complained = False
+
+    def relieved(self) -> None:
+        """Something arrived: the next failure starts from the beginning."""
+        self._since, self._tries, self._complained = None, 0, False
+
+    async def bear(self, error: AntFarmError) -> None:
+        """Return after a pause when another try makes sense; raise the error otherwise."""
+        if not isinstance(error, Weather):
+            raise error
+        now = time.monotonic()
+        self._since = self._since if self._since is not None else now
+        self._tries += 1
+        longest = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2**self._tries)
+        pause = max(random.uniform(0, longest), error.retry_after_s or 0)
+        trouble_s = now - self._since
+        if trouble_s + pause > self._patience_s:
+            raise error
+        if trouble_s > _COMPLAIN_AFTER_S and not self._complained:
+            self._complained = True
+            log.warning(
+                "the farm at %s does not answer (%s); trying on for %.0f s", self._address, error, self._patience_s
+            )
+        await asyncio.sleep(pause)
+
+
+class Connection:
+    """A channel to one orchestrator, with its stubs. Made by `open` inside the loop that uses it; end it with `close`."""
+
+    def __init__(self, address: str, tls: net.Tls | None, *, patience_s: float, allow_pickle: bool) -> None:
+        self.address = address
+        self.allow_pickle = allow_pickle
+        self.patience_s = patience_s
+        self.storage_address = ""
+        self.streams = 0
+        """Result streams that are open; a connection carries a limited number."""
+        self._tls = tls
+        self._channel = net.open_channel(address, tls)
+        self._storage: AsyncStorage | None = None
+        self.jobs = job_pb2_grpc.JobServiceStub(self._channel)
+        self.tasks = task_pb2_grpc.TaskServiceStub(self._channel)
+        self.workers = worker_pb2_grpc.WorkerServiceStub(self._channel)
+        self.system = system_pb2_grpc.SystemServiceStub(self._channel)
+
+    @classmethod
+    async def open(
+        cls,
+        address: str,
+        tls: net.Tls | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        allow_pickle: bool = False,
+        dial_timeout_s: float = net.DIAL_TIMEOUT_S,
+    ) -> Connection:
+        """A connection that was answered. Unavailable in one line when nobody answers within `dial_timeout_s`."""
+        made = cls(net.parse_address(address), tls, patience_s=patience_s, allow_pickle=allow_pickle)
+        try:
+            await made._greet(dial_timeout_s)
+        except BaseException:
+            await made.close()
+            raise
+        return made
+
+    async def _greet(self, timeout_s: float) -> None:
+        patience = Patience(self.address, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.1)
+            try:
+                info = await self.system.GetServerInfo(system_pb2.GetServerInfoRequest(), timeout=left_s)
+                break
+            except grpc.aio.AioRpcError as rpc_error:
+                error = error_from_rpc(rpc_error)
+                try:
+                    await patience.bear(error)
+                except Weather:
+                    raise Unavailable(
+                        f"no farm answers at {self.address} ({_brief(error)}): check the address, or start one there with "
+                        "`antfarm up` or `python -m services.orchestrator`"
+                    ) from None
+        if info.program != "orchestrator":
+            raise InvalidArgument(
+                f"{self.address} is a {info.program or 'stranger'}, not an orchestrator: connect to that one's address"
+            )
+        if info.protocol_major != model.PROTOCOL_MAJOR:
+            raise ProtocolUnsupported(
+                f"{self.address} speaks protocol {info.protocol_major} and this client {model.PROTOCOL_MAJOR}: install the same version"
+            )
+        self.storage_address = info.storage_address
+
+    async def close(self) -> None:
+        """Close channel and Storage."""
+        if self._storage is not None:
+            await self._storage.aclose()
+        await self._channel.close()
+
+    # ---- calls ------------------------------------------------------------------------------------------------------
+
+    def patience(self) -> Patience:
+        """For one logical call of this connection."""
+        return Patience(self.address, self.patience_s)
+
+    async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q) -> A:
+        """The answer of a call that may be repeated. Raises our errors."""
+        patience = self.patience()
+        while True:
+            try:
+                return await method(request, timeout=CALL_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                await patience.bear(error_from_rpc(error))
+
+    async def results(
+        self, job_id: str, *, follow: bool = True, indices: Sequence[int] = ()
+    ) -> AsyncIterator[Sequence[TaskResult]]:
+        """Recorded outcomes in the order of their recording, in batches as they arrive, each outcome once.
+
+        With `follow` until the job has ended (or all `indices` are there), over any number of broken calls.
+        """
+        patience, cursor, left = self.patience(), 0, set(indices)
+        while True:
+            request = job_pb2.StreamResultsRequest(job_id=job_id, cursor=cursor, follow=follow, indices=indices)
+            call = self.jobs.StreamResults(request)
+            self.streams += 1
+            try:
+                async for message in call:
+                    patience.relieved()
+                    cursor = message.cursor
+                    if message.results:
+                        yield message.results
+                    if indices and left:
+                        left.difference_update(result.index for result in message.results)
+                return
+            except grpc.aio.AioRpcError as error:
+                if indices and not left:
+                    return
+                await patience.bear(error_from_rpc(error))
+            finally:
+                self.streams -= 1
+                call.cancel()
+
+    async def watch(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
+        """The job's status at once and after changes, until it has ended, over any number of broken calls."""
+        patience = self.patience()
+        while True:
+            call = self.jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id))
+            try:
+                async for message in call:
+                    patience.relieved()
+                    yield message.job
+                return
+            except grpc.aio.AioRpcError as error:
+                await patience.bear(error_from_rpc(error))
+            finally:
+                call.cancel()
+
+    # ---- Storage ----------------------------------------------------------------------------------------------------
+
+    def storage(self) -> AsyncStorage:
+        """The farm's Storage. Unavailable when the farm has none."""
+        if self._storage is None:
+            if not self.storage_address:
+                raise Unavailable(
+                    f"the farm at {self.address} has no Storage; start the orchestrator with --storage HOST:PORT"
+                )
+            from antfarm.storage import AsyncStorage
+
+            self._storage = AsyncStorage(self.storage_address, self._tls)
+        return self._storage
+
+    async def spill(self, data: bytes) -> bytes:
+        """A payload as it travels: itself, or where it lies in Storage. Named by its content, so repeating does no harm."""
+        return await payload.spill_async(data, self._put)
+
+    async def _put(self, data: bytes) -> model.BlobRef:
+        key = f"payloads/{hashlib.sha256(data).hexdigest()}"
+        return model.BlobRef(**_fields(await self.storage().put(key, data)))
+
+    async def load(self, data: bytes) -> bytes:
+        """A result as it was encoded, read from Storage where it lies there."""
+        ref = payload.blob_of(data)
+        if ref is None:
+            return data
+        return bytes(await self.storage().get(ref))
+
+
+def _fields(ref: model.BlobRef) -> dict[str, Any]:
+    return {"key": ref.key, "size_bytes": ref.size_bytes, "sha256": ref.sha256}
+
+
+def _brief(error: AntFarmError) -> str:
+    """The last words of gRPC's long story, e.g. "Connection refused"."""
+    text = " ".join(str(error).split())
+    for known in (
+        "Connection refused",
+        "DNS resolution failed",
+        "No route to host",
+        "Network is unreachable",
+        "handshake failed",
+    ):
+        if known.lower() in text.lower():
+            return known.lower()
+    with suppress(ValueError):
+        return text[: text.index(";")]
+    return text[:120]

@@ -1,0 +1,202 @@
+"""The farm of `connect()` without an address: durable, on this machine, one per user and state directory.
+
+The first process that connects runs Storage and an orchestrator; others attach to it. Each brings a worker of its own that knows its script. When the
+process that runs them ends, another that is still attached takes over under the same addresses: whoever holds the lock runs them. The programs hold
+the lock too, so that a successor waits until they are really gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from antfarm import apps
+from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
+from antfarm.local import LocalFarm
+
+_WAIT_S = 60.0
+"""How long to wait for another process that is starting or ending the farm."""
+_POLL_S = 0.1
+
+log = logging.getLogger("antfarm.embedded")
+
+
+def default_directory() -> Path:
+    """Where the embedded farm of this user keeps its state."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(base) / "antfarm" / "local"
+
+
+class EmbeddedFarm:
+    """This process's part in the embedded farm: a worker, and the other programs while it holds the lock."""
+
+    def __init__(self, directory: Path, *, slots: int | None, allow_pickle: bool) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InvalidArgument(
+                f"{error.filename}: {error.strerror}; give connect() a state_dir that can be written, or an address"
+            ) from None
+        self._directory = directory
+        self._slots = slots
+        self._allow_pickle = allow_pickle
+        self._programs = LocalFarm(directory)
+        self._owns = False
+        self._closing = threading.Event()
+        self._heir: threading.Thread | None = None
+        self.address = ""
+
+    @classmethod
+    def open(
+        cls, directory: Path | None = None, *, slots: int | None = None, allow_pickle: bool = True
+    ) -> EmbeddedFarm:
+        """Start the farm or attach to it, and start a worker for this process. Blocks until all of it serves."""
+        made = cls(directory or default_directory(), slots=slots, allow_pickle=allow_pickle)
+        try:
+            made._join()
+            made._start_worker()
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def close(self) -> None:
+        """End this process's worker, and the rest when it runs here. Running tasks may finish first."""
+        self._closing.set()
+        if self._heir is not None:
+            self._heir.join()
+        try:
+            if self._owns:
+                self._write({})
+            self._programs.stop()
+        finally:
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+            for name in self._programs.programs:
+                if name.startswith("worker-"):
+                    shutil.rmtree(self._directory / name, ignore_errors=True)
+
+    # ---- joining ----------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Run the farm when nobody does, else attach to the one that runs."""
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            if self._take_lock():
+                self._run()
+                return
+            known = self._read()
+            if known.get("orchestrator") and _alive(known.get("pid", 0)):
+                self.address = known["orchestrator"]
+                self._heir = threading.Thread(target=self._inherit, name="antfarm-heir", daemon=True)
+                self._heir.start()
+                return
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"another process holds {self._directory / 'lock'} but serves no farm; end it, or use another state_dir"
+                )
+            time.sleep(_POLL_S)
+
+    def _take_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        self._owns = True
+        return True
+
+    def _run(self) -> None:
+        """Start Storage and the orchestrator, under their former addresses where these are free."""
+        known = self._read()
+        self._write({})
+        self._sweep()
+        self._programs.inherit = (self._lock,)
+        storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
+        self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
+        self._programs.inherit = ()
+        self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
+
+    def _inherit(self) -> None:
+        """Take over when the process that runs the farm has ended."""
+        while not self._closing.wait(_POLL_S):
+            if self._take_lock():
+                try:
+                    self._run()
+                except AntFarmError as error:
+                    log.error("the embedded farm could not be taken over: %s", error)
+                return
+
+    def _start_worker(self) -> None:
+        app = apps.main_app()
+        stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(app or sys.argv[0] or "python").stem)[:40] or "python"
+        self._programs.start_worker(
+            f"worker-{stem}-{os.getpid()}",
+            connect=self.address,
+            slots=self._slots,
+            app=[app] if app else [],
+            allow_pickle=self._allow_pickle,
+        )
+
+    # ---- what stands on disk ----------------------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self._directory / "farm.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, running: dict[str, Any]) -> None:
+        """Tell others where the farm is; the addresses stay known when it ends, so that it can come back under them."""
+        kept = {key: value for key, value in self._read().items() if key != "pid"}
+        temporary = self._directory / "farm.json.tmp"
+        temporary.write_text(json.dumps({**kept, **running}))
+        temporary.replace(self._directory / "farm.json")
+
+    def _sweep(self) -> None:
+        """Remove what workers of killed processes left."""
+        for path in self._directory.glob("worker-*"):
+            pid = path.name.rpartition("-")[2]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):
+                    (self._directory / "logs" / f"{path.name}.log").unlink()
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _free_port(address: str) -> int:
+    """The port of the address if nobody has it, else 0."""
+    port = address.rpartition(":")[2]
+    if not port.isdigit():
+        return 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", int(port)))
+        except OSError:
+            return 0
+    return int(port)

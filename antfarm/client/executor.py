@@ -1,0 +1,58 @@
+"""The farm behind the interface of `concurrent.futures`, for code that knows nothing of farms."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from antfarm.blocking import loop_thread
+
+if TYPE_CHECKING:
+    from antfarm.client.blocking import Farm
+
+
+class FarmExecutor(concurrent.futures.Executor):
+    """Runs calls on the farm. Leaving its `with` block waits for them; the farm stays connected."""
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+        self._open: set[concurrent.futures.Future[Any]] = set()
+        self._shut = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Run `fn(*args, **kwargs)` on a worker."""
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        core = self._farm.submit(fn, *args, **kwargs).aio
+        loop = loop_thread().loop
+        future = asyncio.run_coroutine_threadsafe(core.result(), loop)
+        self._open.add(future)
+
+        def ended(done: concurrent.futures.Future[Any]) -> None:
+            self._open.discard(done)
+            if done.cancelled():
+                asyncio.run_coroutine_threadsafe(core.cancel("the caller cancelled its future"), loop)
+
+        future.add_done_callback(ended)
+        return future
+
+    def map(
+        self, fn: Callable[..., Any], *iterables: Any, timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[Any]:
+        """Like the built-in `map`, as one job; values in the order of the input. `chunksize` is not needed: batches are the farm's matter."""
+        job = self._farm.map(fn, *iterables)
+        if timeout is not None:
+            job.wait(timeout)
+        return job.results()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; wait for those that run, or cancel them first."""
+        self._shut = True
+        pending = list(self._open)
+        if cancel_futures:
+            for future in pending:
+                future.cancel()
+        if wait:
+            concurrent.futures.wait(pending)

@@ -1,0 +1,503 @@
+"""The farm as a client sees it, asynchronous: the real one. `antfarm.aio.connect()` makes it; the blocking face is in antfarm.client.blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from antfarm import apps, model, net, wire
+from antfarm.client.coalescer import Coalescer
+from antfarm.client.connection import PATIENCE_S, Connection
+from antfarm.client.handle import JobHandle
+from antfarm.client.job import AsyncFuture, AsyncJob
+from antfarm.client.submission import (
+    Function,
+    JobWriter,
+    MapPlan,
+    Runnable,
+    SubmitPlan,
+    batches,
+    new_job_id,
+    plan_map,
+    plan_submit,
+    resolve,
+)
+from antfarm.duration import Duration, seconds
+from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, WrongState
+from antfarm.model import JobStatus
+from antfarm.v1 import job_pb2, worker_pb2
+
+R = TypeVar("R")
+
+_NOTICE_AFTER_S = 3.0
+
+log = logging.getLogger("antfarm.client")
+
+
+def check_not_loading() -> None:
+    """Refuse to connect while a worker imports the script that connects: it would start farms without end."""
+    app = apps.loading()
+    if app:
+        raise WrongState(
+            f'{app} calls antfarm.connect() when a worker imports it: put that code under `if __name__ == "__main__":`'
+        )
+
+
+async def connect(
+    address: str | None = None,
+    *,
+    tls_cert: str | Path = "",
+    tls_key: str | Path = "",
+    tls_ca: str | Path = "",
+    allow_pickle: bool | None = None,
+    patience: Duration = PATIENCE_S,
+    slots: int | None = None,
+    state_dir: str | Path | None = None,
+) -> AsyncFarm:
+    """Connect to a farm, or without an address to a durable one on this machine. Use it as `async with await connect() as farm`.
+
+    Args:
+        address: "host:50051". None: ANTFARM_ADDRESS from the environment, else the embedded farm.
+        tls_cert, tls_key, tls_ca: PEM files for mutual TLS; all or none.
+        allow_pickle: send and read pickles where values or functions have no other form. Default: only on an embedded farm.
+        patience: how long calls go on trying while a farm that had answered before does not.
+        slots: embedded farm: tasks at a time. Default: one per core.
+        state_dir: embedded farm: where it keeps its state. Default: ~/.local/state/antfarm/local.
+
+    Raises Unavailable in one line when nobody answers at the address.
+    """
+    check_not_loading()
+    address = address or os.environ.get("ANTFARM_ADDRESS") or None
+    tls = net.Tls.from_paths(str(tls_cert), str(tls_key), str(tls_ca))
+    if address is not None:
+        connection = await Connection.open(address, tls, patience_s=seconds(patience), allow_pickle=bool(allow_pickle))
+        return AsyncFarm(connection)
+    from antfarm.client.embedded import EmbeddedFarm
+
+    may_pickle = allow_pickle is not False
+    embedded = await asyncio.to_thread(
+        EmbeddedFarm.open, Path(state_dir) if state_dir else None, slots=slots, allow_pickle=may_pickle
+    )
+    try:
+        connection = await Connection.open(
+            embedded.address, None, patience_s=seconds(patience), allow_pickle=may_pickle
+        )
+    except BaseException:
+        await asyncio.to_thread(embedded.close)
+        raise
+    return AsyncFarm(connection, embedded.close)
+
+
+class AsyncFarm:
+    """A connection to a farm. Jobs belong to the orchestrator: closing this ends nothing but the connection."""
+
+    def __init__(self, connection: Connection, on_close: Callable[[], None] | None = None) -> None:
+        self.connection = connection
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._coalescer = Coalescer(connection, self._loop, self.notice)
+        self._resolved: dict[Any, tuple[Runnable, model.TaskTemplate]] = {}
+        self._noticed: set[str] = set()
+        self._notices: set[asyncio.Task[None]] = set()
+        self._jobs: WeakSet[AsyncJob[Any]] = WeakSet()
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """Address of the orchestrator."""
+        return self.connection.address
+
+    def __repr__(self) -> str:
+        return f"<farm at {self.address}>"
+
+    async def __aenter__(self) -> AsyncFarm:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Send what was submitted, disconnect, and end an embedded farm (running tasks may finish within the drain time)."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._coalescer.close()
+        finally:
+            for notice in self._notices:
+                notice.cancel()
+            for job in list(self._jobs):
+                job.forget()
+            await self.connection.close()
+            if self._on_close is not None:
+                await asyncio.to_thread(self._on_close)
+
+    # ---- submitting -------------------------------------------------------------------------------------------------
+
+    def submit(self, function: Function, /, *args: Any, **kwargs: Any) -> AsyncFuture[Any]:
+        """Run one call. Returns its future at once; calls that are made together travel together.
+
+        Futures and jobs among the arguments are waited for by the farm, and their values (of a job: the list of `Outcome`s)
+        take their places.
+        """
+        return self.add(self.plan_submit(function, args, kwargs))
+
+    def plan_submit(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> SubmitPlan:
+        """The plan of one call; may be called from any thread."""
+        runnable, template = self._resolve(function)
+        return plan_submit(runnable, template, args, kwargs, allow_pickle=self.connection.allow_pickle)
+
+    def add(self, plan: SubmitPlan) -> AsyncFuture[Any]:
+        """Submit a planned call; may be called from any thread."""
+        future = self._coalescer.add(plan)
+        self._jobs.add(future.job)
+        return future
+
+    def _resolve(self, function: Function) -> tuple[Runnable, model.TaskTemplate]:
+        """Remembered per function, but not for functions by value: what they hold may change from call to call."""
+        try:
+            known = self._resolved.get(function)
+        except TypeError:
+            known = None
+        if known is None:
+            runnable = resolve(function, allow_pickle=self.connection.allow_pickle)
+            known = runnable, runnable.template({}, allow_pickle=self.connection.allow_pickle)
+            if not runnable.by_value:
+                if len(self._resolved) > 1000:  # someone makes tasks in a loop
+                    self._resolved.clear()
+                self._resolved[function] = known
+        return known
+
+    async def flush(self) -> None:
+        """Return when everything that was submitted is durable in the orchestrator."""
+        await self._coalescer.flush()
+
+    async def map(
+        self,
+        function: Function,
+        /,
+        *iterables: Any,
+        name: str = "",
+        priority: int = 0,
+        max_failures: int | None = None,
+        key: Callable[..., Any] | Iterable[Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        job_id: str = "",
+        request_id: str = "",
+        **common: Any,
+    ) -> AsyncJob[Any]:
+        """Run `function(*items)` for the items of the iterables, like the built-in `map`. Returns when all are durable.
+
+        Args:
+            iterables: lists, generators (streamed in constant memory), asynchronous ones, jobs and lists of futures of one job. A job
+                means: each call waits for its counterpart there alone and gets its value.
+            name: for people, and to find the job again.
+            priority: -10 to 10; each step quadruples the job's share.
+            max_failures: cancel the job when more of its tasks failed.
+            key: what to call the tasks: a function of the call's arguments, or one value each. Default: the first argument.
+            labels: free text for people and selectors.
+            job_id, request_id: the job's id, chosen by the caller; calling again with the same one and the same input does not run anything twice.
+            common: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
+        """
+        plan = await self.plan(
+            function, iterables, common, name=name, priority=priority, max_failures=max_failures, key=key, labels=labels
+        )
+        return await self.run(plan, job_id or request_id)
+
+    async def starmap(self, function: Function, calls: Any, /, **options: Any) -> AsyncJob[Any]:
+        """Run `function(*call)` for each of the calls. Options as in `map`."""
+        named = {word: options.pop(word) for word in list(options) if word in MAP_OPTIONS}
+        job_id = str(named.pop("job_id", "") or named.pop("request_id", ""))
+        plan = await self.plan(function, (calls,), options, star=True, **named)
+        return await self.run(plan, job_id)
+
+    async def plan(
+        self, function: Function, iterables: Sequence[Any], common: Mapping[str, Any], **options: Any
+    ) -> MapPlan:
+        """The job of a map, with what the orchestrator must be asked for."""
+        counts = await self.counts(iterables)
+        return plan_map(
+            function, iterables, common, counts=counts, allow_pickle=self.connection.allow_pickle, **options
+        )
+
+    @staticmethod
+    async def counts(things: Iterable[Any]) -> dict[str, int]:
+        """How many tasks the jobs among the things have."""
+        jobs: dict[str, Any] = {thing.job_id: thing for thing in things if isinstance(thing, JobHandle)}
+        jobs = {job_id: getattr(job, "aio", job) for job_id, job in jobs.items()}
+        return {job_id: await job.count() for job_id, job in jobs.items()}
+
+    async def run(self, plan: MapPlan, job_id: str = "") -> AsyncJob[Any]:
+        """Submit a planned job; returns when all of it is durable."""
+        writer = self.writer(plan, job_id)
+        try:
+            if isinstance(plan.calls, AsyncIterable):
+                await self._send_async(plan, writer)
+            else:
+                for batch, last in batches(plan.payloads()):
+                    await writer.send(batch, last=last)
+            await writer.finish()
+        except BaseException:
+            await writer.abandon()
+            raise
+        return self.started(plan, writer)
+
+    def writer(self, plan: MapPlan, job_id: str = "") -> JobWriter:
+        """What sends the job."""
+        return JobWriter(self.connection, job_id or new_job_id(plan.spec.name or plan.spec.template.type), plan.spec)
+
+    def started(self, plan: MapPlan, writer: JobWriter) -> AsyncJob[Any]:
+        """The handle on a job that was sent."""
+        job: AsyncJob[Any] = AsyncJob(self.connection, writer.job_id, keys=plan.keys, task_count=writer.task_count)
+        self._jobs.add(job)
+        self.notice(job, plan.spec.template.type)
+        return job
+
+    @staticmethod
+    async def _send_async(plan: MapPlan, writer: JobWriter) -> None:
+        """Calls from an asynchronous source; each batch is what comes within a tenth of a second."""
+        assert isinstance(plan.calls, AsyncIterable)
+        encoded: list[bytes] = []
+        flushed = asyncio.get_running_loop().time()
+        async for call in plan.calls:
+            encoded.append(plan.encode(call))
+            now = asyncio.get_running_loop().time()
+            if now - flushed > 0.1 or len(encoded) >= 1000:
+                for batch, _ in batches(encoded):
+                    await writer.send(batch, last=False)
+                encoded, flushed = [], now
+        for batch, last in batches(encoded):
+            await writer.send(batch, last=last)
+
+    def notice(self, job: AsyncJob[Any], task_type: str) -> None:
+        """Say once per task type when no worker offers it, since the tasks would wait without a word."""
+        if task_type in self._noticed:
+            return
+        self._noticed.add(task_type)
+        task = asyncio.create_task(self._notice(job, task_type))
+        self._notices.add(task)
+        task.add_done_callback(self._notices.discard)
+
+    async def _notice(self, job: AsyncJob[Any], task_type: str) -> None:
+        await asyncio.sleep(_NOTICE_AFTER_S)
+        with suppress(AntFarmError):
+            if (await job.status()).state.terminal or await self.offered(task_type):
+                return
+            log.warning(
+                "no worker of the farm at %s offers the task type %r yet; job %s waits for one "
+                "(start one with `--app` and the module or file that defines it)",
+                self.address,
+                task_type,
+                job.job_id,
+            )
+
+    async def offered(self, task_type: str) -> bool:
+        """Whether a worker that is there can run the task type."""
+        token = ""
+        while True:
+            answer = await self.connection.call(
+                self.connection.workers.ListWorkers, worker_pb2.ListWorkersRequest(page_size=1000, page_token=token)
+            )
+            for worker in answer.workers:
+                stays = worker.state in (worker_pb2.WORKER_STATE_READY, worker_pb2.WORKER_STATE_SUSPECT)
+                if stays and any(offer in (task_type, f"{task_type}:plan") for offer in worker.task_types):
+                    return True
+            token = answer.next_page_token
+            if not token:
+                return False
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+
+    async def gather(self, *things: Any, return_exceptions: bool = False) -> list[Any]:
+        """The values of futures and jobs, in their order; a job gives the list of its values.
+
+        The first failure is raised, or with `return_exceptions` stands in the place of its value.
+        """
+        return [await self._value(thing, return_exceptions) for thing in _flat(things)]
+
+    async def _value(self, thing: Any, return_exceptions: bool) -> Any:
+        try:
+            if isinstance(thing, AsyncFuture):
+                return await thing.result()
+            if not return_exceptions:
+                return [value async for value in thing.results()]
+            outcomes = [outcome async for outcome in thing.outcomes()]
+            return [outcome.value if outcome.ok else outcome.error() for outcome in outcomes]
+        except AntFarmError as error:
+            if not return_exceptions:
+                raise
+            return error
+
+    async def as_completed(self, *things: Any) -> AsyncIterator[AsyncFuture[Any]]:
+        """The futures, and the tasks of the jobs, in the order in which they end, each done."""
+        async for batch in self.completed_batches(*things):
+            for future in batch:
+                yield future
+
+    async def completed_batches(self, *things: Any) -> AsyncIterator[list[AsyncFuture[Any]]]:
+        """As `as_completed`, with those together that arrived together."""
+        queue: asyncio.Queue[list[AsyncFuture[Any]] | BaseException | None] = asyncio.Queue(maxsize=16)
+        flat = _flat(things)
+        futures = [thing for thing in flat if isinstance(thing, AsyncFuture)]
+        feeds = [_feed_job(thing, queue) for thing in flat if not isinstance(thing, AsyncFuture)]
+        if futures:
+            feeds.append(_feed_futures(futures, queue))
+        tasks = [asyncio.create_task(feed) for feed in feeds]
+        left = len(tasks)
+        try:
+            while left:
+                item = await queue.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def wait(self, *things: Any, timeout: Duration | None = None) -> tuple[set[Any], set[Any]]:
+        """(done, not done) of futures and jobs, when all have ended or the time is over."""
+        waits = {asyncio.create_task(_ended(thing)): thing for thing in _flat(things)}
+        if not waits:
+            return set(), set()
+        try:
+            done, _ = await asyncio.wait(waits, timeout=None if timeout is None else seconds(timeout))
+            for task in done:
+                task.result()
+            return {waits[task] for task in done}, {thing for task, thing in waits.items() if task not in done}
+        finally:
+            for task in waits:
+                task.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def cancel(self, *things: Any, cause: str = "") -> None:
+        """Cancel futures and jobs."""
+        for thing in _flat(things):
+            await thing.cancel(cause)
+
+    async def retry(self, job: AsyncJob[R], *, failed: bool = True) -> AsyncJob[R]:
+        """A new job of the job's tasks that ended without success."""
+        return await job.retry(failed=failed)
+
+    # ---- finding again ----------------------------------------------------------------------------------------------
+
+    async def job(self, selector: str) -> AsyncJob[Any]:
+        """A job by its id, a unique beginning of the id, its name (the newest of that name), or "last". JobNotFound otherwise."""
+        status = await self.find(selector)
+        job: AsyncJob[Any] = AsyncJob(self.connection, status.job_id)
+        self._jobs.add(job)
+        return job
+
+    async def find(self, selector: str) -> JobStatus:
+        """The status of a job by the same selectors."""
+        if selector != "last":
+            with suppress(JobNotFound, InvalidArgument):
+                answer = await self.connection.call(self.connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=selector))
+                return wire.status_from_wire(answer.job)
+            named = await self.connection.call(
+                self.connection.jobs.ListJobs, job_pb2.ListJobsRequest(name=selector, page_size=1)
+            )
+            if named.jobs:
+                return wire.status_from_wire(named.jobs[0])
+        found: list[JobStatus] = []
+        async for status in self.jobs():
+            if selector == "last":
+                return status
+            if status.job_id.startswith(selector):
+                found.append(status)
+        if len(found) > 1:
+            shown = ", ".join(status.job_id for status in found[:3])
+            raise InvalidArgument(
+                f"{selector!r} is the beginning of {len(found)} job ids: {shown}{' ...' if found[3:] else ''}"
+            )
+        if not found:
+            raise JobNotFound(
+                "there is no job yet" if selector == "last" else f"no job has the id or name {selector!r}"
+            )
+        return found[0]
+
+    async def jobs(self, *, name: str = "", limit: int | None = None) -> AsyncIterator[JobStatus]:
+        """Jobs, newest first."""
+        token, left = "", limit
+        while left is None or left > 0:
+            request = job_pb2.ListJobsRequest(page_size=min(left or 1000, 1000), page_token=token, name=name)
+            answer = await self.connection.call(self.connection.jobs.ListJobs, request)
+            for job in answer.jobs:
+                yield wire.status_from_wire(job)
+            token = answer.next_page_token
+            left = None if left is None else left - len(answer.jobs)
+            if not token:
+                return
+
+
+MAP_OPTIONS = frozenset({"name", "priority", "max_failures", "key", "labels", "job_id", "request_id"})
+"""Keywords of map and starmap that are not handed to the function."""
+
+
+def _flat(things: Iterable[Any]) -> list[Any]:
+    """Futures and jobs, taken out of one level of lists."""
+    flat: list[Any] = []
+    for thing in things:
+        if isinstance(thing, AsyncFuture | AsyncJob):
+            flat.append(thing)
+        elif isinstance(thing, Iterable) and not isinstance(thing, str | bytes):
+            flat.extend(_flat(thing))
+        else:
+            raise InvalidArgument(f"{type(thing).__name__} is neither a future nor a job of this farm")
+    return flat
+
+
+async def _ended(thing: Any) -> None:
+    if isinstance(thing, AsyncFuture):
+        await thing.arrive()
+    else:
+        await thing.wait()
+
+
+async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queue[Any]) -> None:
+    arrived: list[AsyncFuture[Any]] = []
+    news = asyncio.Event()
+
+    def note(future: AsyncFuture[Any]) -> None:
+        arrived.append(future)
+        news.set()
+
+    for future in futures:
+        future.add_done_callback(note)
+    left = len(futures)
+    while left:
+        await news.wait()
+        news.clear()
+        batch, arrived[:] = arrived[:], []
+        left -= len(batch)
+        lost = next((future for future in batch if future.message is None), None)
+        if lost is not None:
+            try:
+                await lost.arrive()  # raises why
+            except AntFarmError as error:
+                await queue.put(error)
+                return
+        await queue.put(batch)
+    await queue.put(None)
+
+
+async def _feed_job(job: AsyncJob[Any], queue: asyncio.Queue[Any]) -> None:
+    try:
+        async for batch in job.batches():
+            await queue.put([AsyncFuture(job, message.index, message) for message in batch])
+    except AntFarmError as error:
+        await queue.put(error)
+        return
+    await queue.put(None)

@@ -1,0 +1,456 @@
+"""From a function and its arguments to a job: what it is called, what it depends on, its payloads in batches, sent so that nothing is lost.
+
+`plan_map` and `plan_submit` are pure; `JobWriter` sends. A job is created with its first batch; what follows is streamed, and after a broken
+call the writer asks how many tasks the orchestrator has and goes on from there. What is not acknowledged yet is kept (a few MiB),
+so memory is constant however many tasks a generator yields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import secrets
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from antfarm import apps, builtin, model, payload
+from antfarm.client.connection import Connection
+from antfarm.client.handle import FutureHandle, JobHandle
+from antfarm.errors import InvalidArgument, JobClosed
+from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobSpec
+from antfarm.payload import Input
+from antfarm.task import Options, Task, is_plain_task, template
+from antfarm.v1 import job_pb2
+from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
+
+BATCH_TASKS_MAX = 4_000
+"""Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
+_FLUSH_AFTER_S = 0.1
+_WINDOW_BATCHES = 8
+"""Batches under way in one AppendTasks call; each call's answer makes them durable."""
+
+Function = Callable[..., Any] | Task[..., Any] | str
+
+
+# ---- what is run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runnable:
+    """What a worker is asked to run: a task type, its options, and the function itself where it travels by value."""
+
+    name: str
+    options: Options
+    by_value: bytes = b""
+    bind: Callable[[Sequence[Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, allow_pickle: bool) -> bytes:
+        """The payload of one call."""
+        if self.bind is not None:
+            return payload.encode_call((), self.bind(args, kwargs))
+        return payload.encode_call(args, kwargs, allow_pickle=allow_pickle)
+
+    def template(self, common: Mapping[str, Any], *, allow_pickle: bool) -> model.TaskTemplate:
+        """The job's template; a function by value stands among the common arguments."""
+        if self.by_value:
+            common = {**common, builtin.FUNCTION_KEY: self.by_value}
+        return template(self.name, self.options, payload.encode_common(common, allow_pickle=allow_pickle))
+
+
+def resolve(function: Function, *, allow_pickle: bool) -> Runnable:
+    """How workers are asked for the function.
+
+    - a task, or a name that workers know: by its name;
+    - a plain function at the top level of the main script: by its name too (workers are given the script with --app);
+    - any other function: by value where pickles are allowed, else by its name when it has one that can be imported.
+
+    InvalidArgument in one line otherwise.
+    """
+    if isinstance(function, str):
+        return Runnable(name=function, options=Options())
+    if isinstance(function, Task):
+        if allow_pickle and function.function.__module__ == "__main__" and not apps.main_app():
+            return _by_value(function.function, function.options_set)
+        bind = getattr(function, "bind", None)
+        return Runnable(name=function.name, options=function.options_set, bind=bind)
+    if not callable(function):
+        raise InvalidArgument(f"{function!r} is neither a function, nor a task, nor the name of one")
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    importable = getattr(apps.find_module(module or ""), name, None) is function and "." not in name
+    if importable and hasattr(function, "__qualname__") and (module != "__main__" or apps.main_app()):
+        of_main = module == "__main__" and is_plain_task(function, name)
+        if of_main or not allow_pickle:
+            return Runnable(name=Task(function).name, options=Options())
+    if allow_pickle:
+        return _by_value(function, Options())
+    shown = getattr(function, "__qualname__", repr(function))
+    raise InvalidArgument(
+        f"{shown} has no name that a worker could know: put it at the top level of a module that workers load with --app, "
+        "or allow pickles on both ends (connect(allow_pickle=True), workers with --allow-pickle)"
+    )
+
+
+def _by_value(function: Callable[..., Any], options: Options) -> Runnable:
+    return Runnable(name=builtin.CALL, options=options, by_value=builtin.pickle_function(function))
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapPlan:
+    """A job to be made of many calls: its spec, its payloads (lazily), and the keys of its tasks where they are known."""
+
+    spec: JobSpec
+    encode: Callable[[tuple[Any, ...]], bytes]
+    calls: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]]
+    keys: Sequence[Any] | None
+
+    def payloads(self) -> Iterator[bytes]:
+        """The payloads in order; runs the user's generators."""
+        assert not isinstance(self.calls, AsyncIterable)
+        return map(self.encode, self.calls)
+
+
+class Inputs:
+    """Collects the dependencies of a job while its arguments are looked at; the position of each is its `Input` number."""
+
+    def __init__(self) -> None:
+        self.dependencies: list[Dependency] = []
+
+    def add(self, job_id: str, kind: DependencyKind, offset: int = 0) -> Input:
+        """The placeholder for what that dependency yields."""
+        wanted = Dependency(job_id=model.JobId(job_id), kind=kind, offset=offset)
+        if wanted not in self.dependencies:
+            self.dependencies.append(wanted)
+        return Input(self.dependencies.index(wanted))
+
+    def replace(self, value: Any) -> Any:
+        """The value with whole jobs in it replaced by placeholders: every task waits for all of theirs."""
+        if isinstance(value, JobHandle):
+            return self.add(value.job_id, DependencyKind.ALL)
+        if isinstance(value, FutureHandle):
+            raise InvalidArgument(
+                "a future cannot be common to all tasks of a map; use submit, or map over the futures"
+            )
+        return value
+
+
+def plan_map(
+    function: Function,
+    iterables: Sequence[Any],
+    common: Mapping[str, Any],
+    *,
+    star: bool = False,
+    name: str = "",
+    priority: int = 0,
+    max_failures: int | None = None,
+    labels: Mapping[str, str] | None = None,
+    key: Callable[..., Any] | Iterable[Any] | None = None,
+    counts: Mapping[str, int] | None = None,
+    allow_pickle: bool = False,
+) -> MapPlan:
+    """The job of `map` or (with `star`) `starmap`. `counts` tells how many tasks each job among the iterables has."""
+    if not iterables:
+        raise InvalidArgument("map needs at least one iterable of arguments")
+    runnable, inputs = resolve(function, allow_pickle=allow_pickle), Inputs()
+    if star and not isinstance(iterables[0], AsyncIterable):
+        calls: Any = (tuple(call) for call in iterables[0])
+    elif star:
+        calls = _tuples(iterables[0])
+    else:
+        columns = [_column(each, inputs, counts or {}) for each in iterables]
+        calls = (
+            _zip_async(columns) if any(isinstance(c, AsyncIterable) for c in columns) else zip(*columns, strict=False)
+        )
+    shared = {word: inputs.replace(value) for word, value in common.items()}
+    fixed: Mapping[str, Any] = {}
+    if runnable.bind is not None:  # a command is made whole here; workers know nothing of its template
+        fixed, shared = shared, {}
+    keys = _natural_keys(iterables, star) if key is None or callable(key) else list(key)
+    noted: list[Any] | None = [] if callable(key) else None
+    if noted is not None and any(isinstance(each, JobHandle) for each in iterables):
+        raise InvalidArgument("key= cannot be a function of a job's values; give one value per task")
+
+    def encode(call: tuple[Any, ...]) -> bytes:
+        if noted is not None:
+            noted.append(key(*call))  # type: ignore[operator,misc]
+        return runnable.encode(call, fixed, allow_pickle=allow_pickle)
+
+    spec = JobSpec(
+        template=runnable.template(shared, allow_pickle=allow_pickle),
+        name=name,
+        priority=_checked_priority(priority),
+        dependencies=tuple(inputs.dependencies),
+        max_failures=max_failures,
+        labels=dict(labels or {}),
+    )
+    return MapPlan(spec=spec, encode=encode, calls=calls, keys=keys if noted is None else noted)
+
+
+def _checked_priority(priority: int) -> int:
+    if not -model.PRIORITY_MAX <= priority <= model.PRIORITY_MAX:
+        raise InvalidArgument(f"priority {priority} is not from {-model.PRIORITY_MAX} to {model.PRIORITY_MAX}")
+    return priority
+
+
+def _column(each: Any, inputs: Inputs, counts: Mapping[str, int]) -> Iterable[Any] | AsyncIterable[Any]:
+    """One argument of all calls; a job or a run of its futures becomes a placeholder for each call's own input."""
+    if isinstance(each, JobHandle):
+        return itertools.repeat(inputs.add(each.job_id, DependencyKind.EACH), counts[each.job_id])
+    if isinstance(each, str | bytes):
+        raise InvalidArgument(
+            f"map over {type(each).__name__} {each[:20]!r} would run once per character; put it in a list"
+        )
+    if isinstance(each, list | tuple) and each and isinstance(each[0], FutureHandle):
+        return _column_of_futures(each, inputs)
+    if not isinstance(each, Iterable | AsyncIterable):
+        raise InvalidArgument(
+            f"map takes iterables, not {type(each).__name__}; arguments that all calls share go by keyword"
+        )
+    return each
+
+
+def _column_of_futures(futures: Sequence[Any], inputs: Inputs) -> Iterable[Input]:
+    first = futures[0]
+    for number, future in enumerate(futures):
+        if not isinstance(future, FutureHandle) or (future.job_id, future.index) != (
+            first.job_id,
+            first.index + number,
+        ):
+            raise InvalidArgument(
+                "map takes futures of one job in their order; for others: [farm.submit(function, future) for future in futures]"
+            )
+    return itertools.repeat(inputs.add(first.job_id, DependencyKind.EACH, first.index), len(futures))
+
+
+def _natural_keys(iterables: Sequence[Any], star: bool) -> Sequence[Any] | None:
+    """By what people know the tasks: the first argument, where it can be told without running anything."""
+    if star:
+        return None
+    for each in iterables:
+        if isinstance(each, JobHandle):
+            return each.keys
+        if isinstance(each, range | tuple):
+            return each
+        if isinstance(each, list) and not isinstance(each[0] if each else None, FutureHandle):
+            return list(each)
+    return None
+
+
+async def _tuples(calls: AsyncIterable[Iterable[Any]]) -> AsyncIterator[tuple[Any, ...]]:
+    async for call in calls:
+        yield tuple(call)
+
+
+async def _zip_async(columns: Sequence[Any]) -> AsyncIterator[tuple[Any, ...]]:
+    iterators = [aiter(c) if isinstance(c, AsyncIterable) else iter(c) for c in columns]
+    while True:
+        call = []
+        for iterator in iterators:
+            try:
+                call.append(await anext(iterator) if isinstance(iterator, AsyncIterator) else next(iterator))
+            except (StopIteration, StopAsyncIteration):
+                return
+        yield tuple(call)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitPlan:
+    """One call: the template and dependencies of its job, and its payload.
+
+    `follows` are (job_id, index) of the futures among its arguments, in the order of `inputs`, before offsets are known.
+    """
+
+    template: model.TaskTemplate
+    follows: tuple[tuple[str, int], ...]
+    whole: tuple[str, ...]
+    payload: bytes
+
+    def dependencies(self, position: int) -> tuple[Dependency, ...]:
+        """Its dependencies as task number `position` of a job."""
+        each = [
+            Dependency(job_id=model.JobId(job_id), kind=DependencyKind.EACH, offset=index - position)
+            for job_id, index in self.follows
+        ]
+        return (*each, *(Dependency(job_id=model.JobId(j), kind=DependencyKind.ALL) for j in self.whole))
+
+
+def plan_submit(
+    runnable: Runnable,
+    template: model.TaskTemplate,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    allow_pickle: bool = False,
+) -> SubmitPlan:
+    """The plan of one call. Futures and jobs among its arguments become inputs of the task."""
+    follows: list[tuple[str, int]] = []
+    whole: list[str] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, FutureHandle) and (value.job_id, value.index) not in follows:
+            follows.append((value.job_id, value.index))
+        elif isinstance(value, JobHandle) and value.job_id not in whole:
+            whole.append(value.job_id)
+
+    def place(value: Any) -> Any:
+        if isinstance(value, FutureHandle):
+            return Input(follows.index((value.job_id, value.index)))
+        if isinstance(value, JobHandle):
+            return Input(len(follows) + whole.index(value.job_id))
+        return value
+
+    if follows or whole:
+        args, kwargs = [place(value) for value in args], {word: place(value) for word, value in kwargs.items()}
+    return SubmitPlan(
+        template=template,
+        follows=tuple(follows),
+        whole=tuple(whole),
+        payload=runnable.encode(args, kwargs, allow_pickle=allow_pickle),
+    )
+
+
+# ---- sending --------------------------------------------------------------------------------------------------------
+
+
+def new_job_id(task_name: str) -> str:
+    """A fresh id that people recognise, e.g. "squares.square-3f9a0c12be"."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", task_name).strip(".-_")[:64] or "job"
+    return f"{stem}-{secrets.token_hex(5)}"
+
+
+def batches(payloads: Iterable[bytes]) -> Iterator[tuple[list[bytes], bool]]:
+    """(batch, last) of payloads: up to BATCH_TASKS_MAX or BATCH_BYTES_MAX, and sooner when the source is slow.
+
+    The last batch may be empty. Payloads above the inline limit are left as they are; the writer spills them.
+    """
+    batch: list[bytes] = []
+    size, flushed = 0, time.monotonic()
+    for encoded in payloads:
+        weight = min(len(encoded), model.PAYLOAD_BYTES_MAX) + 8
+        if size + weight > BATCH_BYTES_MAX or len(batch) >= BATCH_TASKS_MAX:
+            yield batch, False
+            batch, size, flushed = [], 0, time.monotonic()
+        batch.append(encoded)
+        size += weight
+        if not len(batch) & 15 or size > 65536 or time.monotonic() - flushed > _FLUSH_AFTER_S:
+            now = time.monotonic()
+            if now - flushed > _FLUSH_AFTER_S:
+                yield batch, False
+                batch, size, flushed = [], 0, now
+    yield batch, True
+
+
+class JobWriter:
+    """Creates a job and appends to it. `send` takes batches and waits only when too much is under way; `finish` waits for the end."""
+
+    def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
+        self.job_id = job_id
+        self.status: model.JobStatus | None = None
+        self._connection = connection
+        self._spec = spec
+        self._sent = 0
+        self._queue: asyncio.Queue[job_pb2.AppendTasksRequest] = asyncio.Queue(maxsize=_WINDOW_BATCHES)
+        self._pump: asyncio.Task[None] | None = None
+        self._existed_closed = False
+
+    @property
+    def task_count(self) -> int:
+        """Tasks that the job has by now."""
+        return max(self._sent, self.status.task_count if self.status is not None else 0)
+
+    async def send(self, batch: list[bytes], *, last: bool) -> None:
+        """Take one batch. With the first one the job is created; an error of an earlier batch is raised here."""
+        if any(len(encoded) > model.PAYLOAD_BYTES_MAX for encoded in batch):
+            batch = [await self._connection.spill(encoded) for encoded in batch]
+        if self.status is None:
+            await self._create(batch, last)
+        elif not self._existed_closed:
+            await self._append(batch, last)
+
+    async def _create(self, batch: list[bytes], last: bool) -> None:
+        spec = spec_to_wire(self._spec)
+        if len(spec.template.common_payload) > model.PAYLOAD_BYTES_MAX:
+            spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
+        request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
+        answer = await self._connection.call(self._connection.jobs.CreateJob, request)
+        self.status = status_from_wire(answer.job)
+        self._sent = len(batch)
+        self._existed_closed = answer.existed and self.status.state != model.JobState.OPEN and not last
+
+    async def _append(self, batch: list[bytes], last: bool) -> None:
+        request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
+        self._sent += len(batch)
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._run_pump())
+        put = asyncio.ensure_future(self._queue.put(request))
+        await asyncio.wait({put, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+        if not put.done():
+            put.cancel()
+            await self._pump  # it failed: nobody will take more
+
+    async def finish(self) -> None:
+        """Return when everything is durable and the job is closed."""
+        if self._pump is not None:
+            await self._pump
+
+    async def abandon(self) -> None:
+        """Stop sending, after an error in the user's generator. The job stays open with what it has; cancel it or go on later."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+
+    async def _run_pump(self) -> None:
+        ended = False
+        while not ended:
+            window = [await self._queue.get()]
+            while len(window) < _WINDOW_BATCHES and not self._queue.empty():
+                window.append(self._queue.get_nowait())
+            await self._push(window)
+            ended = window[-1].close
+
+    async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
+        """Make the batches durable, in one call or, after broken ones, in several."""
+        patience = self._connection.patience()
+        while window:
+            call = self._connection.jobs.AppendTasks()
+            try:
+                for request in window:
+                    await call.write(request)
+                await call.done_writing()
+                await call
+                return
+            except grpc.aio.AioRpcError as error:
+                await self._recover(patience, error, window)
+            except asyncio.InvalidStateError:  # the call ended while we wrote: its status says why
+                try:
+                    await call
+                except grpc.aio.AioRpcError as error:
+                    await self._recover(patience, error, window)
+            finally:
+                call.cancel()
+
+    async def _recover(
+        self, patience: Any, error: grpc.aio.AioRpcError, window: list[job_pb2.AppendTasksRequest]
+    ) -> None:
+        """Wait, then drop from the window what the orchestrator has; raise where trying again cannot help."""
+        ours = error_from_rpc(error)
+        if isinstance(ours, JobClosed):
+            have = await self._count()
+            if window[-1].close and have == window[-1].first_index + len(window[-1].payloads):
+                window.clear()  # our own closing batch arrived, its answer did not
+                return
+        await patience.bear(ours)
+        have = await self._count()
+        while window and not window[0].close and window[0].first_index + len(window[0].payloads) <= have:
+            patience.relieved()
+            del window[0]
+
+    async def _count(self) -> int:
+        answer = await self._connection.call(self._connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=self.job_id))
+        return answer.job.task_count
