@@ -181,16 +181,20 @@ def _dress(marble: F32, land: F32, ice: F32, grain: F32, size: tuple[int, int]) 
     cold = white * land * (1 - ice)
     tundra = np.array([74, 70, 52], np.float32)
     summer = marble + (tundra - marble) * (cold * 0.96)[..., None]
-    bright = 255 * (summer / 255) ** np.float32(0.82) + np.array([4, 6, 12], np.float32)
-    bright *= (1 + 0.10 * np.clip(grain, -2.5, 2.5))[..., None]
+    # Daily pictures are stretched and hazy, which lifts the dark and leaves sand its colour.
+    lift = np.clip((150 - summer.mean(axis=2)) / 120, 0, 1)[..., None]
+    bright = 255 * (summer / 255) ** (1 - 0.18 * lift) + np.array([4, 6, 12], np.float32) * lift
+    # Fields and forests are uneven at every scale, sand is not.
+    rough = 0.11 - 0.08 * np.clip((bright.mean(axis=2) - 60) / 100, 0, 1)
+    bright *= (1 + rough * np.clip(grain, -2.5, 2.5))[..., None]
     ice_white = np.array([226, 232, 234], np.float32) * (1 + 0.03 * grain)[..., None]
     bright += (ice_white - bright) * ice[..., None]
     water = np.array([13, 22, 37], np.float32) + marble * np.array([0.16, 0.17, 0.15], np.float32)
     colour = water + (bright - water) * land[..., None]
 
     red, green = bright[..., 0], bright[..., 1]
-    dryness = np.clip((red - bright[..., 2] - 35) / 60, 0, 1) * land * (1 - ice)
-    land721 = np.stack((red * 0.75 + 12, green * 1.15 + 48 - (green * 0.35 + 40) * dryness, red * 0.62), axis=2)
+    dryness = np.clip((red - bright[..., 2] - 22) / 38, 0, 1) * land * (1 - ice)
+    land721 = np.stack((red * 0.75 + 12, green * 1.15 + 48 - (green * 0.33 + 44) * dryness, red * 0.62), axis=2)
     ice721 = np.stack((np.full_like(red, 22), red * 0.86, red * 0.93), axis=2)
     land721 += (ice721 - land721) * ice[..., None]
     water721 = np.array([9, 14, 24], np.float32) + 0 * marble

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageChops
 
 from clouds.box import Box
 from clouds.standin.ground import Ground, find_marble, make_ground
@@ -28,6 +28,9 @@ CLEAR_VALUE, THIN_VALUE, CLOUD_VALUE, NO_DATA_VALUE = 0, 1, 2, 255
 
 GROUNDS_MAX = 6
 """Grounds kept, the least recently used goes first; one of 764x1721 takes 17 MB."""
+
+WEATHERS_MAX = 4
+"""Weathers kept; one of 764x1721 takes 4 MB."""
 
 SPACING_DEG = 24.7
 """Between two orbits of one day, on the equator."""
@@ -78,6 +81,7 @@ class Planet:
         self._folder: Path | None = find_marble() if marble else None
         self._climate = Climate(seed)
         self._grounds: OrderedDict[tuple[Box, tuple[int, int]], Ground] = OrderedDict()
+        self._weathers: OrderedDict[View, Weather] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -89,9 +93,7 @@ class Planet:
         """Return the picture a person would take for a photograph."""
         ground, weather = self._parts(view)
         image = ground.colour.copy()
-        snow = self._climate.snow(view.box, view.size, view.day, np.asarray(ground.cold))
-        if snow is not None:
-            image.paste((224, 229, 232), mask=_lying(snow, ground, 210))
+        self._paint_snow(image, view, ground, (224, 229, 232), 210)
         grey = Image.fromarray(weather.brightness)
         reddish = grey.point([round(value * 0.985) for value in range(256)])
         image.paste(Image.merge("RGB", (reddish, grey, grey)), mask=Image.fromarray(weather.opacity))
@@ -101,9 +103,7 @@ class Planet:
         """Return the same scene in bands 7, 2, 1: snow and ice cyan, water cloud white, deep cloud between."""
         ground, weather = self._parts(view)
         image = ground.bands721.copy()
-        snow = self._climate.snow(view.box, view.size, view.day, np.asarray(ground.cold))
-        if snow is not None:
-            image.paste((15, 194, 214), mask=_lying(snow, ground, 255))
+        self._paint_snow(image, view, ground, (15, 194, 214), 255)
         red = (weather.brightness.astype(np.uint16) * (240 - (weather.height >> 1)) >> 8).astype(np.uint8)
         planes = (red, weather.brightness, weather.brightness)
         cloud = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
@@ -137,8 +137,17 @@ class Planet:
 
     def _parts(self, view: View) -> tuple[Ground, Weather]:
         ground = self._ground(view)
-        hour = {"MODIS_Terra": 0.44, "MODIS_Aqua": 0.56}.get(view.platform, 0.55)
-        return ground, self._climate.weather(view.box, view.size, view.day.toordinal() + hour, ground.dry)
+        when = view.day.toordinal() + {"MODIS_Terra": 0.44, "MODIS_Aqua": 0.56}.get(view.platform, 0.55)
+        # The 7-2-1 picture is mostly asked for just after the true-colour one.
+        with self._lock:
+            weather = self._weathers.get(view)
+        if weather is None:
+            weather = self._climate.weather(view.box, view.size, when, ground.dry)
+            with self._lock:
+                self._weathers[view] = weather
+                while len(self._weathers) > WEATHERS_MAX:
+                    self._weathers.popitem(last=False)
+        return ground, weather
 
     def _ground(self, view: View) -> Ground:
         key = (view.box, view.size)
@@ -150,6 +159,16 @@ class Planet:
             while len(self._grounds) > GROUNDS_MAX:
                 self._grounds.popitem(last=False)
         return ground
+
+    def _paint_snow(
+        self, image: Image.Image, view: View, ground: Ground, colour: tuple[int, int, int], opacity_max: int
+    ) -> None:
+        """Cover land and sea where snow and ice lie; lasting ice is in the ground's colours already."""
+        land, sea = self._climate.snow(view.box, view.size, view.day, np.asarray(ground.cold))
+        strength = [value * opacity_max // 255 for value in range(256)]
+        for lying, where in ((land, ground.land), (sea, ImageChops.invert(ground.land))):
+            if lying is not None and lying.any():
+                image.paste(colour, mask=ImageChops.multiply(Image.fromarray(lying), where).point(strength))
 
     def _unseen(self, image: Image.Image, view: View, flaws: Flaws) -> Image.Image:
         missing = self.no_data(view, flaws)
@@ -194,9 +213,3 @@ def _gap_through(
     # On the ground, not on the picture: a degree of longitude is shorter up north.
     lean = TILT / np.cos(np.radians(view.box.lat_mid)) * (1 if view.platform == "MODIS_Terra" else -1)
     return np.asarray(np.abs(lon[None, :] - middle - (lat[:, None] - view.box.lat_mid) * lean) < half)
-
-
-def _lying(snow: tuple[U8, U8], ground: Ground, opacity_max: int) -> Image.Image:
-    """Snow on land and ice on the sea as one mask; lasting ice is in the ground's colours already."""
-    both = Image.composite(Image.fromarray(snow[0]), Image.fromarray(snow[1]), ground.land)
-    return both.point([value * opacity_max // 255 for value in range(256)])

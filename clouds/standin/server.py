@@ -322,6 +322,6 @@ async def _drip(request: web.Request, body: bytes, format: str, seconds: float) 
     await response.prepare(request)
     size = -(-len(body) // drops)
     for start in range(0, len(body), size):
-        await response.write(body[start : start + size])
         await asyncio.sleep(seconds / drops)
+        await response.write(body[start : start + size])
     return response

@@ -71,8 +71,8 @@ class Climate:
         field += (tile * _stretched_share(heaps / 2, size)) >> 7
         return _cover(field)
 
-    def snow(self, box: Box, size: tuple[int, int], day: date, cold: U8) -> tuple[U8, U8] | None:
-        """Return snow over land and ice over sea, 0..255 for each pixel, or None where there is neither that day.
+    def snow(self, box: Box, size: tuple[int, int], day: date, cold: U8) -> tuple[U8 | None, U8 | None]:
+        """Return snow over land and ice over sea, 0..255 for each pixel, None where the whole box has none that day.
 
         `cold` (a pixel's, 0..255) makes snow come earlier there.
         """
@@ -84,13 +84,13 @@ class Climate:
         chance = octaves(seed_number(self.seed, "snow"), lat, lon, when, step=step, longest=12, shortest=0.5, fall=0.6)
         depth = (np.abs(lat) - line)[:, None] / 3.5 + 0.8 * chance
         freeze = (np.abs(lat) - line - 13.0)[:, None] / 2.5 + 0.8 * chance
-        if depth.max() + 3 * (cold.max() > 127) < -1 and freeze.max() < -1:
-            return None
+        land = sea = None
         rough = _scaled_tile(self._grain, size, 0.45, seed_number(self.seed, "s"))
-        land = _look_up(_LIE, _stretched(depth, size) + rough + (cold >> 1))
-        if freeze.max() < -1:
-            return land, np.zeros_like(land)
-        return land, _look_up(_LIE, _stretched(freeze, size) + rough)
+        if depth.max() + int(cold.max()) / 2 / UNIT > -2:
+            land = _look_up(_LIE, _stretched(depth, size) + rough + (cold >> 1))
+        if freeze.max() > -2:
+            sea = _look_up(_LIE, _stretched(freeze, size) + rough)
+        return land, sea
 
     def _systems(self, lat: F64, lon: F64, when: float) -> tuple[F32, F32]:
         """What lies wider than a cell: the shape of cloud, about N(0, 1), and the strength of heaps, 0..1.3."""

@@ -119,16 +119,16 @@ def test_the_realistic_mix_depends_on_the_seed_and_on_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_realistic_season_has_something_of_everything(seed: int) -> None:
-    """Three months bring each kind of bad day, one day that never comes, and mostly good days."""
+def test_any_two_realistic_months_have_something_of_everything(seed: int) -> None:
+    """Two months bring each kind of bad day, one day that never comes, and mostly good days."""
     plan = FaultPlan(realistic_seed=seed)
-    days = [date(2021, 1, 1) + timedelta(days=number) for number in range(90)]
+    days = [date(2021, 1, 1) + timedelta(days=number) for number in range(59)]
     found = [fault for day in days for fault in plan.for_day(day)]
     kinds = [fault.kind for fault in found]
     wanted = {"gap", "http503", "http429", "http502", "cut", "cutmatch", "drop", "black", "redirect308", "gzip"}
     assert wanted | {"xml200", "otherday", "drip"} == set(kinds)
     assert kinds.count(Kind.XML) == 1
-    assert sum(1 for day in days if not plan.for_day(day)) > 30
+    assert sum(1 for day in days if not plan.for_day(day)) > 20
     weather = {"http503", "http429", "http502", "cut", "cutmatch", "drop"}
     assert all(fault.times is not None and fault.times <= 2 for fault in found if fault.kind in weather)
 
