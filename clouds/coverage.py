@@ -59,7 +59,8 @@ VALID_MIN: Final = 0.5  # a picture observed less than this says little of its b
 SNOW_THRESHOLD: Final = 0.5
 SNOW_LATITUDE: Final = 45.0
 
-_STRIP_ROWS: Final = 64
+_STRIP_ROWS: Final = 64  # strips of rows that fit the processor's cache
+_GAP_STRIP_ROWS: Final = 256  # longer, for each looks at some rows of its neighbours too
 
 PARAMETERS: Final[dict[str, object]] = {
     "black_max": BLACK_MAX,
@@ -118,16 +119,13 @@ def find_cloud(rgb: Bytes2D, bands721: Bytes2D | None = None, *, snow_threshold:
         raise ValueError("the Bands 7-2-1 picture has another size than the true-colour one")
 
     red, green, blue = (_padded_to_cells(rgb[..., band]) for band in range(3))
-    absent = np.zeros(blue.shape, np.bool_)
-    absent[:height, :width] = no_data(np.maximum(np.maximum(red, green), blue)[:height, :width])
-    cloud, thick = _bright_grey_and_risen(red, green, blue, absent)
-    cloud, thick, absent = (plane[:height, :width] for plane in (cloud, thick, absent))
+    absent = _padded_to_cells(no_data(_largest(red, green, blue)[:height, :width]))
+    cover = _bright_grey_and_risen(red, green, blue, absent, (height, width))
     if bands721 is not None:
-        kept = ~snow_or_ice(bands721, snow_threshold)
-        cloud &= kept
-        thick &= kept
-    mask = np.where(absent, np.uint8(NO_DATA), cloud.view(np.uint8))
-    return Cover(mask=mask, thick=thick)
+        snow = snow_or_ice(bands721, snow_threshold).view(np.uint8)
+        cover.mask[...] ^= cover.mask & snow  # 1 becomes 0 where there is snow; 0 and 2 stay
+        np.greater(cover.thick, snow, out=cover.thick)
+    return cover
 
 
 def no_data(value: Bytes2D) -> Bools2D:
@@ -136,26 +134,19 @@ def no_data(value: Bytes2D) -> Bools2D:
     Black alone does not say so: sea in shadow and drawn lines are black too. No data is black in a solid patch of
     5x5 pixels; the centres of such patches grow by 4 pixels wherever it is dark, which takes in their smeared edge.
     """
-    grown = np.zeros(value.shape, np.bool_)
-    # Every patch holds exactly one pixel of a grid as wide as itself: most pictures are done after looking at those,
-    # and the others need looking at only around them.
-    rows, columns = np.nonzero(value[::BLACK_PATCH_PX, ::BLACK_PATCH_PX] <= BLACK_MAX)
-    if not rows.size:
-        return grown
-    reach = BLACK_PATCH_PX + SMEAR_PX
-    y, x = int(rows.min()) * BLACK_PATCH_PX, int(columns.min()) * BLACK_PATCH_PX
-    part = (
-        slice(max(0, y - reach), int(rows.max()) * BLACK_PATCH_PX + reach + 1),
-        slice(max(0, x - reach), int(columns.max()) * BLACK_PATCH_PX + reach + 1),
-    )
-    near = value[part]
-    centres = _windowed(np.logical_and, near <= BLACK_MAX, BLACK_PATCH_PX)
-    # A patch that touches the picture's edge has its centre two pixels inside: growing by four takes in the edge.
-    around = np.zeros((near.shape[0] + 2 * SMEAR_PX, near.shape[1] + 2 * SMEAR_PX), np.bool_)
-    top, left = ((whole - part) // 2 for whole, part in zip(around.shape, centres.shape, strict=True))
-    around[top : top + centres.shape[0], left : left + centres.shape[1]] = centres
-    np.logical_and(_windowed(np.logical_or, around, 2 * SMEAR_PX + 1), near <= SMEAR_MAX, out=grown[part])
-    return grown
+    found = np.zeros(value.shape, np.bool_)
+    halo = BLACK_PATCH_PX // 2 + SMEAR_PX  # how far off a black pixel still matters
+    for top in range(0, len(value), _GAP_STRIP_ROWS):
+        first = max(0, top - halo)
+        strip = value[first : top + _GAP_STRIP_ROWS + halo]
+        # Every patch holds exactly one pixel of a grid as wide as itself: most strips are done after looking at those,
+        # and the others need looking at only around them.
+        columns = np.flatnonzero((strip[::BLACK_PATCH_PX, ::BLACK_PATCH_PX] <= BLACK_MAX).any(axis=0)) * BLACK_PATCH_PX
+        if columns.size:
+            reach = halo + BLACK_PATCH_PX
+            part = slice(max(0, int(columns[0]) - reach), int(columns[-1]) + reach)
+            found[top : top + _GAP_STRIP_ROWS, part] = _gap(strip[:, part])[top - first :][:_GAP_STRIP_ROWS]
+    return found
 
 
 def snow_or_ice(bands721: Bytes2D, threshold: float = SNOW_THRESHOLD) -> Bools2D:
@@ -212,43 +203,61 @@ def measure(cover: Cover, box: Box | None = None) -> Measure:
     )
 
 
-def _bright_grey_and_risen(red: Bytes2D, green: Bytes2D, blue: Bytes2D, absent: Bools2D) -> tuple[Bools2D, Bools2D]:
-    """Apply the colour tests to padded planes; returns cloud and, within it, thick cloud."""
-    width = blue.shape[1]
+def _gap(value: Bytes2D) -> Bools2D:
+    """Tell the no data of a part of a picture; true for what is at least a halo away from where the part was cut."""
+    centres = _windowed(np.logical_and, value <= BLACK_MAX, BLACK_PATCH_PX)
+    # A patch that touches the picture's edge has its centre two pixels inside: growing by four takes in the edge.
+    around = np.zeros((value.shape[0] + 2 * SMEAR_PX, value.shape[1] + 2 * SMEAR_PX), np.bool_)
+    top, left = ((whole - part) // 2 for whole, part in zip(around.shape, centres.shape, strict=True))
+    around[top : top + centres.shape[0], left : left + centres.shape[1]] = centres
+    return _windowed(np.logical_or, around, 2 * SMEAR_PX + 1) & (value <= SMEAR_MAX)
+
+
+def _bright_grey_and_risen(
+    red: Bytes2D, green: Bytes2D, blue: Bytes2D, absent: Bools2D, shape: tuple[int, int]
+) -> Cover:
+    """Apply the colour tests to padded planes of a picture of `shape`."""
+    height, width = shape
     limit = _blue_limit(blue, absent).repeat(CELL_PX, axis=1)
-    cloud, thick = np.empty(blue.shape, np.bool_), np.empty(blue.shape, np.bool_)
+    cover = Cover(mask=np.empty(shape, np.uint8), thick=np.empty(shape, np.bool_))
     # Every step writes into the same few strips: fresh arrays would cost more than the arithmetic.
-    bytes_a, bytes_b, bytes_c = (np.empty((_STRIP_ROWS, width), np.uint8) for _ in range(3))
-    bools_a, bools_b = (np.empty((_STRIP_ROWS, width), np.bool_) for _ in range(2))
-    for top in range(0, blue.shape[0], _STRIP_ROWS):
-        rows = slice(top, min(top + _STRIP_ROWS, blue.shape[0]))
-        r, g, b, n = red[rows], green[rows], blue[rows], rows.stop - top
-        most, least, other, grey, test = bytes_a[:n], bytes_b[:n], bytes_c[:n], bools_a[:n], bools_b[:n]
+    strips = [
+        np.empty((_STRIP_ROWS, blue.shape[1]), kind) for kind in (np.uint8, np.uint8, np.uint8, np.bool_, np.bool_)
+    ]
+    for top in range(0, len(blue), _STRIP_ROWS):
+        rows = slice(top, min(top + _STRIP_ROWS, len(blue)))
+        r, g, b, gone, n = red[rows], green[rows], blue[rows], absent[rows], rows.stop - top
+        most, least, other, grey, test = (strip[:n] for strip in strips)
         np.maximum(np.maximum(r, g, out=most), b, out=most)
         np.minimum(np.minimum(r, g, out=least), b, out=least)
         np.greater(most >> 2, np.subtract(most, least, out=other), out=grey)
         # Where a pixel is grey, blue >= least > 3/4 most > red // 2: the difference does not wrap, and wherever it
         # does wrap the pixel is out already.
-        np.greater_equal(np.subtract(b, r >> 1, out=other), HAZE_MIN, out=test)
-        grey &= test
-        np.greater(grey, absent[rows], out=grey)  # grey and not absent
-        np.logical_and(grey, np.greater(least, THICK_MIN, out=test), out=thick[rows])
-        in_cells = (n // CELL_PX, CELL_PX, width)
-        np.greater(
-            b.reshape(in_cells), limit[top // CELL_PX : rows.stop // CELL_PX, np.newaxis], out=test.reshape(in_cells)
-        )
-        np.logical_and(grey, np.logical_or(test, thick[rows], out=test), out=cloud[rows])
-    return cloud, thick
+        grey &= np.greater_equal(np.subtract(b, r >> 1, out=other), HAZE_MIN, out=test)
+        np.greater(grey, gone, out=grey)  # grey and not gone
+        # Cells: every eight rows share one row of limits.
+        cells = (n // CELL_PX, CELL_PX, blue.shape[1])
+        np.greater(b.reshape(cells), limit[top // CELL_PX : rows.stop // CELL_PX, np.newaxis], out=test.reshape(cells))
+        thick = np.logical_and(grey, least > THICK_MIN)
+        cloud = np.logical_and(grey, np.logical_or(test, thick, out=test), out=test)
+        np.add(np.left_shift(gone.view(np.uint8), 1, out=other), cloud.view(np.uint8), out=other)  # 2, 1 or 0
+        kept = min(rows.stop, height) - top
+        cover.mask[rows], cover.thick[rows] = other[:kept, :width], thick[:kept, :width]
+    return cover
 
 
 def _blue_limit(blue: Bytes2D, absent: Bools2D) -> Bytes2D:
     """Return, per cell, the blue a pixel must exceed to be cloud; 255 where nothing there may be."""
-    seen = blue | -absent.view(np.uint8)  # no data counts as 255 and so never lowers the ground
-    stacked = seen.reshape(-1, CELL_PX, seen.shape[1])
-    mean = (_across(np.add, np.add.reduce(stacked, axis=1, dtype=np.uint16)) // CELL_PX**2).astype(np.uint8)
-    span = _across(np.maximum, np.maximum.reduce(stacked, axis=1)) - _across(
-        np.minimum, np.minimum.reduce(stacked, axis=1)
-    )
+    cells = (blue.shape[0] // CELL_PX, blue.shape[1] // CELL_PX)
+    mean, span = np.empty(cells, np.uint8), np.empty(cells, np.uint8)
+    for top in range(0, blue.shape[0], _STRIP_ROWS):
+        rows = slice(top, top + _STRIP_ROWS)
+        seen = blue[rows] | -absent[rows].view(np.uint8)  # no data counts as 255 and so never lowers the ground
+        stacked = seen.reshape(-1, CELL_PX, seen.shape[1])
+        into = slice(top // CELL_PX, (top + _STRIP_ROWS) // CELL_PX)
+        mean[into] = _across(np.add, np.add.reduce(stacked, axis=1, dtype=np.uint16)) // CELL_PX**2
+        most, least = np.maximum.reduce(stacked, axis=1), np.minimum.reduce(stacked, axis=1)
+        span[into] = _across(np.maximum, most) - _across(np.minimum, least)
 
     ground = _windowed(np.minimum, np.pad(mean, GROUND_CELLS // 2, constant_values=255), GROUND_CELLS)
     limit = np.clip(_smoothed(ground) + RISE_MIN, BLUE_MIN, 255).astype(np.uint8)
@@ -290,10 +299,15 @@ def _windowed(combine: np.ufunc, plane: npt.NDArray[Scalar], size: int) -> npt.N
     return plane
 
 
-def _padded_to_cells(plane: Bytes2D) -> Bytes2D:
+def _largest(first: Bytes2D, second: Bytes2D, third: Bytes2D) -> Bytes2D:
+    largest = np.maximum(first, second)
+    return np.maximum(largest, third, out=largest)
+
+
+def _padded_to_cells(plane: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
     """Copy a plane into whole cells, repeating its last row and column."""
     height, width = plane.shape
-    padded = np.empty((-(-height // CELL_PX) * CELL_PX, -(-width // CELL_PX) * CELL_PX), np.uint8)
+    padded = np.empty((-(-height // CELL_PX) * CELL_PX, -(-width // CELL_PX) * CELL_PX), plane.dtype)
     padded[:height, :width] = plane
     padded[height:, :width] = plane[-1:]
     padded[:, width:] = padded[:, width - 1 : width]

@@ -312,7 +312,8 @@ async def fetch(
         fetched_at=fetched_at,
         provisional=provisional,
         all_black=picture.all_black,
-        warnings=tuple(_warnings(answer, picture, redirected=redirected, provisional=provisional)),
+        # GIBS WMS redirects every good request; of the snapshot service it would be news.
+        warnings=tuple(_warnings(answer, picture, redirected and service.style == "snapshot", provisional)),
         seconds=seconds,
     )
 
@@ -347,7 +348,7 @@ async def _once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType)
         raise _Dropped(_words(error)) from error
 
 
-def _warnings(answer: Answer, picture: Picture, *, redirected: bool, provisional: bool) -> list[str]:
+def _warnings(answer: Answer, picture: Picture, redirected: bool, provisional: bool) -> list[str]:
     found = []
     if picture.all_black:
         found.append("no data: the picture is wholly black")

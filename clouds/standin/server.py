@@ -23,7 +23,6 @@ from datetime import date, timedelta
 import numpy as np
 from aiohttp import web
 from PIL import Image
-from yarl import URL
 
 from clouds.errors import CloudsError
 from clouds.standin.ask import Ask, BadAsk, NotAsked, exception_report, read_ask, service_report
@@ -104,7 +103,7 @@ class Standin:
             read_ask(request.query)
         except (NotAsked, BadAsk) as error:
             return _refusal(error)
-        raise web.HTTPPermanentRedirect(URL(request.rel_url).with_path(WMS_SERVED_PATH, keep_query=True))
+        raise web.HTTPPermanentRedirect(request.rel_url.with_path(WMS_SERVED_PATH, keep_query=True))
 
     async def _snapshot(self, request: web.Request) -> web.StreamResponse:
         try:

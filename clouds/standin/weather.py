@@ -66,10 +66,11 @@ class Climate:
         spread = np.sqrt(0.8 + 0.09 + heaps**2, dtype=np.float32)
         above = np.float32(0.9) * shape + spread * np.float32(0.56) * np.log(share / (1 - share))
         field = _stretched(above, size, Image.Resampling.BICUBIC)
-        field += _scaled_tile(self._fibres, size, 0.3, seed_number(self.seed, "f", int(when)))
+        fine = _scaled_tile(self._fibres, size, 0.3, seed_number(self.seed, "f", int(when)))
+        field += fine
         tile = tile_over(self._puffs, size, seed_number(self.seed, "p", int(when)) >> 8)
         field += (tile * _stretched_share(heaps / 2, size)) >> 7
-        return _cover(field)
+        return _cover(field, fine)
 
     def snow(self, box: Box, size: tuple[int, int], day: date, cold: U8) -> tuple[U8 | None, U8 | None]:
         """Return snow over land and ice over sea, 0..255 for each pixel, None where the whole box has none that day.
@@ -204,13 +205,13 @@ _HEIGHT = [round(value) for value in _ramp(1.6, 3.9)]
 _LIE = [round(value) for value in _ramp(-0.6, 1.2)]
 
 
-def _cover(field: I16) -> Weather:
-    """Cut the field: opacity, and brightness with a little light from the upper left on heaps and edges."""
-    brightness = _look_up(_WHITE, field).astype(np.int16)
+def _cover(field: I16, fine: I16) -> Weather:
+    """Cut the field: opacity, and brightness with filaments and a little light from the upper left on heaps."""
+    brightness = _look_up(_WHITE, field) + (fine >> 1)
     brightness[1:, 1:] += np.clip((field[1:, 1:] - field[:-1, :-1]) >> 1, -34, 22)
     return Weather(
         opacity=_look_up(_OPACITY, field),
-        brightness=np.clip(brightness, 0, 252).astype(np.uint8),
+        brightness=np.clip(brightness, 0, 248).astype(np.uint8),
         height=_look_up(_HEIGHT, field),
     )
 
