@@ -221,13 +221,13 @@ def _bright_grey_and_risen(
     limit = _blue_limit(blue, absent).repeat(CELL_PX, axis=1)
     cover = Cover(mask=np.empty(shape, np.uint8), thick=np.empty(shape, np.bool_))
     # Every step writes into the same few strips: fresh arrays would cost more than the arithmetic.
-    strips = [
-        np.empty((_STRIP_ROWS, blue.shape[1]), kind) for kind in (np.uint8, np.uint8, np.uint8, np.bool_, np.bool_)
-    ]
+    byte_strips = [np.empty((_STRIP_ROWS, blue.shape[1]), np.uint8) for _ in range(3)]
+    bool_strips = [np.empty((_STRIP_ROWS, blue.shape[1]), np.bool_) for _ in range(2)]
     for top in range(0, len(blue), _STRIP_ROWS):
         rows = slice(top, min(top + _STRIP_ROWS, len(blue)))
         r, g, b, gone, n = red[rows], green[rows], blue[rows], absent[rows], rows.stop - top
-        most, least, other, grey, test = (strip[:n] for strip in strips)
+        most, least, other = (strip[:n] for strip in byte_strips)
+        grey, test = (strip[:n] for strip in bool_strips)
         np.maximum(np.maximum(r, g, out=most), b, out=most)
         np.minimum(np.minimum(r, g, out=least), b, out=least)
         np.greater(most >> 2, np.subtract(most, least, out=other), out=grey)
