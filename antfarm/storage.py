@@ -382,7 +382,17 @@ class Storage:
 
 
 async def _in_thread(items: Iterable[bytes]) -> AsyncIterator[bytes]:
-    iterator, end = iter(items), object()
-    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
-        assert isinstance(item, bytes)
-        yield item
+    """The items, taken in a thread, about a message's worth at a time: a change of threads costs more than a small item."""
+    iterator = iter(items)
+
+    def some() -> bytes:
+        taken, taken_bytes = [], 0
+        for item in iterator:
+            taken.append(item)
+            taken_bytes += len(item)
+            if taken_bytes >= CHUNK_BYTES:
+                break
+        return b"".join(taken)
+
+    while piece := await asyncio.to_thread(some):
+        yield piece

@@ -32,7 +32,8 @@ async def serve(settings: StorageSettings) -> int:
     stop = program.stop_on_signals()
     backend = FilesystemBackend.open(directory, make_parents=is_default)
     try:
-        server, health_servicer = _make_server(settings, backend, tls)
+        blobs = BlobServicer(backend, streams_max=settings.streams_max)
+        server, health_servicer = _make_server(settings, blobs, backend.server_id, tls)
         port = net.bind(server, settings.host, settings.port, tls, insecure=settings.insecure)
         await server.start()
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
@@ -47,23 +48,22 @@ async def serve(settings: StorageSettings) -> int:
         log.info("stopping: open streams get %g s", settings.drain_s)
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.stop(settings.drain_s)
+        await blobs.ended()
     finally:
         await backend.close()
     return program.EXIT_OK
 
 
 def _make_server(
-    settings: StorageSettings, backend: FilesystemBackend, tls: net.Tls | None
+    settings: StorageSettings, blobs: BlobServicer, server_id: str, tls: net.Tls | None
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     loopback = net.is_loopback(settings.host)
     warnings = () if loopback or tls is not None else ("insecure",)
     if warnings:
         log.warning("insecure: anybody who reaches %s can read and write blobs", settings.host)
     server = net.make_server([ErrorInterceptor()])
-    blob_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(backend, streams_max=settings.streams_max), server)
-    system_pb2_grpc.add_SystemServiceServicer_to_server(
-        SystemServicer(server_id=backend.server_id, warnings=warnings), server
-    )
+    blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(server_id=server_id, warnings=warnings), server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if loopback:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio
@@ -31,28 +32,47 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         self._backend = backend
         self._streams_max = streams_max
         self._streams = 0
+        self._calls: set[asyncio.Task[Any]] = set()
 
-    def _enter_stream(self) -> None:
-        """Count a stream of content in; Overloaded at the bound, because each holds a few pieces in memory."""
+    async def ended(self) -> None:
+        """Wait until no call uses the backend. Calls that a stopped server has cancelled still have to clean up."""
+        while self._calls:
+            await asyncio.wait(self._calls)
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            yield
+        finally:
+            self._calls.discard(task)
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """A call that carries content. Overloaded at the bound, because each holds a few pieces in memory."""
         if self._streams >= self._streams_max:
             raise Overloaded(f"storage is busy with {self._streams} streams; try again", retry_after_s=1.0)
         self._streams += 1
+        try:
+            with self._call():
+                yield
+        finally:
+            self._streams -= 1
 
     async def WriteBlob(
         self, request_iterator: AsyncIterator[blob_pb2.WriteBlobRequest], context: Context
     ) -> blob_pb2.WriteBlobResponse:
         """See the protocol."""
         frames = _Frames(request_iterator)
-        self._enter_stream()
-        try:
+        with self._stream():
             try:
                 written = await self._write(frames)
             except AntFarmError:
                 await _hear_out(frames, context)
                 raise
             await _hear_out(frames, context)
-        finally:
-            self._streams -= 1
         return blob_pb2.WriteBlobResponse(blob=wire.blob_to_wire(written.blob), existed=written.existed)
 
     async def _write(self, frames: _Frames) -> Written:
@@ -85,8 +105,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     async def ReadBlob(self, request: blob_pb2.ReadBlobRequest, context: Context) -> None:  # type: ignore[override]
         """See the protocol. Writes to the context, so that a cancelled call reaches the `finally` below at once."""
         check_key(request.key)
-        self._enter_stream()
-        try:
+        with self._stream():
             reader = await self._backend.open_read(request.key, offset=request.offset, length=request.length)
             try:
                 message = blob_pb2.ReadBlobResponse(blob=wire.blob_to_wire(reader.blob))
@@ -98,12 +117,11 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
                     await context.write(message)
             finally:
                 await reader.close()
-        finally:
-            self._streams -= 1
 
     async def StatBlob(self, request: blob_pb2.StatBlobRequest, context: Context) -> blob_pb2.StatBlobResponse:
         """See the protocol."""
-        blob = await self._backend.stat(check_key(request.key))
+        with self._call():
+            blob = await self._backend.stat(check_key(request.key))
         return blob_pb2.StatBlobResponse(blob=wire.blob_to_wire(blob))
 
     async def ListBlobs(self, request: blob_pb2.ListBlobsRequest, context: Context) -> blob_pb2.ListBlobsResponse:
@@ -113,17 +131,20 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
         prefix = check_prefix(request.prefix)
         after = check_key(request.page_token) if request.page_token else ""
         limit = request.page_size or PAGE_BLOBS_DEFAULT
-        blobs = await self._backend.list_page(prefix, after=after, limit=limit + 1)
+        with self._call():
+            blobs = await self._backend.list_page(prefix, after=after, limit=limit + 1)
         token = blobs[limit - 1].key if len(blobs) > limit else ""
         return blob_pb2.ListBlobsResponse(blobs=[wire.blob_to_wire(b) for b in blobs[:limit]], next_page_token=token)
 
     async def DeleteBlob(self, request: blob_pb2.DeleteBlobRequest, context: Context) -> blob_pb2.DeleteBlobResponse:
         """See the protocol."""
-        return blob_pb2.DeleteBlobResponse(existed=await self._backend.delete(check_key(request.key)))
+        with self._call():
+            return blob_pb2.DeleteBlobResponse(existed=await self._backend.delete(check_key(request.key)))
 
     async def VerifyBlob(self, request: blob_pb2.VerifyBlobRequest, context: Context) -> blob_pb2.VerifyBlobResponse:
         """See the protocol."""
-        blob = await self._backend.verify(check_key(request.key))
+        with self._call():
+            blob = await self._backend.verify(check_key(request.key))
         return blob_pb2.VerifyBlobResponse(blob=wire.blob_to_wire(blob))
 
 

@@ -63,17 +63,37 @@ def reading(key: str) -> Iterator[None]:
         raise damaged(key, "the disk cannot read it") from error
 
 
+async def completed(work: Coroutine[Any, Any, T]) -> T:
+    """The result of work that goes to its end even when the caller is cancelled meanwhile: closing and removing must not stop half-way.
+
+    A peer that goes away cancels a call wherever it stands, also in its clean-up.
+    """
+    task, cancelled = asyncio.create_task(work), None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()
+        raise cancelled
+    return task.result()
+
+
 async def acquired(opening: Coroutine[Any, Any, T], release: Callable[[T], Awaitable[None]]) -> T:
     """What `opening` opens. When the caller is cancelled meanwhile it is released again, so no descriptor and no file is left."""
-    task = asyncio.create_task(opening)
+    opened: list[T] = []
+
+    async def open_it() -> None:
+        opened.append(await opening)
+
     try:
-        await asyncio.wait((task,))
+        await completed(open_it())
     except asyncio.CancelledError:
-        await asyncio.wait((task,))
-        if task.exception() is None:
-            await release(task.result())
+        for resource in opened:
+            await release(resource)
         raise
-    return task.result()
+    return opened[0]
 
 
 class Step(Generic[T]):

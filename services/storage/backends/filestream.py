@@ -14,7 +14,7 @@ from antfarm.errors import AntFarmError, BlobNotFound
 from antfarm.model import BlobRef
 from services.storage.backends.base import Written, check_announced, conflict, damaged
 from services.storage.backends.blobfile import CHECKSUM_BYTES, Checksums, Footer, block_fits
-from services.storage.backends.disk import Disk, Step, reading, translated
+from services.storage.backends.disk import Disk, Step, completed, reading, translated
 from services.storage.backends.tree import Tree
 
 BLOCK_BYTES = 512 * 1024
@@ -98,7 +98,10 @@ class FileWriter:
         return Written(blob=blob, existed=False)
 
     async def abort(self) -> None:
-        """See `BlobWriter`."""
+        """See `BlobWriter`. Runs to its end even when the caller is cancelled."""
+        await completed(self._abort())
+
+    async def _abort(self) -> None:
         await self._absorbing.settle()
         await self._committing.settle()
         await self._drop()
@@ -171,6 +174,9 @@ class FileReader:
             self._sha256.update(block)
 
     async def close(self) -> None:
-        """See `BlobReader`."""
+        """See `BlobReader`. Runs to its end even when the caller is cancelled."""
+        await completed(self._close())
+
+    async def _close(self) -> None:
         await self._loading.settle()
         await self._file.close()
