@@ -78,7 +78,7 @@ class Climate:
         `cold` (a pixel's, 0..255) makes snow come earlier there.
         """
         lat, lon = _cells(box, size)
-        winter = np.cos(2 * np.pi * (day.timetuple().tm_yday - 25) / 365) * np.sign(lat)
+        winter = np.cos(2 * np.pi * (day.timetuple().tm_yday - 45) / 365) * np.sign(lat)
         line = np.where(lat >= 0, 65.0 - 12.0 * winter, 72.0 - 12.0 * winter).astype(np.float32)
         step = float(abs(lat[0] - lat[1]))
         when = day.toordinal() / 9
@@ -87,8 +87,8 @@ class Climate:
         freeze = (np.abs(lat) - line - 13.0)[:, None] / 2.5 + 0.8 * chance
         land = sea = None
         rough = _scaled_tile(self._grain, size, 0.45, seed_number(self.seed, "s"))
-        if depth.max() + int(cold.max()) / 2 / UNIT > -2:
-            land = _look_up(_LIE, _stretched(depth, size) + rough + (cold >> 1))
+        if depth.max() + int(cold.max()) * 3 / 8 / UNIT > -2:
+            land = _look_up(_LIE, _stretched(depth, size) + rough + (cold.astype(np.int16) * 3 >> 3))
         if freeze.max() > -2:
             sea = _look_up(_LIE, _stretched(freeze, size) + rough)
         return land, sea
@@ -200,7 +200,7 @@ def _ramp(low: float, high: float, power: float = 1.0) -> npt.NDArray[np.float64
 
 
 _OPACITY = [round(value) for value in _ramp(-0.20, 0.75)]
-_WHITE = [round(value) for value in 146 + 0.26 * _ramp(-0.3, 1.6) + 0.15 * _ramp(0.5, 3.9)]
+_WHITE = [round(value) for value in 158 + 0.23 * _ramp(-0.3, 1.2) + 0.12 * _ramp(0.5, 3.9)]
 _HEIGHT = [round(value) for value in _ramp(1.6, 3.9)]
 _LIE = [round(value) for value in _ramp(-0.6, 1.2)]
 

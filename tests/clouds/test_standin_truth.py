@@ -55,5 +55,5 @@ def test_winter_snow_is_taken_for_cloud_without_bands_721_and_not_with_them(plan
     box = Box(lat_min=56, lon_min=60, lat_max=64, lon_max=75)  # land, on this planet
     alone = errors(planet, box, date(2021, 1, 15), with_721=False)
     screened = errors(planet, box, date(2021, 1, 15), with_721=True)
-    assert alone.mean() > 0.08
+    assert alone.mean() > 0.2
     assert np.abs(screened).mean() < 0.07  # thin edges of cloud over snow are screened with it
