@@ -60,17 +60,16 @@ def analyse_picture(
     decoded = time.perf_counter()
     cover = coverage.find_cloud(np.asarray(image), snow, snow_threshold=snow_screen_threshold)
     measured = coverage.measure(cover, box)
+    unscreened = None if snow is None else coverage.unscreened_fraction(cover, snow)
+    risk = _snow_risk(box, day, unscreened)
     analysed = time.perf_counter()
     mask_png = picture.mask_png(cover.mask)
     overlay_jpg = picture.overlay_jpg(image, cover.mask, _caption(day, measured) if caption is None else caption)
     thumbnail_jpg = picture.thumbnail_jpg(image)
     encoded = time.perf_counter()
 
-    screened = bands721 is not None
-    # None: not told where or when, so nothing can be said.
-    risk = not screened and coverage.snow_screen_wanted(box, day) if box is not None and day is not None else None
     parameters = dict(coverage.PARAMETERS)
-    if screened:
+    if snow is not None:
         parameters["snow_screen_threshold"] = snow_screen_threshold
     result = {
         "day": None if day is None else day.isoformat(),
@@ -87,8 +86,8 @@ def analyse_picture(
         "method": coverage.METHOD,
         "method_version": coverage.METHOD_VERSION,
         "parameters": parameters,
-        "snow_screen": screened,
-        "snow_risk": False if screened else risk,
+        "snow_screen": snow is not None,
+        "snow_risk": risk,
         "pixels_total": measured.pixels_total,
         "pixels_valid": measured.pixels_valid,
         "pixels_cloud": measured.pixels_cloud,
@@ -97,7 +96,7 @@ def analyse_picture(
         "cloud_fraction_area": _rounded(measured.cloud_fraction_area),
         "thick_fraction": _rounded(measured.thick_fraction),
         "by_quadrant": [_rounded(quarter) for quarter in measured.by_quadrant],
-        "warnings": _warnings(measured, bool(risk)),
+        "warnings": _warnings(measured, risk, unscreened),
         "seconds": {
             "fetch": None,
             "decode": round(decoded - started, DIGITS),
@@ -167,15 +166,24 @@ def _decode_beside(image: Image.Image, bands721: bytes) -> coverage.Bytes2D:
     return np.asarray(other)
 
 
-def _warnings(measured: coverage.Measure, snow_risk: bool) -> list[str]:
+def _snow_risk(box: Box | None, day: date | None, unscreened: float | None) -> bool | None:
+    """Tell whether snow may be counted as cloud; None when it is not known where or when."""
+    if unscreened is not None and unscreened <= coverage.UNSCREENED_MAX:
+        return False
+    return coverage.snow_screen_wanted(box, day) if box is not None and day is not None else None
+
+
+def _warnings(measured: coverage.Measure, snow_risk: bool | None, unscreened: float | None) -> list[str]:
     told = []
     if not measured.pixels_valid:
         told.append("nothing was observed: the picture is black throughout")
     elif measured.valid_fraction < coverage.VALID_MIN:
         # Cut, not rounded: .4996 must not read as the half it does not reach.
         told.append(f"only {math.floor(100 * measured.valid_fraction)} % was observed: left out of means")
-    if snow_risk:
+    if snow_risk and unscreened is None:
         told.append("snow and ice may be counted as cloud: no Bands 7-2-1 picture was given")
+    elif snow_risk and unscreened is not None:
+        told.append(f"snow and ice may be counted as cloud: Bands 7-2-1 has no data for {100 * unscreened:.0f} %")
     return told
 
 

@@ -58,6 +58,7 @@ VALID_MIN: Final = 0.5  # a picture observed less than this says little of its b
 
 SNOW_THRESHOLD: Final = 0.5
 SNOW_LATITUDE: Final = 45.0
+UNSCREENED_MAX: Final = 0.05  # share of a picture that the snow screen may miss before it does not count as screened
 
 _STRIP_ROWS: Final = 64  # strips of rows that fit the processor's cache
 _GAP_STRIP_ROWS: Final = 256  # longer, for each looks at some rows of its neighbours too
@@ -164,6 +165,13 @@ def snow_or_ice(bands721: Bytes2D, threshold: float = SNOW_THRESHOLD) -> Bools2D
         red = strip[..., 0] * np.uint16(red_weight)
         np.greater(strip[..., 2] * np.uint16(200 - red_weight), red, out=snow[top : top + _STRIP_ROWS])
     return snow
+
+
+def unscreened_fraction(cover: Cover, bands721: Bytes2D) -> float:
+    """Return the share of valid pixels for which the Bands 7-2-1 picture has no data, so that snow there stays cloud."""
+    valid = cover.mask != NO_DATA
+    unseen = no_data(_largest(bands721[..., 0], bands721[..., 1], bands721[..., 2]))
+    return _ratio(int(np.count_nonzero(valid & unseen)), int(np.count_nonzero(valid))) or 0.0
 
 
 def snow_screen_wanted(box: Box, day: date) -> bool:

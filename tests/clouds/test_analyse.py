@@ -168,6 +168,19 @@ def test_with_bands_721_snow_is_screened_and_the_risk_is_gone():
     assert result["parameters"]["snow_screen_threshold"] == 0.5
 
 
+@pytest.mark.parametrize(("rows", "risk"), [(3, False), (32, True)])
+def test_bands_721_with_gaps_of_their_own_leave_the_risk(rows, risk):
+    true_colour = encoded(np.full((64, 64, 3), 236, np.uint8))
+    bands = np.full((64, 64, 3), 236, np.uint8)
+    bands[:rows] = 0
+    result = analyse_picture(true_colour, day=WINTER, box=SWEDEN, bands721=encoded(bands)).result
+    assert result["snow_screen"] is True
+    assert result["snow_risk"] is risk
+    expected = ["snow and ice may be counted as cloud: Bands 7-2-1 has no data for 50 %"] if risk else []
+    assert result["warnings"] == expected
+    assert analyse_picture(true_colour, day=SUMMER, box=SWEDEN, bands721=encoded(bands)).result["snow_risk"] is False
+
+
 def test_summer_and_the_tropics_are_not_at_risk_and_an_unknown_place_or_day_is_unknown():
     given = snow_scene()[0]
     assert analyse_picture(given, day=SUMMER, box=SWEDEN).result["snow_risk"] is False
