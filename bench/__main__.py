@@ -1,0 +1,136 @@
+"""`make bench`: no-op tasks a second end to end with the durable journal, the round trip of one task, memory of a queued task.
+
+One orchestrator and two workers of one slot each, Storage, and the client, all on this machine, each a process of its own. Beside every figure stands
+the same work on a ProcessPoolExecutor with two processes (which is not durable), measured in turn in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import antfarm as af
+from antfarm.local import LocalFarm
+from bench.tasks import noop
+
+WORKERS = 2
+APP = Path(__file__).with_name("tasks.py")
+
+
+def main() -> int:
+    """Run all measurements and print a Markdown table."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the farm on this machine.")
+    parser.add_argument("--tasks", type=int, default=100_000, help="no-op tasks a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (%(default)s)")
+    parser.add_argument("--trips", type=int, default=500, help="single tasks one after the other (%(default)s)")
+    options = parser.parse_args()
+    rows = []
+    with LocalFarm() as local, pool() as processes:
+        local.start_storage()
+        local.start_orchestrator()
+        queued = memory_per_queued_task(local, options.tasks)
+        for _ in range(WORKERS):
+            local.start_worker(slots=1, app=["bench.tasks"])
+        with af.connect(local.address) as farm:
+            list(farm.map(noop, range(1_000)).results())  # warm
+            list(processes.map(noop.function, range(1_000)))
+            burst_farm, burst_pool, cpu = [], [], []
+            for _ in range(options.rounds):
+                before = cpu_s(local)
+                burst_farm.append(
+                    options.tasks / timed(lambda: check(farm.map(noop, range(options.tasks)).results(), options.tasks))
+                )
+                cpu.append((cpu_s(local) - before) / options.tasks * 1e6)
+                burst_pool.append(10_000 / timed(lambda: check(processes.map(noop.function, range(10_000)), 10_000)))
+            trips_farm = [timed(lambda: farm.submit(noop, 1).result()) for _ in range(options.trips)]
+            trips_pool = [timed(lambda: processes.submit(noop.function, 1).result()) for _ in range(options.trips)]
+    rows.append(row(f"no-op tasks/s, {options.tasks:,} tasks", burst_farm, burst_pool, "{:,.0f}"))
+    rows.append(row("CPU of orchestrator, workers and storage, us/task", cpu, [], "{:.1f}"))
+    for name, quantile in (("p50", 0.5), ("p99", 0.99)):
+        ours, theirs = (1e3 * sorted(trips)[int(len(trips) * quantile)] for trips in (trips_farm, trips_pool))
+        rows.append(row(f"round trip of one task, ms {name}", [ours], [theirs], "{:.2f}"))
+    rows.append(row("orchestrator memory per queued task, bytes", [queued], [], "{:,.0f}"))
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}, {time.strftime('%Y-%m-%d')}\n"
+    )
+    print(
+        "| measure | AntFarm, durable: min / median / max | ProcessPoolExecutor, not durable | ratio of medians |\n|---|---|---|---|"
+    )
+    print("\n".join(rows))
+    return 0
+
+
+def pool() -> ProcessPoolExecutor:
+    """The peer: processes that are spawned, as ours are."""
+    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def check(results: object, count: int) -> None:
+    """Read all results and see that each is right."""
+    got = list(results)  # type: ignore[call-overload]
+    if got != list(range(count)):
+        raise SystemExit("results are wrong")
+
+
+def row(name: str, ours: Sequence[float], theirs: Sequence[float], form: str) -> str:
+    """One line of the table."""
+    figures = (
+        " / ".join(form.format(f(ours)) for f in (min, statistics.median, max))
+        if len(ours) > 1
+        else form.format(ours[0])
+    )
+    if not theirs:
+        return f"| {name} | {figures} | | |"
+    peer = statistics.median(theirs)
+    return f"| {name} | {figures} | {form.format(peer)} | {statistics.median(ours) / peer:.2f} |"
+
+
+def memory_per_queued_task(local: LocalFarm, count: int) -> float:
+    """Growth of the orchestrator's resident memory over a job that nobody runs, which is then cancelled and purged."""
+    pid = local.program("orchestrator").pid
+    with af.connect(local.address) as farm:
+        before = rss_bytes(pid)
+        job = farm.map("bench.nobody", range(count), name="queued")
+        grown = rss_bytes(pid) - before
+        job.cancel()
+    return grown / count
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(local: LocalFarm) -> float:
+    """CPU seconds of all programs of the farm and their children so far."""
+    roots = {program.pid for program in local.programs.values()}
+    ticks = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(entry.name) in roots or int(fields[1]) in roots or int(fields[2]) in roots:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
