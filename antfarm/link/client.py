@@ -115,6 +115,7 @@ class Link:
         self._reports = Reports(self._session, MemoryOutbox() if outbox is None else outbox)
         self._wake = asyncio.Event()  # the writer of the Work Queue, or the pause between two dials
         self._ended = asyncio.Event()
+        self._first_attached = asyncio.Event()
         self._goodbye: str | None = None
         self._channel: grpc.aio.Channel | None = None
         self._task_frames = 0
@@ -179,6 +180,10 @@ class Link:
     def running(self, word: report_queue_pb2.Running) -> None:
         """Pass on a word of a running attempt. Advisory; while the link is slow or away newer words replace older ones."""
         self._reports.say(word)
+
+    async def first_attached(self) -> None:
+        """Wait until it was attached once."""
+        await self._first_attached.wait()
 
     async def settled(self, timeout_s: float) -> bool:
         """Wait until every report has its final verdict. False: some have not after `timeout_s`."""
@@ -291,6 +296,7 @@ class Link:
         self._handler.on_welcome(welcome)
         self._give_up(welcome.revoked)
         self._reports.connected()
+        self._first_attached.set()
         self._wake.set()
 
     async def _read_work(self, work: Call) -> None:

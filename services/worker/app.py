@@ -1,0 +1,147 @@
+"""Composition of the worker: what is made in which order, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from antfarm import net, program
+from antfarm.link import Link, WorkerIdentity
+from antfarm.model import SECOND_NS
+from services.worker.executors.process import ChildSpec, child_environment
+from services.worker.runtime.driver import Driver, Manner
+from services.worker.runtime.inputs import InputReader
+from services.worker.runtime.place import Place, claim, default_state
+from services.worker.runtime.spool import FileOutbox
+from services.worker.settings import WorkerSettings
+
+log = logging.getLogger("antfarm.worker")
+
+T = TypeVar("T")
+
+VERDICTS_TIMEOUT_S = 5.0
+"""How long a drained worker waits for verdicts on its last reports; the outbox keeps what is left for the next start."""
+
+
+async def run_worker(settings: WorkerSettings) -> int:
+    """Work until a signal or the orchestrator asks for a drain. The exit code.
+
+    InvalidArgument in one line for settings and apps that cannot be used; what the orchestrator refuses for good is raised too.
+    """
+    tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    addresses = [net.parse_address(address) for address in settings.addresses]
+    place = claim(settings.state or default_state(dict(os.environ)), settings.worker_id)
+    place.sweep()
+    stop = program.stop_on_signals()
+    drain_limit_s = settings.drain_s
+
+    def on_drain(limit_s: float | None) -> None:
+        nonlocal drain_limit_s
+        if limit_s is not None:
+            drain_limit_s = min(limit_s, settings.drain_s)
+        stop.set()
+
+    driver = Driver(_manner(settings), _child_spec(settings, place), on_drain=on_drain)
+    outbox = FileOutbox(place.outbox)
+    try:
+        types = await _or_stopped(driver.start(), stop)
+        if types is None:
+            return program.EXIT_OK
+        link = Link(
+            addresses=addresses,
+            identity=_identity(settings, place.worker_id, tuple(types), driver.first_window),
+            handler=driver,
+            tls=tls,
+            outbox=outbox,
+        )
+        driver.use(link, InputReader(place.inputs, lambda: link.channel))
+        await _serve(settings, place.worker_id, driver, link, stop, lambda: drain_limit_s)
+    finally:
+        await driver.close()
+        outbox.close()
+    return program.EXIT_OK
+
+
+async def _serve(
+    settings: WorkerSettings,
+    worker_id: str,
+    driver: Driver,
+    link: Link,
+    stop: asyncio.Event,
+    drain_limit_s: Callable[[], float],
+) -> None:
+    """Pull and run until stopped, then drain."""
+    running = asyncio.create_task(link.run())
+    helpers = [asyncio.create_task(_announce(settings, worker_id, link)), asyncio.create_task(program.watchdog())]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            await running  # raises why
+            return
+        program.notify("STOPPING=1")
+        log.info("draining: running tasks get %g s", drain_limit_s())
+        await driver.drain(drain_limit_s())
+        if not await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
+            log.warning(
+                "%d reports have no verdict yet; the next start of %s sends them", link.unacked_count, worker_id
+            )
+        await link.goodbye("drained")
+    finally:
+        for task in (running, stopping, *helpers):
+            task.cancel()
+        await asyncio.gather(running, stopping, *helpers, return_exceptions=True)
+
+
+async def _announce(settings: WorkerSettings, worker_id: str, link: Link) -> None:
+    """The ready line, once attached."""
+    await link.first_attached()
+    program.tune_gc()
+    program.ready(f"worker {worker_id} ready on {link.address} ({settings.slot_count} slots)")
+
+
+async def _or_stopped(coroutine: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """The coroutine's result, or None when a signal comes first."""
+    task, stopping = asyncio.ensure_future(coroutine), asyncio.create_task(stop.wait())
+    await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    return None
+
+
+def _manner(settings: WorkerSettings) -> Manner:
+    return Manner(
+        slots=settings.slot_count,
+        capacity=settings.resources,
+        grace_ns=int(settings.cancel_grace_s * SECOND_NS),
+        storage_override=net.parse_address(settings.storage) if settings.storage else "",
+    )
+
+
+def _child_spec(settings: WorkerSettings, place: Place) -> ChildSpec:
+    tls = (settings.tls_cert, settings.tls_key, settings.tls_ca)
+    return ChildSpec(
+        apps=settings.app,
+        scratch=place.scratch,
+        allow_pickle=settings.allow_pickle,
+        tls=tls if any(tls) else (),
+        env=child_environment(os.environ, settings.env),
+    )
+
+
+def _identity(settings: WorkerSettings, worker_id: str, types: tuple[str, ...], window: int) -> WorkerIdentity:
+    return WorkerIdentity(
+        worker_id=worker_id,
+        slots=settings.slot_count,
+        window=window,
+        task_types=types,
+        labels=settings.labels,
+        resources=settings.resources,
+        host=socket.gethostname(),
+    )

@@ -1,0 +1,68 @@
+"""`python -m services.worker.child MODE IN_FD OUT_FD PAGE_FD`: started by the agent, never by hand."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import os
+import signal
+import sys
+
+from antfarm import load_apps
+from antfarm.errors import AntFarmError
+from services.worker.child.channel import Channel
+from services.worker.child.loop import LoopChild, LoopRunner
+from services.worker.child.output import capture
+from services.worker.child.plain import PlainChild
+from services.worker.child.protocol import IN_SETUP, OUT_BROKEN, OUT_READY, Setup
+from services.worker.child.runner import Runner, all_tasks
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when the agent dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(0)
+
+
+def _first_frame(channel: Channel) -> Setup:
+    frames = channel.receive()
+    if not frames or frames[0][0] != IN_SETUP:
+        os._exit(0)  # the agent has gone
+    setup: Setup = frames[0][1]
+    return setup
+
+
+def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
+    """Load the apps, say what can be run, run what comes."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable(file=2, all_threads=False)
+    channel = Channel(in_fd, out_fd, page_fd)
+    setup = _first_frame(channel)
+    child = PlainChild() if mode == "plain" else LoopChild()
+    logger = capture(child.current_log)
+    try:
+        load_apps(setup["apps"])
+    except AntFarmError as error:
+        channel.send((OUT_BROKEN, " ".join(str(error).split())))
+        return
+    tasks = all_tasks(setup["allow_pickle"])
+    if isinstance(child, PlainChild):
+        child.runner = Runner(channel, setup, logger, tasks)
+    else:
+        child.runner = LoopRunner(channel, setup, logger, tasks)
+    gc.collect()
+    gc.freeze()
+    channel.send((OUT_READY, [[task.name, task.version, task.is_async] for task in tasks.values()]))
+    child.run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:6]))
+    # Threads and exit handlers of user code must not keep a child that nobody talks to.
+    os._exit(0)

@@ -1,0 +1,1 @@
+"""What the worker decides, without a process, a clock or a socket."""

@@ -1,0 +1,1 @@
+"""Processes that run tasks, seen from the agent."""

@@ -1,0 +1,138 @@
+"""The crew: all children of a worker, by the number of their lane."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgpack
+
+from antfarm.model import SECOND_NS
+from services.worker.child.protocol import CANCEL, COOPERATIVE, DEAD_FROM, DEAD_TO, IN_CANCEL
+from services.worker.core.attempt import Attempt
+from services.worker.core.lane import Lane
+from services.worker.executors.feeder import Feeder
+from services.worker.executors.process import ChildProcess, ChildSpec, Warden
+
+log = logging.getLogger("antfarm.worker")
+
+START_PAUSE_NS = SECOND_NS // 2
+START_PAUSE_MAX_NS = 30 * SECOND_NS
+
+
+class Crew:
+    """Starts children and talks to them; what it says to which is decided elsewhere."""
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        *,
+        on_records: Callable[[int, list[list[Any]]], None],
+        on_noise: Callable[[int, bytes], None],
+        on_exit: Callable[[int, int], None],
+    ) -> None:
+        self._spec = spec
+        self._warden = Warden()
+        self._callbacks = {"on_records": on_records, "on_noise": on_noise, "on_exit": on_exit}
+        self._children: dict[int, ChildProcess] = {}
+        self._feeders: dict[int, Feeder] = {}
+        self._next_number = 1
+        self._storage = ""
+        self._failures = 0
+        self._start_after_ns = 0
+
+    @property
+    def broken(self) -> bool:
+        """True while the last child that was started died before it was ready."""
+        return self._failures > 0
+
+    @property
+    def size(self) -> int:
+        """Living children."""
+        return len(self._children)
+
+    def start(self, *, is_loop: bool, now_ns: int) -> int | None:
+        """Start a child; its number. None: not now, because the last one failed to start."""
+        if now_ns < self._start_after_ns:
+            return None
+        number = self._next_number
+        self._next_number += 1
+        try:
+            child = ChildProcess(
+                number=number,
+                mode="loop" if is_loop else "plain",
+                spec=self._spec,
+                warden=self._warden,
+                **self._callbacks,  # type: ignore[arg-type]
+            )
+        except OSError as error:
+            log.warning("no child could be started: %s; trying again", error.strerror)
+            self.failed_to_start(now_ns)
+            return None
+        self._children[number] = child
+        self._feeders[number] = Feeder()
+        if self._storage:
+            child.set_storage(self._storage)
+        return number
+
+    def started(self) -> None:
+        """A child is ready."""
+        self._failures = 0
+        self._start_after_ns = 0
+
+    def failed_to_start(self, now_ns: int) -> None:
+        """A child could not be started or died before it was ready: pause, longer each time."""
+        self._start_after_ns = now_ns + min(START_PAUSE_NS << min(self._failures, 10), START_PAUSE_MAX_NS)
+        self._failures += 1
+
+    def set_storage(self, address: str) -> None:
+        """Tell all where Storage is."""
+        if address != self._storage:
+            self._storage = address
+            for child in self._children.values():
+                child.set_storage(address)
+
+    def feed(self, lane: Lane, attempts: Iterable[Attempt]) -> None:
+        """Send attempts to the lane's child."""
+        self._children[lane.number].feed(self._feeders[lane.number].pack(attempts))
+
+    def take_back(self, lane: Lane, last_seq: int) -> None:
+        """Tell the child not to start what waits behind its running task."""
+        page = self._children[lane.number].page
+        page[DEAD_TO] = last_seq
+        page[DEAD_FROM] = lane.fed[0].seq
+
+    def listens(self, lane: Lane, attempt: Attempt) -> bool:
+        """Whether the attempt would notice a request to stop."""
+        return lane.is_loop or self._children[lane.number].page[COOPERATIVE] == attempt.seq
+
+    def ask(self, lane: Lane, attempt: Attempt) -> None:
+        """Ask the attempt to stop: by its context, or by cancelling its coroutine."""
+        child = self._children[lane.number]
+        if lane.is_loop:
+            child.feed(msgpack.packb([IN_CANCEL, attempt.seq]))
+        else:
+            child.page[CANCEL] = attempt.seq
+
+    def terminate(self, lane: Lane) -> None:
+        """SIGTERM to the lane's process group."""
+        self._children[lane.number].terminate()
+
+    def kill(self, lane: Lane) -> None:
+        """SIGKILL to the lane's process group."""
+        self._children[lane.number].kill()
+
+    def remove(self, number: int) -> int:
+        """The child is dead. Seq of the task that it started last."""
+        del self._feeders[number]
+        return self._children.pop(number).started_last
+
+    def kill_all(self) -> None:
+        """End all children now."""
+        for child in self._children.values():
+            child.kill()
+
+    def close(self) -> None:
+        """End the warden; the children must be dead."""
+        self._warden.close()

@@ -1,0 +1,294 @@
+"""One child process as the agent sees it: started, fed, read, signalled, and known to be dead.
+
+It moves bytes and knows nothing of attempts. Started by `Popen` without a fork hook, in a session of its own, with only the descriptors and variables that
+it needs (semantics S11). Everything read from it is bounded; what is not a record ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+import services
+from services.worker.child.protocol import CURRENT, IN_SETUP, IN_STORAGE, PAGE_BYTES, RECORD_BYTES_MAX, Setup
+
+log = logging.getLogger("antfarm.worker")
+
+READ_BYTES = 1024 * 1024
+NOISE_BYTES = 64 * 1024
+_F_SETPIPE_SZ = 1031
+_PIPE_BYTES = 1024 * 1024
+_PASSED = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    "TERM",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "PYTHONHASHSEED",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+]
+_PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "CUDA_", "NVIDIA_", "XDG_", "COVERAGE_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSpec:
+    """How all children of a worker are started."""
+
+    apps: tuple[str, ...]
+    scratch: Path
+    allow_pickle: bool = False
+    tls: tuple[str, ...] = ()
+    env: Mapping[str, str]
+
+
+def child_environment(environment: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that children get: an allow-list, and what the operator names (`NAME` or `NAME=VALUE`)."""
+    passed = {
+        name: value for name, value in environment.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+    }
+    for item in more:
+        name, given, value = item.partition("=")
+        if given:
+            passed[name] = value
+        elif name in environment:
+            passed[name] = environment[name]
+    root = str(Path(services.__file__ or "").resolve().parents[1])
+    path = passed.get("PYTHONPATH", "")
+    passed["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    passed["PYTHONUNBUFFERED"] = "1"
+    passed["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # or programs started beside gRPC die before they run
+    return passed
+
+
+class Warden:
+    """The agent's end of the warden."""
+
+    def __init__(self) -> None:
+        path = Path(__file__).with_name("warden.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,
+        )
+
+    def tell(self, line: str) -> None:
+        """`+GROUP` or `-GROUP`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # dead: children still have their death signal
+            os.write(self._process.stdin.fileno(), f"{line}\n".encode())
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class ChildProcess:
+    """A running child. Callbacks come on the loop: records (lists), noise (bytes of its descriptors 1 and 2), then one exit."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        mode: str,
+        spec: ChildSpec,
+        warden: Warden,
+        on_records: Callable[[int, list[list[Any]]], None],
+        on_noise: Callable[[int, bytes], None],
+        on_exit: Callable[[int, int], None],
+    ) -> None:
+        """Start it. OSError when the system refuses another process."""
+        self.number = number
+        self._warden = warden
+        self._on_records, self._on_noise, self._on_exit = on_records, on_noise, on_exit
+        self._loop = asyncio.get_running_loop()
+        self._scratch = spec.scratch / f"{os.getpid()}-{number}"
+        self._unpacker = msgpack.Unpacker(max_buffer_size=RECORD_BYTES_MAX + READ_BYTES)
+        self._unwritten = bytearray()
+        self._garbage = False
+        self.started_last = 0  # once it is dead: seq of the task that it started last
+        in_read, self._in = os.pipe()
+        self._out, out_write = os.pipe()
+        self._noise, noise_write = os.pipe()
+        page_fd = os.memfd_create("antfarm-page")
+        os.ftruncate(page_fd, PAGE_BYTES)
+        self._map = mmap.mmap(page_fd, PAGE_BYTES)
+        self.page: memoryview = memoryview(self._map).cast("Q")
+        for fd in (in_read, self._out):
+            with contextlib.suppress(OSError):  # above the user's share of pipe memory; small pipes work too
+                _set_pipe_size(fd)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "services.worker.child", mode]
+                + [str(n) for n in (os.getpid(), in_read, out_write, page_fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=noise_write,
+                stderr=noise_write,
+                pass_fds=(in_read, out_write, page_fd),
+                env=dict(spec.env),
+                start_new_session=True,
+            )
+        finally:
+            for fd in (in_read, out_write, noise_write, page_fd):
+                os.close(fd)
+        self.pid = self._process.pid
+        warden.tell(f"+{self.pid}")
+        for fd in (self._in, self._out, self._noise):
+            os.set_blocking(fd, False)
+        self._pidfd = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._out, self._read)
+        self._loop.add_reader(self._noise, self._read_noise)
+        self._loop.add_reader(self._pidfd, self._ended)
+        setup = Setup(
+            apps=list(spec.apps), allow_pickle=spec.allow_pickle, scratch=str(self._scratch), tls=list(spec.tls)
+        )
+        self.feed(msgpack.packb([IN_SETUP, setup]))
+
+    # ---- in ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Send frames; what the pipe does not take waits here, bounded by what the caller feeds."""
+        if self._unwritten:
+            self._unwritten += data
+            return
+        written = self._write(data)
+        if written < len(data):
+            self._unwritten += data[written:]
+            self._loop.add_writer(self._in, self._write_rest)
+
+    def set_storage(self, address: str) -> None:
+        """Say where Storage is."""
+        self.feed(msgpack.packb([IN_STORAGE, address]))
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self._in, data)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:  # it is dead or dying; its exit is handled when it is seen
+            return len(data)
+
+    def _write_rest(self) -> None:
+        del self._unwritten[: self._write(self._unwritten)]
+        if not self._unwritten:
+            self._loop.remove_writer(self._in)
+
+    # ---- out --------------------------------------------------------------------------------------------------------
+
+    def _read(self) -> bool:
+        """Take what the pipe holds. False: there is nothing now."""
+        try:
+            data = os.read(self._out, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._out)
+            return False
+        if self._garbage:
+            return True
+        try:
+            self._unpacker.feed(data)
+            records = list(self._unpacker)
+            if records:
+                self._on_records(self.number, records)
+        except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.BufferFull) as error:
+            # User code wrote into our pipe. Nothing that follows can be trusted.
+            self._garbage = True
+            log.warning("child %d wrote what is no record (%s); it is replaced", self.pid, type(error).__name__)
+            self.kill()
+        return True
+
+    def _read_noise(self) -> bool:
+        try:
+            data = os.read(self._noise, NOISE_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._noise)
+            return False
+        self._on_noise(self.number, data)
+        return True
+
+    # ---- death ------------------------------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """SIGTERM to its whole group."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to its whole group."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Its group exists at least until it is reaped, so the number cannot mean anybody else.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _ended(self) -> None:
+        """It is dead. What it had written still counts; what it had started goes with it."""
+        self.kill()
+        for fd in (self._pidfd, self._out, self._noise):
+            self._loop.remove_reader(fd)
+        self._loop.remove_writer(self._in)
+        while self._read():
+            pass
+        for _ in range(16):  # a survivor outside its group may write for ever
+            if not self._read_noise():
+                break
+        self._warden.tell(f"-{self.pid}")
+        code = self._process.wait()
+        for fd in (self._pidfd, self._out, self._noise, self._in):
+            self._loop.remove_reader(fd)
+            os.close(fd)
+        self.started_last = self.page[CURRENT]
+        self.page.release()
+        self._map.close()
+        if self._scratch.exists():
+            self._loop.run_in_executor(None, shutil.rmtree, self._scratch, True)
+        self._on_exit(self.number, code)
+
+    def close(self) -> None:
+        """Let it end: its input is closed; it exits when it has run what it has."""
+        self._loop.remove_writer(self._in)
+        os.close(self._in)
+        self._in = os.open(os.devnull, os.O_WRONLY)
+
+
+def _set_pipe_size(fd: int) -> None:
+    import fcntl
+
+    fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,0 +1,1 @@
+"""The agent: wires the link, the decisions and the processes; owns what is on disk."""

@@ -1,0 +1,524 @@
+"""The driver: the one place where things happen to attempts. Events come from the link, the children and the clock; the board decides; the
+driver carries out and reports.
+
+All on one loop. What is done per task is a few container operations; everything else is per batch or per tick. The tick turns only while
+there is something to watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.link import Link
+from antfarm.link.stream import now_ns
+from antfarm.model import LOG_TAIL_BYTES_MAX, SECOND_NS, Ending, FailureClass
+from antfarm.v1 import work_queue_pb2
+from services.worker.child.protocol import (
+    OUT_BROKEN,
+    OUT_DONE,
+    OUT_FAILED,
+    OUT_LOG,
+    OUT_PROGRESS,
+    OUT_READY,
+    OUT_SAVED,
+)
+from services.worker.core.attempt import Attempt, Group, Token
+from services.worker.core.board import Board
+from services.worker.core.estimate import Estimate
+from services.worker.core.lane import Lane
+from services.worker.core.stop import Step, plan_stop
+from services.worker.core.window import WindowSizer
+from services.worker.executors.crew import Crew
+from services.worker.executors.process import ChildSpec
+from services.worker.runtime import translation
+from services.worker.runtime.inputs import InputReader, is_hopeless
+
+log = logging.getLogger("antfarm.worker")
+
+TICK_S = 0.05
+WORD_AFTER_NS = SECOND_NS // 4
+"""Attempts that run for this long are spoken of, at most this often."""
+GROUPS_KEPT = 256
+NOISE_CHARS_MAX = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How this worker works, from its settings."""
+
+    slots: int
+    capacity: dict[str, float]
+    grace_ns: int = 10 * SECOND_NS
+    storage_override: str = ""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one batch of records of a lane amounts to."""
+
+    ended: list[Attempt] = field(default_factory=list)
+    run_us: dict[Estimate, list[int]] = field(default_factory=dict)
+
+
+class Driver:
+    """Handler of the link and owner of the children."""
+
+    def __init__(self, manner: Manner, spec: ChildSpec, *, on_drain: Callable[[float | None], None]) -> None:
+        """Make it; `start` must follow. `on_drain` is told when the orchestrator asks for a drain."""
+        self._manner = manner
+        self._board = Board(manner.capacity)
+        self._sizer = WindowSizer()
+        self._crew = Crew(spec, on_records=self._on_records, on_noise=self._on_noise, on_exit=self._on_exit)
+        self._types: dict[str, bool] = {}
+        self._estimates: dict[str, Estimate] = {}
+        self._groups: OrderedDict[tuple[str, int], Group] = OrderedDict()
+        self._fetching: dict[Attempt, None] = {}  # waiting for their inputs
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._link: Link
+        self._inputs: InputReader
+        self._on_drain_asked = on_drain
+        self._first_ready: asyncio.Future[dict[str, tuple[str, bool]]] | None = None
+        self._noise: dict[int, str] = {}  # what a lane without a running attempt wrote last
+        self._window = 0
+        self._draining = False
+        self._stop_running_at_ns: int | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._all_dead = asyncio.Event()
+        self._closed = False
+
+    # ---- start and end ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> dict[str, tuple[str, bool]]:
+        """Start the first child and learn from it what can be run: name -> (version, is_async). InvalidArgument when an app cannot be loaded."""
+        self._first_ready = asyncio.get_running_loop().create_future()
+        self._start_child(is_loop=False)
+        types = await self._first_ready
+        self._types = {name: is_async for name, (_, is_async) in types.items()}
+        return types
+
+    def use(self, link: Link, inputs: InputReader) -> None:
+        """The link to report to, before any work comes."""
+        self._link, self._inputs = link, inputs
+        self._resize()
+
+    @property
+    def first_window(self) -> int:
+        """The window before anything is known."""
+        return self._sizer.window(self._manner.slots, 0.0)
+
+    async def drain(self, limit_s: float) -> None:
+        """Take nothing more, hand back what has not started, let the rest run for `limit_s`, then stop and hand it back too."""
+        now = now_ns()
+        self._draining = True
+        self._stop_running_at_ns = now + int(limit_s * SECOND_NS)
+        self._resize()
+        for lane in self._board.lanes.values():
+            if not lane.is_loop and len(lane.fed) > 1:
+                self._take_back(lane)
+        self._release(self._board.withdraw(lambda attempt: True))
+        self._release(list(self._fetching))
+        self._fetching.clear()
+        self._watch()
+        self._note_idle()
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """End all children. Attempts that still ran are not reported: the lease or the next process speaks for them."""
+        self._closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for task in self._fetches:
+            task.cancel()
+        await asyncio.gather(*self._fetches, return_exceptions=True)
+        self._crew.kill_all()
+        if self._crew.size:
+            await self._all_dead.wait()
+        self._crew.close()
+
+    # ---- from the link ----------------------------------------------------------------------------------------------
+
+    def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
+        """Attached; Storage may have moved."""
+        self._crew.set_storage(self._manner.storage_override or welcome.storage_address)
+
+    def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
+        """New attempts."""
+        now = now_ns()
+        for message in groups:
+            is_async = self._types.get(message.template.type)
+            if is_async is None:
+                self._refuse(message)
+                continue
+            group = self._group(message, is_async)
+            attempts = [Attempt(group, a.index, a.attempt, a.payload, now) for a in message.assignments]
+            size = sum([len(attempt.payload) for attempt in attempts])
+            self._sizer.arrived(len(attempts), group.cost["cpu"], size)
+            if self._draining:
+                self._release(attempts)
+            elif message.inputs:
+                self._fetching.update(dict.fromkeys(attempts))
+                task = asyncio.create_task(self._fetch(group, message, attempts))
+                self._fetches.add(task)
+                task.add_done_callback(self._fetches.discard)
+            else:
+                self._board.add(attempts, is_async=is_async)
+        self._pump()
+
+    def on_revoke(self, tokens: list[Token], cause: str) -> None:
+        """Stop these; what has not started is simply dropped."""
+        wanted = set(tokens)
+        for lane in list(self._board.lanes.values()):
+            if not lane.is_loop and any(attempt.token in wanted for attempt in list(lane.fed)[1:]):
+                self._take_back(lane)
+        waiting = self._board.withdraw(lambda attempt: attempt.token in wanted)
+        waiting += [attempt for attempt in self._fetching if attempt.token in wanted]
+        for attempt in waiting:
+            self._fetching.pop(attempt, None)
+            self._report(attempt, translation.handed_back(attempt, Ending.REVOKED))
+        for lane, attempt in list(self._board.running()):
+            if attempt.token in wanted:
+                self._stop(lane, attempt, Ending.REVOKED, cause)
+        self._pump()
+
+    def on_drain(self, limit_s: float) -> None:
+        """The orchestrator asks for a drain."""
+        self._on_drain_asked(limit_s)
+
+    def _refuse(self, message: work_queue_pb2.TaskGroup) -> None:
+        kind = message.template.type
+        text = f"this worker does not know the task type {kind!r}; start it with --app and the module or file that defines it"
+        group = translation.group_from_wire(message, is_async=False, estimate=Estimate())
+        for assignment in message.assignments:
+            attempt = Attempt(group, assignment.index, assignment.attempt, b"", 0)
+            self._report(attempt, translation.failure(attempt, FailureClass.PERMANENT, "unknown task type", text))
+
+    def _group(self, message: work_queue_pb2.TaskGroup, is_async: bool) -> Group:
+        key = (message.job_id, message.epoch)
+        group = self._groups.get(key)
+        if group is not None and group.type == message.template.type:
+            self._groups.move_to_end(key)
+            return group
+        estimate = self._estimates.setdefault(message.template.type, Estimate())
+        group = translation.group_from_wire(message, is_async=is_async, estimate=estimate)
+        self._groups[key] = group
+        if len(self._groups) > GROUPS_KEPT:
+            _, oldest = self._groups.popitem(last=False)
+            self._inputs.forget(oldest)
+        return group
+
+    async def _fetch(self, group: Group, message: work_queue_pb2.TaskGroup, attempts: list[Attempt]) -> None:
+        error: AntFarmError | None = None
+        try:
+            await self._inputs.fill(group, message.inputs, attempts)
+        except AntFarmError as problem:
+            error = problem
+        wanted = [attempt for attempt in attempts if attempt in self._fetching]  # others were revoked or released
+        for attempt in wanted:
+            del self._fetching[attempt]
+        if error is None:
+            now = now_ns()
+            for attempt in wanted:
+                attempt.since_ns = now
+            self._board.add(wanted, is_async=group.is_async)
+        else:
+            failure_class = FailureClass.PERMANENT if is_hopeless(error) else FailureClass.INFRA
+            for attempt in wanted:
+                self._report(
+                    attempt, translation.failure(attempt, failure_class, "input", f"an input cannot be read: {error}")
+                )
+        self._pump()
+
+    # ---- from the children ------------------------------------------------------------------------------------------
+
+    def _on_records(self, number: int, records: list[list[Any]]) -> None:
+        lane = self._board.lanes.get(number)
+        if lane is None:
+            return
+        tally = _Tally()
+        for record in records:
+            kind = record[0]
+            if kind == OUT_DONE:
+                _, seq, run_us, result = record
+                attempt = lane.finish(seq)
+                if attempt is not None:
+                    tally.ended.append(attempt)
+                    tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
+                    self._succeeded(attempt, run_us, result)
+            elif kind == OUT_SAVED:
+                _, seq, run_us, result, saved = record
+                attempt = lane.finish(seq)
+                if attempt is not None:
+                    tally.ended.append(attempt)
+                    tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
+                    self._succeeded(attempt, run_us, result, saved)
+            elif kind == OUT_FAILED:
+                attempt = lane.finish(record[1])
+                if attempt is not None:
+                    tally.ended.append(attempt)
+                    self._failed(attempt, *record[2:])
+            elif kind == OUT_LOG:
+                attempt = lane.find(record[1])
+                if attempt is not None:
+                    attempt.add_log(record[2], LOG_TAIL_BYTES_MAX)
+            elif kind == OUT_PROGRESS:
+                self._progressed(lane.find(record[1]), record[2], record[3])
+            elif kind == OUT_READY:
+                self._on_ready(lane, record[1])
+            elif kind == OUT_BROKEN:
+                self._on_broken(lane, record[1])
+        self._settle(lane, tally)
+        self._pump()
+
+    def _settle(self, lane: Lane, tally: _Tally) -> None:
+        for estimate, runs in tally.run_us.items():
+            estimate.learn(sum(runs), len(runs))
+            self._sizer.ended(sum(runs), len(runs))
+        if tally.ended:
+            self._board.settle(lane, tally.ended, now_ns())
+            if lane.doomed and not lane.fed:
+                self._crew.kill(lane)  # a signal may still be on its way to it
+
+    def _succeeded(self, attempt: Attempt, run_us: int, result: bytes, saved: Any = ()) -> None:
+        if attempt.unsent_log:
+            self._link.running(translation.word(attempt, now_ns()))
+        if attempt.stop is not None and attempt.stop.ending is Ending.REVOKED:
+            self._report(attempt, translation.handed_back(attempt, Ending.REVOKED))
+        else:
+            self._report(attempt, translation.success(attempt, run_us, result, saved))
+
+    def _failed(self, attempt: Attempt, run_us: int, failure_class: int, kind: str, message: str, trace: str) -> None:
+        if attempt.stop is not None:
+            self._report_stopped(attempt)
+            return
+        if attempt.unsent_log:
+            self._link.running(translation.word(attempt, now_ns()))
+        self._report(attempt, translation.failure(attempt, failure_class, kind, message, trace, run_us=run_us))
+
+    def _report_stopped(self, attempt: Attempt) -> None:
+        stop = attempt.stop
+        assert stop is not None
+        if attempt.unsent_log:
+            self._link.running(translation.word(attempt, now_ns()))
+        if stop.ending is Ending.TIMED_OUT:
+            outcome = translation.failure(attempt, FailureClass.APP, "timeout", stop.cause, ending=Ending.TIMED_OUT)
+        else:
+            outcome = translation.handed_back(attempt, stop.ending)
+        self._report(attempt, outcome)
+
+    def _progressed(self, attempt: Attempt | None, fraction: float | None, text: str) -> None:
+        if attempt is None:
+            return
+        attempt.progress_ns = now_ns()
+        attempt.progress = None if fraction is None else float(fraction)
+        attempt.progress_text = str(text)
+
+    def _on_ready(self, lane: Lane, types: list[list[Any]]) -> None:
+        lane.ready = True
+        self._crew.started()
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_result({name: (version, bool(is_async)) for name, version, is_async in types})
+
+    def _on_broken(self, lane: Lane, line: str) -> None:
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_exception(InvalidArgument(line))
+        else:
+            log.warning("a child could not load the apps: %s", line)
+
+    def _on_noise(self, number: int, data: bytes) -> None:
+        """Text that a child wrote past Python: it belongs to the attempt that runs, where there is only one."""
+        lane = self._board.lanes.get(number)
+        text = data.decode("utf-8", "replace")
+        if lane is None:
+            return
+        running = list(lane.running)
+        if len(running) == 1:
+            running[0].add_log(text, LOG_TAIL_BYTES_MAX)
+        else:
+            self._noise[number] = (self._noise.get(number, "") + text)[-NOISE_CHARS_MAX:]
+
+    def _on_exit(self, number: int, code: int) -> None:
+        lane = self._board.lanes[number]
+        started_last = self._crew.remove(number)
+        left = self._board.close_lane(lane)
+        noise = self._noise.pop(number, "")
+        if not lane.ready and not self._closed:
+            self._crew.failed_to_start(now_ns())
+            self._not_started(code, noise)
+        if lane.is_loop:
+            self._blame_loop(lane, left, code, noise)
+        else:
+            self._blame_plain(left, code, started_last)
+        if self._closed and not self._crew.size:
+            self._all_dead.set()
+        self._pump()
+
+    def _not_started(self, code: int, noise: str) -> None:
+        text = f"a child ended with {_death(code)} before it was ready: {' '.join(noise.split())[-500:]}"
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_exception(InvalidArgument(text))
+        elif not self._closed:
+            log.warning("%s", text)
+
+    def _blame_plain(self, left: list[Attempt], code: int, started_last: int) -> None:
+        """The first task without a result was running; those behind it never started and are run by another child."""
+        if left and (left[0].seq == started_last or left[0].stop is not None):
+            self._died(left.pop(0), code)
+        self._board.put_back(left)
+
+    def _blame_loop(self, lane: Lane, left: list[Attempt], code: int, noise: str) -> None:
+        """Alone it is to blame; among several nobody knows, unless we killed the process because of one of them."""
+        others = [attempt for attempt in left if attempt.stop is None]
+        for attempt in left:
+            if attempt.stop is not None or len(left) == 1:
+                self._died(attempt, code)
+            elif lane.doomed:
+                self._report(attempt, translation.handed_back(attempt, Ending.RELEASED))
+            else:
+                attempt.add_log(noise, LOG_TAIL_BYTES_MAX)
+                text = f"the process that ran {len(others)} coroutines ended with {_death(code)}"
+                self._report(attempt, translation.failure(attempt, FailureClass.INFRA, _death(code), text))
+
+    def _died(self, attempt: Attempt, code: int) -> None:
+        if attempt.stop is not None:
+            self._report_stopped(attempt)
+            return
+        if attempt.unsent_log:
+            self._link.running(translation.word(attempt, now_ns()))
+        kind = _death(code)
+        hint = " (the machine may have run out of memory)" if code == -signal.SIGKILL else ""
+        text = f"the process that ran the task ended with {kind}{hint}"
+        self._report(attempt, translation.failure(attempt, FailureClass.CRASH, kind, text))
+
+    # ---- doing ------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Feed what can be fed, start children that are needed."""
+        if self._closed:
+            return
+        now = now_ns()
+        board = self._board
+        for lane, attempts in board.dispatch(now):
+            self._crew.feed(lane, attempts)
+        plain, loop = board.lanes_wanted()
+        for is_loop in (False,) * plain + (True,) * loop:
+            self._start_child(is_loop=is_loop)
+        self._watch()
+        self._note_idle()
+
+    def _start_child(self, *, is_loop: bool) -> None:
+        number = self._crew.start(is_loop=is_loop, now_ns=now_ns())
+        if number is not None:
+            self._board.open_lane(number, is_loop=is_loop)
+
+    def _report(self, attempt: Attempt, outcome: Any) -> None:
+        group = attempt.group
+        self._link.report(group.job_id, group.epoch, outcome)
+
+    def _release(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self._report(attempt, translation.handed_back(attempt, Ending.RELEASED, never_started=True))
+
+    def _take_back(self, lane: Lane) -> None:
+        last_seq = lane.next_seq - 1
+        behind = lane.take_back()
+        self._crew.take_back(lane, last_seq)
+        self._board.put_back(behind)
+
+    def _stop(self, lane: Lane, attempt: Attempt, ending: Ending, cause: str) -> None:
+        if attempt.stop is not None:
+            return
+        now = now_ns()
+        listens = self._crew.listens(lane, attempt)
+        attempt.stop = plan_stop(ending, cause, now_ns=now, grace_ns=self._manner.grace_ns, listens=listens)
+        if not lane.is_loop and len(lane.fed) > 1:
+            self._take_back(lane)
+        self._crew.ask(lane, attempt)
+        self._advance_stop(lane, attempt, now)
+
+    def _advance_stop(self, lane: Lane, attempt: Attempt, now: int) -> None:
+        assert attempt.stop is not None
+        step = attempt.stop.due(now)
+        if step is Step.KILL:
+            lane.doomed = True
+            self._crew.kill(lane)
+        elif step is Step.TERMINATE and not lane.is_loop:
+            lane.doomed = True
+            self._crew.terminate(lane)
+
+    # ---- the clock --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Keep the tick turning while there is something to watch."""
+        if self._ticking is None and not self._closed and not self._at_rest:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    @property
+    def _at_rest(self) -> bool:
+        return self._board.idle and not self._fetching
+
+    def _note_idle(self) -> None:
+        if self._draining and self._at_rest:
+            self._idle.set()
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now = now_ns()
+        lease_over = self._link.self_lease_over
+        drained = self._stop_running_at_ns is not None and now > self._stop_running_at_ns
+        for lane, attempt in list(self._board.running()):
+            if not attempt.started_ns and not lane.is_loop:
+                attempt.started_ns = lane.since_ns
+            self._look_after(lane, attempt, now, lease_over=lease_over, drained=drained)
+        for lane in self._board.stuck(now):
+            self._take_back(lane)
+        self._release(self._board.stale(now))
+        self._resize()
+        self._pump()
+
+    def _look_after(self, lane: Lane, attempt: Attempt, now: int, *, lease_over: bool, drained: bool) -> None:
+        """One running attempt at a tick."""
+        if attempt.stop is not None:
+            self._advance_stop(lane, attempt, now)
+        elif cause := attempt.overdue(now):
+            self._stop(lane, attempt, Ending.TIMED_OUT, cause)
+        elif drained:
+            self._stop(lane, attempt, Ending.RELEASED, "the worker was drained")
+        elif lease_over and attempt.group.exclusive:
+            self._stop(lane, attempt, Ending.RELEASED, "the worker lost touch with its orchestrator")
+        if now - attempt.started_ns < WORD_AFTER_NS or now - attempt.last_word_ns < WORD_AFTER_NS:
+            return
+        if not attempt.last_word_ns or attempt.unsent_log or attempt.progress_ns > attempt.last_word_ns:
+            self._link.running(translation.word(attempt, now))
+            attempt.last_word_ns = now
+            attempt.unsent_log = ""
+
+    def _resize(self) -> None:
+        """Ask for as much work as is of use."""
+        if self._draining or self._crew.broken:
+            wanted = 0
+        else:
+            now = now_ns()
+            ages = [now - attempt.started_ns for _, attempt in self._board.running() if attempt.started_ns]
+            wanted = self._sizer.window(self._manner.slots, sum(ages) / len(ages) / SECOND_NS if ages else 0.0)
+        # Small changes are not worth a frame.
+        if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
+            self._window = wanted
+            self._link.set_window(wanted)
+
+
+def _death(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

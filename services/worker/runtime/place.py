@@ -1,0 +1,90 @@
+"""The worker's name and its directory: two processes never share one, which the lock file in it guarantees."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from antfarm.errors import InvalidArgument
+
+SLOTS_MAX = 1_000
+"""Workers of one node that get a name by themselves."""
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A claimed name and directory; claimed until the process ends."""
+
+    worker_id: str
+    directory: Path
+    lock_fd: int
+
+    @property
+    def outbox(self) -> Path:
+        """The file of unacked reports."""
+        return self.directory / "outbox"
+
+    @property
+    def scratch(self) -> Path:
+        """Transient Storage: below it one directory per child, below that one per attempt."""
+        return self.directory / "scratch"
+
+    @property
+    def inputs(self) -> Path:
+        """Inputs too large for a pipe."""
+        return self.directory / "inputs"
+
+    def sweep(self) -> None:
+        """Remove what an earlier process left of its attempts."""
+        for path in (self.scratch, self.inputs):
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(mode=0o700)
+
+
+def default_state(environment: dict[str, str]) -> Path:
+    """`$XDG_STATE_HOME/antfarm/worker`, by default below ~/.local/state."""
+    base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "antfarm" / "worker"
+
+
+def claim(state: Path, worker_id: str = "") -> Place:
+    """Claim a name below `state`: the given one, or `<host>-<n>` with the first free n.
+
+    InvalidArgument in one line when it is taken by a living process, malformed, or the directory cannot be made.
+    """
+    if worker_id:
+        if not _NAME.fullmatch(worker_id) or worker_id in (".", ".."):
+            raise InvalidArgument(f"--worker-id {worker_id!r}: at most 128 characters of A-Z a-z 0-9 . _ -")
+        place = _try(state, worker_id)
+        if place is None:
+            raise InvalidArgument(
+                f"--worker-id {worker_id}: another process has this name; stop it or choose another one"
+            )
+        return place
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:100] or "worker"
+    for number in range(1, SLOTS_MAX + 1):
+        place = _try(state, f"{host}-{number}")
+        if place is not None:
+            return place
+    raise InvalidArgument(f"{SLOTS_MAX} workers use {state} already; give another --state")
+
+
+def _try(state: Path, name: str) -> Place | None:
+    directory = state / name
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidArgument(f"--state {state}: {error.strerror}; give a directory that can be written") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return Place(worker_id=name, directory=directory, lock_fd=fd)

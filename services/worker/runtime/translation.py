@@ -1,0 +1,129 @@
+"""Frames of the protocol to the worker's values and back; the only place of the worker that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from antfarm import wire
+from antfarm.model import LOG_TAIL_BYTES_MAX, BlobRef, Ending, Failure, FailureClass
+from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
+from services.worker.core.attempt import Attempt, Group
+from services.worker.core.estimate import Estimate
+
+MEMORY = "memory_bytes"
+"""Resource that is also enforced: what a task may take beyond the interpreter and the apps."""
+
+
+def group_from_wire(message: work_queue_pb2.TaskGroup, *, is_async: bool, estimate: Estimate) -> Group:
+    """What the attempts of a message share."""
+    template = message.template
+    cost = dict(template.resources)
+    cost.setdefault("cpu", 1.0)
+    timeouts = template.timeouts
+    return Group(
+        job_id=message.job_id,
+        epoch=message.epoch,
+        type=template.type,
+        is_async=is_async,
+        estimate=estimate,
+        cost=cost,
+        run_timeout_ns=wire.duration_from_wire(timeouts.run) if timeouts.HasField("run") else 0,
+        progress_timeout_ns=wire.duration_from_wire(timeouts.progress) if timeouts.HasField("progress") else 0,
+        at_most_once=template.at_most_once,
+        exclusive=template.fence_late_results,
+        memory_bytes=int(cost.get(MEMORY, 0)),
+        common_payload=template.common_payload,
+        input_count=len(message.inputs),
+    )
+
+
+def success(attempt: Attempt, run_us: int, result: bytes, saved: Sequence[Any] = ()) -> report_queue_pb2.Outcome:
+    """The outcome of an attempt that returned."""
+    outcome = report_queue_pb2.Outcome(
+        index=attempt.index,
+        attempt=attempt.attempt,
+        ending=report_queue_pb2.ENDING_SUCCEEDED,
+        result=result,
+        run_us=run_us,
+    )
+    for key, size_bytes, sha256 in saved:
+        outcome.outputs.append(wire.blob_to_wire(BlobRef(key=key, size_bytes=size_bytes, sha256=sha256)))
+    return outcome
+
+
+def failure(
+    attempt: Attempt,
+    failure_class: int,
+    kind: str,
+    message: str,
+    trace: str = "",
+    *,
+    run_us: int = 0,
+    ending: Ending = Ending.FAILED,
+) -> report_queue_pb2.Outcome:
+    """The outcome of an attempt that failed; texts are cut to their limits."""
+    cut = wire.cut_failure(
+        Failure(
+            failure_class=FailureClass(failure_class),
+            kind=kind,
+            message=message,
+            traceback=trace,
+            log_tail=attempt.log,
+        )
+    )
+    return report_queue_pb2.Outcome(
+        index=attempt.index,
+        attempt=attempt.attempt,
+        ending=ending.value,  # type: ignore[arg-type]
+        failure=wire.failure_to_wire(cut),
+        run_us=run_us,
+    )
+
+
+def handed_back(attempt: Attempt, ending: Ending, *, never_started: bool = False) -> report_queue_pb2.Outcome:
+    """The outcome of an attempt that was revoked or released."""
+    return report_queue_pb2.Outcome(
+        index=attempt.index,
+        attempt=attempt.attempt,
+        ending=ending.value,  # type: ignore[arg-type]
+        never_started=never_started,
+    )
+
+
+def word(attempt: Attempt, now_ns: int) -> report_queue_pb2.Running:
+    """A word of a running attempt, with all news since the last one."""
+    message = report_queue_pb2.Running(
+        job_id=attempt.group.job_id,
+        epoch=attempt.group.epoch,
+        index=attempt.index,
+        attempt=attempt.attempt,
+        running_for=wire.duration_to_wire(now_ns - (attempt.started_ns or now_ns)),
+        progress_text=attempt.progress_text,
+        log=_tail(attempt.unsent_log),
+    )
+    if attempt.progress is not None:
+        message.progress = attempt.progress
+    return message
+
+
+def _tail(text: str) -> str:
+    if not text:
+        return ""
+    return text.encode("utf-8", "backslashreplace")[-LOG_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
+
+
+def result_row(message: common_pb2.TaskResult) -> list[Any]:
+    """A recorded outcome as children get it."""
+    result = wire.result_from_wire(message)
+    failed = result.failure
+    return [
+        result.index,
+        result.state.value,
+        result.attempt,
+        result.result,
+        [(blob.key, blob.size_bytes, blob.sha256) for blob in result.outputs],
+        failed and [failed.failure_class.value, failed.kind, failed.message, failed.traceback, failed.log_tail],
+        result.worker_id,
+        result.run_us,
+    ]
