@@ -31,7 +31,7 @@ def mean_map_png(fold: Fold) -> bytes:
 
 def clearest_webp(fold: Fold) -> bytes:
     """Return the clearest-pixel picture, transparent where no day saw the ground whole."""
-    seen = ((fold.darkest_day > 0) * np.uint8(255))[..., np.newaxis]
+    seen = ((fold.clearest_day > 0) * np.uint8(255))[..., np.newaxis]
     image = Image.fromarray(np.concatenate([fold.clearest, seen], axis=-1))
     return _encoded(image, "WEBP", quality=82, method=4)
 

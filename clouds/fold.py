@@ -27,8 +27,9 @@ from clouds.coverage import CLOUD, NO_DATA, Bytes2D
 from clouds.errors import CloudsError
 
 GRID_SIDE_PX: Final = 500
-_NONE: Final = np.iinfo(np.uint16).max  # darkness of a cell that was never seen whole
 _VERSION: Final = 1
+# RuntimeError: an archive that claims a password or a version of its own; the others are what bytes of any kind raise.
+_BROKEN: Final = (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,10 +42,8 @@ class Fold:
     """Cloud pixels that fell into each cell."""
     valid: npt.NDArray[np.uint32]
     """Valid pixels that fell into each cell; never less than cloud."""
-    darkest: npt.NDArray[np.uint16]
-    """The lowest mean blue of a day that saw the cell whole; 65535 where none did."""
-    darkest_day: npt.NDArray[np.int32]
-    """The day of that, as a proleptic ordinal; 0 where there is none."""
+    clearest_day: npt.NDArray[np.int32]
+    """The day of lowest blue that saw the cell whole, as a proleptic ordinal; 0 where there is none."""
     clearest: Bytes2D
     """The colour of the cell on that day, (rows, columns, 3); black where there is none."""
 
@@ -72,8 +71,7 @@ def empty(shape: tuple[int, int]) -> Fold:
         days=0,
         cloud=np.zeros(shape, np.uint32),
         valid=np.zeros(shape, np.uint32),
-        darkest=np.full(shape, _NONE, np.uint16),
-        darkest_day=np.zeros(shape, np.int32),
+        clearest_day=np.zeros(shape, np.int32),
         clearest=np.zeros((*shape, 3), np.uint8),
     )
 
@@ -90,8 +88,7 @@ def fold_day(rgb: Bytes2D, mask: Bytes2D, day: date, shape: tuple[int, int]) -> 
         days=1,
         cloud=cloud,
         valid=valid,
-        darkest=np.where(whole, colour[..., 2], _NONE).astype(np.uint16),
-        darkest_day=np.where(whole, day.toordinal(), 0).astype(np.int32),
+        clearest_day=np.where(whole, day.toordinal(), 0).astype(np.int32),
         clearest=np.where(whole[..., np.newaxis], colour, 0).astype(np.uint8),
     )
 
@@ -110,33 +107,38 @@ def merge(first: Fold, second: Fold) -> Fold:
         raise CloudsError(
             f"maps of {first.shape} and {second.shape} cells cannot be merged; fold all days onto one grid"
         )
-    # Equal darkness is settled by the day, so that the order of merging cannot show.
-    takes_second = (second.darkest < first.darkest) | (
-        (second.darkest == first.darkest) & (second.darkest_day < first.darkest_day)
+    # A cell that only one has seen is taken from that one; equal blue is settled by the day, so that the order of
+    # merging cannot show.
+    blue, other = first.clearest[..., 2], second.clearest[..., 2]
+    earlier = second.clearest_day < first.clearest_day
+    takes_second = (second.clearest_day > 0) & (
+        (first.clearest_day == 0) | (other < blue) | ((other == blue) & earlier)
     )
     return Fold(
         days=first.days + second.days,
         cloud=first.cloud + second.cloud,
         valid=first.valid + second.valid,
-        darkest=np.where(takes_second, second.darkest, first.darkest),
-        darkest_day=np.where(takes_second, second.darkest_day, first.darkest_day),
+        clearest_day=np.where(takes_second, second.clearest_day, first.clearest_day),
         clearest=np.where(takes_second[..., np.newaxis], second.clearest, first.clearest),
     )
 
 
 def to_bytes(fold: Fold) -> bytes:
     """Encode a fold as a compressed npz; equal folds give equal bytes."""
+    arrays = {
+        "version": np.int64(_VERSION),
+        "days": np.int64(fold.days),
+        "cloud": _narrowed(fold.cloud),
+        "valid": _narrowed(fold.valid),
+        "clearest_day": fold.clearest_day,
+        "clearest": fold.clearest,
+    }
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        version=np.int64(_VERSION),
-        days=np.int64(fold.days),
-        cloud=fold.cloud,
-        valid=fold.valid,
-        darkest=fold.darkest,
-        darkest_day=fold.darkest_day,
-        clearest=fold.clearest,
-    )
+    # NumPy's own writer compresses hard, which takes longer than the analysis of the picture.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -148,17 +150,21 @@ def from_bytes(data: bytes) -> Fold:
                 raise CloudsError(f"the map is of version {int(stored['version'])}, this program reads {_VERSION}")
             fold = Fold(
                 days=int(stored["days"]),
-                cloud=stored["cloud"],
-                valid=stored["valid"],
-                darkest=stored["darkest"],
-                darkest_day=stored["darkest_day"],
+                cloud=stored["cloud"].astype(np.uint32),
+                valid=stored["valid"].astype(np.uint32),
+                clearest_day=stored["clearest_day"],
                 clearest=stored["clearest"],
             )
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except _BROKEN as error:
         raise CloudsError(f"these bytes are not a map of clouds: {error}") from error
     if fold.cloud.ndim != 2 or fold.clearest.shape != (*fold.shape, 3):
         raise CloudsError("these bytes are not a map of clouds: the arrays do not fit each other")
     return fold
+
+
+def _narrowed(counts: npt.NDArray[np.uint32]) -> npt.NDArray[np.unsignedinteger]:
+    """Return counts in the narrowest type that holds them: most folds are of one day."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
 
 
 def _fitted(mask: Bytes2D, shape: tuple[int, int]) -> tuple[int, Bytes2D]:

@@ -15,7 +15,7 @@ from clouds.errors import BadPicture, CloudsError
 from clouds.fold import Fold
 
 SHAPE = (5, 7)
-FIELDS = ("cloud", "valid", "darkest", "darkest_day", "clearest")
+FIELDS = ("cloud", "valid", "clearest_day", "clearest")
 
 
 def same(first, second):
@@ -84,7 +84,7 @@ def test_a_place_never_seen_has_no_mean():
     one = fold.fold_day(np.full((6, 6, 3), 90, np.uint8), mask, date(2021, 1, 1), (3, 3))
     assert np.isnan(one.mean_cloud()[:, 0]).all()
     assert (one.mean_cloud()[:, 1:] == 0).all()
-    assert (one.darkest_day[:, 0] == 0).all()
+    assert (one.clearest_day[:, 0] == 0).all()
 
 
 def test_the_clearest_picture_takes_the_day_of_lowest_blue_and_of_equal_ones_the_earliest():
@@ -96,15 +96,15 @@ def test_the_clearest_picture_takes_the_day_of_lowest_blue_and_of_equal_ones_the
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 1, 3, 0]):
         whole = reduce(fold.merge, [parts[place] for place in order])
         assert (whole.clearest == (30, 60, 20)).all()
-        assert (whole.darkest_day == date(2021, 1, 2).toordinal()).all()
+        assert (whole.clearest_day == date(2021, 1, 2).toordinal()).all()
 
 
 def test_the_smeared_neighbourhood_of_a_gap_is_never_the_clearest():
     mask = np.zeros((6, 6), np.uint8)
     mask[0, 0] = 2
     one = fold.fold_day(np.full((6, 6, 3), 9, np.uint8), mask, date(2021, 1, 1), (6, 6))
-    assert (one.darkest_day[:2, :2] == 0).all()
-    assert (one.darkest_day > 0).sum() == 32
+    assert (one.clearest_day[:2, :2] == 0).all()
+    assert (one.clearest_day > 0).sum() == 32
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,11 @@ def test_other_bytes_are_refused_and_nothing_is_unpickled():
         days=0,
         cloud=odd.cloud,
         valid=odd.valid,
-        darkest=odd.darkest,
-        darkest_day=odd.darkest_day,
+        clearest_day=odd.clearest_day,
         clearest=np.zeros((3, 3, 3), np.uint8),
     )
     whole = fold.to_bytes(fold.empty((2, 2)))
-    spoilt = bytearray(whole)
-    spoilt[len(whole) // 3] ^= 0xFF
     for data in (
-        bytes(spoilt),
         b"",
         b"nothing",
         whole[: len(whole) // 2],
@@ -181,3 +177,17 @@ def test_other_bytes_are_refused_and_nothing_is_unpickled():
     ):
         with pytest.raises(CloudsError, match="map"):
             fold.from_bytes(data)
+
+
+def test_a_flipped_byte_is_told_or_does_no_harm():
+    whole = made_day(3)
+    data = fold.to_bytes(whole)
+    told = 0
+    for place in range(len(data)):
+        spoilt = bytearray(data)
+        spoilt[place] ^= 0xFF
+        try:
+            assert same(fold.from_bytes(bytes(spoilt)), whole)
+        except CloudsError:
+            told += 1
+    assert told > len(data) / 2
