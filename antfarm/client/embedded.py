@@ -38,6 +38,12 @@ def default_directory() -> Path:
     return Path(base) / "antfarm" / "local"
 
 
+def running_address(directory: Path | None = None) -> str:
+    """Address of this user's embedded farm if a process runs it now, else ""."""
+    known = _read(directory or default_directory())
+    return str(known.get("orchestrator", "")) if _alive(known.get("pid")) else ""
+
+
 class EmbeddedFarm:
     """This process's part in the embedded farm: a worker, and the other programs while it holds the lock."""
 
@@ -98,7 +104,7 @@ class EmbeddedFarm:
             if self._take_lock():
                 self._run()
                 return
-            known = self._read()
+            known = _read(self._directory)
             if known.get("orchestrator") and _alive(known.get("pid", 0)):
                 self.address = known["orchestrator"]
                 self._heir = threading.Thread(target=self._inherit, name="antfarm-heir", daemon=True)
@@ -120,7 +126,7 @@ class EmbeddedFarm:
 
     def _run(self) -> None:
         """Start Storage and the orchestrator, under their former addresses where these are free."""
-        known = self._read()
+        known = _read(self._directory)
         self._write({})
         self._sweep()
         self._programs.inherit = (self._lock,)
@@ -152,16 +158,9 @@ class EmbeddedFarm:
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            found = json.loads((self._directory / "farm.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
     def _write(self, running: dict[str, Any]) -> None:
         """Tell others where the farm is; the addresses stay known when it ends, so that it can come back under them."""
-        kept = {key: value for key, value in self._read().items() if key != "pid"}
+        kept = {key: value for key, value in _read(self._directory).items() if key != "pid"}
         temporary = self._directory / "farm.json.tmp"
         temporary.write_text(json.dumps({**kept, **running}))
         temporary.replace(self._directory / "farm.json")
@@ -174,6 +173,14 @@ class EmbeddedFarm:
                 shutil.rmtree(path, ignore_errors=True)
                 with contextlib.suppress(FileNotFoundError):
                     (self._directory / "logs" / f"{path.name}.log").unlink()
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((directory / "farm.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _alive(pid: Any) -> bool:

@@ -239,6 +239,11 @@ class AsyncFarm:
     async def run(self, plan: MapPlan, job_id: str = "") -> AsyncJob[Any]:
         """Submit a planned job; returns when all of it is durable."""
         writer = self.writer(plan, job_id)
+        await self.send(plan, writer)
+        return self.started(plan, writer)
+
+    async def send(self, plan: MapPlan, writer: JobWriter) -> None:
+        """Send all of a planned job; returns when it is durable."""
         try:
             if isinstance(plan.calls, AsyncIterable):
                 await self._send_async(plan, writer)
@@ -249,7 +254,6 @@ class AsyncFarm:
         except BaseException:
             await writer.abandon()
             raise
-        return self.started(plan, writer)
 
     def writer(self, plan: MapPlan, job_id: str = "") -> JobWriter:
         """What sends the job."""

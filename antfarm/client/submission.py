@@ -352,6 +352,8 @@ class JobWriter:
     def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
         self.job_id = job_id
         self.status: model.JobStatus | None = None
+        self.created = asyncio.Event()
+        """Set when the orchestrator has the job."""
         self._connection = connection
         self._spec = spec
         self._sent = 0
@@ -380,6 +382,7 @@ class JobWriter:
         request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
         answer = await self._connection.call(self._connection.jobs.CreateJob, request)
         self.status = status_from_wire(answer.job)
+        self.created.set()
         self._sent = len(batch)
         self._existed_closed = answer.existed and self.status.state != model.JobState.OPEN and not last
 

@@ -1,0 +1,91 @@
+"""Entry of the console command `antfarm`: reads the words, runs one subcommand, turns errors into one line and an exit code.
+
+0 ok, 1 tasks failed, 2 usage, 3 cannot connect, 4 cancelled, 5 timeout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+
+import antfarm
+from antfarm.errors import AntFarmError, TaskError, UserError, Weather
+from antfarm.program import (
+    EXIT_CANCELLED,
+    EXIT_CANNOT_CONNECT,
+    EXIT_OK,
+    EXIT_TASKS_FAILED,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        return int(asyncio.run(options.run(options)))
+    except TaskError as error:
+        return _say(error, EXIT_TASKS_FAILED)
+    except UserError as error:
+        return _say(error, EXIT_USAGE)
+    except Weather as error:
+        return _say(error, EXIT_CANNOT_CONNECT)
+    except AntFarmError as error:
+        return _say(error, EXIT_TASKS_FAILED)
+    except TimeoutError as error:
+        return _say(error, EXIT_TIMEOUT)
+    except KeyboardInterrupt:
+        return _say(AntFarmError("interrupted"), EXIT_CANCELLED)
+    except BrokenPipeError:  # `antfarm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _say(error: BaseException, code: int) -> int:
+    from antfarm.cli.output import escape
+
+    print(f"antfarm: {escape(' '.join(str(error).split()))}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from antfarm.cli import blob, job, run, session, submit, task, up, worker
+
+    parser = argparse.ArgumentParser(prog="antfarm", description="A durable task farm: run it, feed it, look at it.")
+    parser.add_argument("--version", action="version", version=f"antfarm {antfarm.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    flags = session.farm_flags()
+    for part in (up, run, submit, job, task, worker, blob):
+        part.add(commands, flags)
+    version = commands.add_parser("version", parents=[flags], help="versions of this command and of the farm")
+    version.add_argument("--server", action="store_true", help="ask the farm too")
+    version.set_defaults(run=_version)
+    return parser
+
+
+async def _version(options: argparse.Namespace) -> int:
+    from antfarm.cli.session import open_farm, output
+    from antfarm.v1 import system_pb2
+
+    row = {"antfarm": antfarm.__version__, "python": sys.version.split()[0]}
+    if options.server:
+        async with open_farm(options) as farm:
+            info = await farm.connection.call(farm.connection.system.GetServerInfo, system_pb2.GetServerInfoRequest())
+            row |= {
+                "server": farm.address,
+                "software": info.software,
+                "protocol": f"{info.protocol_major}.{info.protocol_minor}",
+                "storage": info.storage_address,
+                "warnings": ", ".join(info.warnings),
+            }
+    output(options).row(row)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

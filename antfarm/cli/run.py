@@ -1,0 +1,181 @@
+"""`antfarm run`: GNU parallel on a farm. Without an address the farm is one of the user's own on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from antfarm import builtin, payload, wire
+from antfarm.cli import words
+from antfarm.cli.output import coloured, escape, lines
+from antfarm.cli.progress import ProgressLine
+from antfarm.cli.session import exit_code, given_address, open_farm
+from antfarm.cli.submit import add_job_flags, job_options
+from antfarm.client.farm import AsyncFarm
+from antfarm.client.job import AsyncJob, Order
+from antfarm.client.submission import MapPlan
+from antfarm.model import JobSpec, JobStatus, TaskResult, TaskState
+from antfarm.program import EXIT_OK
+from antfarm.task import template
+
+
+def add(commands: Any, flags: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    about = "run a command for each argument, on all workers"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        parents=[flags],
+        help=about,
+        description=about,
+        usage="antfarm run [options] -- COMMAND [WORDS with {}] [::: ARGUMENTS ...]",
+        epilog="Places: {} the argument, {.} without extension, {/} file name, {//} directory, {/.} file name without extension, {#} number, "
+        "{1} {2} arguments of several `:::`. Without `:::` each line of standard input is an argument. A command of one "
+        "word with blanks or shell characters is run by sh. Exit code 1 when some command failed. "
+        "example: antfarm run -- 'gzip -c {} | wc -c' ::: *.txt",
+    )
+    parser.add_argument("-k", "--keep-order", action="store_true", help="print outputs in the order of the arguments")
+    parser.add_argument("--tag", action="store_true", help="begin each line with the argument")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="directory on the workers; default: this one on a farm of one's own, else scratch space",
+    )
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="hand over this variable")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress")
+    add_job_flags(parser)
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+async def run(options: argparse.Namespace) -> int:
+    """antfarm run."""
+    given = options.words[1:] if options.words[:1] == ["--"] else options.words
+    command, lists = words.parse(given)
+    if options.dry_run:
+        for number, args in enumerate(_arguments(lists), 1):
+            print(escape(shlex.join(command.argv(args, number))))
+        return EXIT_OK
+    cwd = options.workdir or (None if given_address(options) else os.getcwd())
+    env = {name: os.environ[name] for name in options.env if name in os.environ}
+    noted: list[str] = []
+    numbers = itertools.count(1)
+
+    def encode(args: tuple[str, ...]) -> bytes:
+        noted.append(" ".join(args))
+        argv = command.argv(args, next(numbers))
+        return payload.encode_call((), builtin.command_call(argv, cwd=cwd, env=env))
+
+    spec = JobSpec(
+        template=template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")),
+        name=options.name or shlex.join(command.words)[:200],
+        priority=options.priority,
+        max_failures=options.max_failures,
+    )
+    calls: Any = words.combinations(lists) if lists else _stdin_arguments()
+    plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted)
+    async with open_farm(options, embedded=True) as farm:
+        return await _Run(farm, plan, options, noted).end()
+
+
+def _arguments(lists: list[list[str]]) -> Iterator[tuple[str, ...]]:
+    return words.combinations(lists) if lists else ((line.rstrip("\n"),) for line in sys.stdin)
+
+
+async def _stdin_arguments() -> AsyncIterator[tuple[str, ...]]:
+    """Lines as they come; reading them in a thread lets outputs of the first be shown meanwhile."""
+    while True:
+        line = await asyncio.to_thread(sys.stdin.readline)
+        if not line:
+            return
+        yield (line.rstrip("\n"),)
+
+
+class _Run:
+    """One run: sends the commands, prints what comes back, cancels the job when it is interrupted."""
+
+    def __init__(self, farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace, noted: list[str]) -> None:
+        self._farm = farm
+        self._options = options
+        self._noted = noted
+        self._writer = farm.writer(plan, options.job_id)
+        self._sending = asyncio.create_task(farm.send(plan, self._writer))
+        self._line = ProgressLine(wanted=not options.no_progress and sys.stderr.isatty())
+        self._terminal = sys.stdout.isatty()
+
+    async def end(self) -> int:
+        """Print all outputs; the exit code."""
+        job: AsyncJob[Any] | None = None
+        try:
+            await self._created()
+            job = AsyncJob(self._farm.connection, self._writer.job_id)
+            watching = asyncio.create_task(self._watch(job))
+            try:
+                await self._print(job)
+                await self._sending
+                status = await watching
+            finally:
+                watching.cancel()
+        except asyncio.CancelledError:
+            self._line.clear()
+            if job is not None:
+                await asyncio.shield(job.cancel("interrupted"))
+            raise
+        finally:
+            self._sending.cancel()
+            self._line.clear()
+        return exit_code(status)
+
+    async def _created(self) -> None:
+        """Wait until there is a job, or sending failed."""
+        created = asyncio.create_task(self._writer.created.wait())
+        await asyncio.wait({created, self._sending}, return_when=asyncio.FIRST_COMPLETED)
+        created.cancel()
+        if self._sending.done():
+            self._sending.result()
+
+    async def _watch(self, job: AsyncJob[Any]) -> JobStatus:
+        status = None
+        async for status in job.watch():
+            self._line.update(status)
+        return status if status is not None and status.state.terminal else await job.status()
+
+    async def _print(self, job: AsyncJob[Any]) -> None:
+        order = Order()
+        async for batch in job.batches():
+            for message in order.take(batch) if self._options.keep_order else batch:
+                result = wire.result_from_wire(message)
+                if result.state is TaskState.SUCCEEDED:
+                    result_bytes = await self._farm.connection.load(result.result)
+                    value = payload.decode_result(result_bytes)
+                    self._show(result.index, str(value.get("stdout", "")), str(value.get("stderr", "")))
+                else:
+                    self._show_failure(result)
+
+    def _show(self, index: int, stdout: str, stderr: str) -> None:
+        self._line.clear()
+        for text, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
+            if not text:
+                continue
+            shown = lines(text) if stream.isatty() else text
+            if self._options.tag:
+                tag = escape(self._noted[index])
+                shown = "".join(f"{tag}\t{line}" for line in shown.splitlines(keepends=True))
+            stream.write(shown)
+            stream.flush()
+
+    def _show_failure(self, result: TaskResult) -> None:
+        self._line.clear()
+        failure = result.failure
+        if failure is not None and failure.log_tail:
+            sys.stderr.write(lines(failure.log_tail).rstrip("\n") + "\n")
+        said = f"{failure.kind}: {failure.message}" if failure is not None else result.state.name.lower()
+        text = f"antfarm run: {escape(self._noted[result.index])}: {escape(said)}"
+        sys.stderr.write(f"\x1b[31m{text}\x1b[0m\n" if coloured(sys.stderr) else text + "\n")
+        sys.stderr.flush()

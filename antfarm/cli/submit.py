@@ -1,0 +1,203 @@
+"""`antfarm submit`: a job of a task type that workers know, its calls made of ranges, lines or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from antfarm import payload
+from antfarm.cli.job import follow, job_row
+from antfarm.cli.session import open_farm, output
+from antfarm.client.submission import MapPlan
+from antfarm.duration import seconds
+from antfarm.errors import InvalidArgument
+from antfarm.model import JobSpec
+from antfarm.program import EXIT_OK
+from antfarm.task import Limit, Options, Retry, Timeouts, template
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def add(commands: Any, flags: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    about = "submit tasks of a type that workers know"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "submit",
+        parents=[flags],
+        help=about,
+        description=about,
+        epilog="example: antfarm submit clouds.download --range day=2021-01-01..2021-03-31 --arg layer=Terra --wait",
+    )
+    parser.add_argument("type", metavar="TYPE", help="task type, e.g. clouds.download")
+    calls = parser.add_argument_group("calls (one task each; ranges multiply; none of these: one task)")
+    calls.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        metavar="NAME=FROM..TO",
+        help="days or whole numbers, both ends included",
+    )
+    calls.add_argument("--each-line", metavar="FILE", help="one positional text argument per line")
+    calls.add_argument("--stdin", action="store_true", help="as --each-line, from standard input")
+    calls.add_argument(
+        "--from-json",
+        metavar="FILE",
+        help="a JSON list, or JSON lines: an object gives keyword arguments, a list positional ones",
+    )
+    calls.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="keyword argument of all calls; the value as JSON, else as text",
+    )
+    add_job_flags(parser)
+    parser.add_argument("--wait", action="store_true", help="wait for the end; exit code 1 when some task failed")
+    parser.add_argument("--progress", action="store_true", help="as --wait, and show progress")
+    parser.add_argument("--dry-run", action="store_true", help="show the calls and submit nothing")
+    parser.set_defaults(run=submit)
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every subcommand that makes a job."""
+    group = parser.add_argument_group("job")
+    group.add_argument("--name", default="", help="for people, and to find the job again")
+    group.add_argument("--priority", type=int, default=0, metavar="N", help="-10 to 10; each step quadruples the share")
+    group.add_argument("--max-failures", type=int, metavar="N", help="cancel the job when more tasks failed")
+    group.add_argument("--retries", type=int, default=0, metavar="N", help="try a failed task so many times more")
+    group.add_argument("--timeout", metavar="TIME", help="of one attempt, e.g. 90s, 10m")
+    group.add_argument("--jobs", "-j", type=int, default=0, metavar="N", help="at most so many at the same time")
+    group.add_argument(
+        "--job-id", default="", metavar="ID", help="chosen by you: submitting again with it does nothing twice"
+    )
+
+
+def job_options(options: argparse.Namespace, limit_name: str) -> Options:
+    """What the job flags ask of the farm."""
+    if options.timeout is not None:
+        seconds(options.timeout)
+    return Options(
+        retries=Retry(max_attempts=options.retries + 1) if options.retries else None,
+        timeouts=Timeouts(run=options.timeout) if options.timeout is not None else None,
+        limit=Limit(limit_name, options.jobs) if options.jobs else None,
+    )
+
+
+async def submit(options: argparse.Namespace) -> int:
+    """antfarm submit."""
+    common = dict(map(_assignment, options.arg))
+    calls = _calls(options)
+    if options.dry_run:
+        for args, kwargs in calls:
+            print(payload.encode_call(args, {**common, **kwargs}).decode())
+        return EXIT_OK
+    spec = JobSpec(
+        template=template(
+            options.type, job_options(options, options.name or options.type), payload.encode_common(common)
+        ),
+        name=options.name,
+        priority=options.priority,
+        max_failures=options.max_failures,
+    )
+    plan = MapPlan(spec=spec, calls=calls, encode=lambda call: payload.encode_call(*call), keys=None)
+    async with open_farm(options) as farm:
+        job = await farm.run(plan, options.job_id)
+        output(options).rows([job_row(await job.status())])
+        if options.wait or options.progress:
+            return await follow(job, progress=options.progress)
+    return EXIT_OK
+
+
+def _calls(options: argparse.Namespace) -> Iterable[Call]:
+    sources = [bool(options.range), bool(options.each_line), options.stdin, bool(options.from_json)]
+    if sum(sources) > 1:
+        raise InvalidArgument("give only one of --range, --each-line, --stdin and --from-json")
+    if options.range:
+        ranges = [_range(text) for text in options.range]
+        return (((), dict(combination)) for combination in itertools.product(*ranges))
+    if options.each_line or options.stdin:
+        return (((line,), {}) for line in read_lines(options.each_line or "-"))
+    if options.from_json:
+        return map(_call, _read_json(options.from_json))
+    return [((), {})]
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise InvalidArgument(f"--arg {text}: write NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _range(text: str) -> list[tuple[str, Any]]:
+    """Pairs of a name and each value of its range."""
+    found = re.fullmatch(r"(\w+)=(\S+?)\.\.(\S+)", text)
+    if found is None or not found.group(1).isidentifier():
+        raise InvalidArgument(f"--range {text}: write NAME=FROM..TO, e.g. day=2021-01-01..2021-03-31 or n=1..100")
+    name, first, last = found.groups()
+    try:
+        start, stop = int(first), int(last)
+    except ValueError:
+        pass
+    else:
+        return _checked(text, [(name, number) for number in range(start, stop + 1)])
+    try:
+        begin, end = dt.date.fromisoformat(first), dt.date.fromisoformat(last)
+    except ValueError:
+        raise InvalidArgument(
+            f"--range {text}: {first}..{last} are neither days (2021-01-31) nor whole numbers"
+        ) from None
+    return _checked(text, [(name, begin + dt.timedelta(days=n)) for n in range((end - begin).days + 1)])
+
+
+def _checked(text: str, values: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    if not values:
+        raise InvalidArgument(f"--range {text}: its end lies before its beginning")
+    return values
+
+
+def read_lines(path: str) -> Iterator[str]:
+    """Lines of a file ("-": standard input) without their ends."""
+    if path == "-":
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    try:
+        with Path(path).open() as file:
+            yield from (line.rstrip("\n") for line in file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _read_json(path: str) -> Iterator[Any]:
+    text = "\n".join(read_lines(path))
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        yield from (_json_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+        return
+    if not isinstance(whole, list):
+        raise InvalidArgument(f"{path}: not a JSON list (nor JSON lines)")
+    yield from whole
+
+
+def _json_line(path: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InvalidArgument(f"{path}: line {number} is not JSON: {error}") from None
+
+
+def _call(value: Any) -> Call:
+    if isinstance(value, dict):
+        return (), value
+    return (tuple(value), {}) if isinstance(value, list) else ((value,), {})

@@ -1,0 +1,120 @@
+"""`antfarm up`: orchestrator, storage and workers on this machine, durable, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from antfarm import net, program
+from antfarm.errors import AntFarmError, Unavailable
+from antfarm.local import LocalFarm
+
+_CHECK_S = 0.5
+_RESTARTS_MAX = 5
+_RESTARTS_WITHIN_S = 60.0
+
+
+def add(commands: Any, flags: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    about = "run a whole farm on this machine until Ctrl-C"
+    parser: argparse.ArgumentParser = commands.add_parser("up", help=about, description=about)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to serve on; default: 127.0.0.1, this machine only"
+    )
+    parser.add_argument("--port", type=int, default=50051, help="port of the orchestrator; default: 50051; 0: any")
+    parser.add_argument("--storage-port", type=int, default=50052, help="port of Storage; default: 50052; 0: any")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="worker processes; default: 1; 0: none here"
+    )
+    parser.add_argument("--slots", type=int, metavar="N", help="tasks at a time of each worker; default: one per core")
+    parser.add_argument("--app", action="append", default=[], metavar="MODULE", help="module or file that holds tasks")
+    parser.add_argument("--allow-pickle", action="store_true", help="let clients send functions and values by pickle")
+    parser.add_argument(
+        "--state", metavar="DIR", type=Path, help="where state and logs lie; default: ~/.local/state/antfarm/up"
+    )
+    parser.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
+    for name in ("cert", "key", "ca"):
+        parser.add_argument(f"--tls-{name}", metavar="FILE", default="", help="mutual TLS (PEM)")
+    parser.set_defaults(run=up)
+
+
+async def up(options: argparse.Namespace) -> int:
+    """antfarm up."""
+    tls = net.Tls.from_paths(options.tls_cert, options.tls_key, options.tls_ca)
+    net.check_bind(options.host, tls, insecure=options.insecure)
+    stop = program.stop_on_signals()
+    state = options.state or _default_state()
+    farm = LocalFarm(state)
+    try:
+        await _unless_stopped(stop, asyncio.to_thread(_start, farm, options))
+        if not stop.is_set():
+            _announce(farm, options, state)
+            program.notify("READY=1")
+            await _supervise(farm, stop)
+    finally:
+        if any(each.running for each in farm.programs.values()):
+            print("stopping; running tasks may finish (Ctrl-C again: at once)", file=sys.stderr)
+        await asyncio.to_thread(farm.stop)
+    return program.EXIT_OK
+
+
+def _default_state() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "antfarm" / "up"
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Any) -> None:
+    """Finish the work, also when a stop is wished meanwhile: what starts is then stopped in order."""
+    await work
+
+
+def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
+    tls = [
+        word
+        for name in ("cert", "key", "ca")
+        if getattr(options, f"tls_{name}")
+        for word in (f"--tls-{name}", getattr(options, f"tls_{name}"))
+    ]
+    serving = [*tls, *(["--insecure"] if options.insecure else [])]
+    farm.start_storage(port=options.storage_port, host=options.host, options=serving)
+    farm.start_orchestrator(port=options.port, host=options.host, options=serving)
+    for _ in range(options.workers):
+        farm.start_worker(slots=options.slots, app=options.app, allow_pickle=options.allow_pickle, options=tls)
+
+
+def _announce(farm: LocalFarm, options: argparse.Namespace, state: Path) -> None:
+    port = farm.address.rpartition(":")[2]
+    reachable = farm.address if net.is_loopback(options.host) else f"{socket.gethostname()}:{port}"
+    workers = f"{options.workers} worker{'' if options.workers == 1 else 's'}"
+    print(f"farm ready on {farm.address} (storage {farm.storage_address}, {workers})")
+    print(f"  use it     af.connect({reachable!r})  or  export ANTFARM_ADDRESS={reachable}")
+    print(f"  join it    python -m services.worker --connect {reachable} --app MODULE_OR_FILE")
+    print(f"  state      {state}  (logs in {state / 'logs'})")
+    print("  stop       Ctrl-C", flush=True)
+
+
+async def _supervise(farm: LocalFarm, stop: asyncio.Event) -> None:
+    """Start again what dies, until a stop is wished or it dies too often."""
+    deaths: list[float] = []
+    while not stop.is_set():
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await stop.wait()
+        except TimeoutError:
+            pass
+        for each in list(farm.programs.values()):
+            if each.running or stop.is_set():
+                continue
+            deaths = [*(at for at in deaths if time.monotonic() - at < _RESTARTS_WITHIN_S), time.monotonic()]
+            if len(deaths) > _RESTARTS_MAX:
+                raise Unavailable(f"{each.name} keeps dying; its log: {each.log}")
+            print(f"{each.name} died; starting it again (log: {each.log})", file=sys.stderr)
+            try:
+                await asyncio.to_thread(farm.restart, each.name)
+            except AntFarmError as error:
+                print(f"antfarm up: {error}", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""The words of `antfarm run`: commands with places for arguments, in the manner of GNU parallel.
+
+`{}` is the argument, `{.}` without its extension, `{/}` its file name, `{//}` its directory, `{/.}` its file name without extension, `{#}`
+the number of the task from 1, `{1}` `{2}` the arguments of several `:::`. A command without any place gets the argument at its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from antfarm.errors import InvalidArgument
+
+_PLACE = re.compile(r"\{(\d*)(\.|/|//|/\.)?\}|\{#\}")
+_SHELL = re.compile(r"[|&;<>()$`\\\"'*?\[\]~#\n]|\s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command before its arguments are known. `shell`: one word that only a shell can read."""
+
+    words: tuple[str, ...]
+    shell: bool
+
+    def argv(self, args: Sequence[str], number: int) -> list[str]:
+        """The command of one task; `number` counts from 1."""
+        if self.shell:
+            line = _PLACE.sub(lambda place: shlex.quote(_fill(place, args, number)), self.words[0])
+            return ["sh", "-c", line]
+        return [_PLACE.sub(lambda place: _fill(place, args, number), word) for word in self.words]
+
+
+def parse(words: Sequence[str]) -> tuple[Command, list[list[str]]]:
+    """The command, and the lists after each `:::`; none of these: arguments come from standard input."""
+    parts = [list(group) for is_mark, group in itertools.groupby(words, lambda word: word == ":::") if not is_mark]
+    marks = sum(word == ":::" for word in words)
+    if not words or words[0] == ":::" or not parts:
+        raise InvalidArgument("no command: write e.g. antfarm run -- wc -l {} ::: a.txt b.txt")
+    if len(parts) != marks + 1:
+        raise InvalidArgument("nothing stands after `:::`")
+    command = parts[0]
+    if not any(_PLACE.search(word) for word in command):
+        command = [f"{command[0]} {{}}"] if len(command) == 1 and _SHELL.search(command[0]) else [*command, "{}"]
+    shell = len(command) == 1 and _SHELL.search(_PLACE.sub("", command[0])) is not None
+    return Command(words=tuple(command), shell=shell), parts[1:]
+
+
+def combinations(lists: Sequence[Iterable[str]]) -> Iterator[tuple[str, ...]]:
+    """Arguments of each task: every combination of the lists, the last one fastest."""
+    return itertools.product(*lists)
+
+
+def _fill(place: re.Match[str], args: Sequence[str], number: int) -> str:
+    if place.group(0) == "{#}":
+        return str(number)
+    position, part = place.group(1), place.group(2)
+    if position and not 0 < int(position) <= len(args):
+        raise InvalidArgument(f"{place.group(0)} asks for argument {position}, and there are {len(args)}")
+    value = args[int(position) - 1] if position else " ".join(args)
+    path = PurePosixPath(value)
+    if part == ".":
+        return str(path.with_suffix("")) if path.suffix else value
+    if part == "/":
+        return path.name
+    if part == "//":
+        return str(path.parent)
+    if part == "/.":
+        return path.stem
+    return value
