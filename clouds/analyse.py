@@ -33,6 +33,8 @@ class Analysis:
     mask_png: bytes
     overlay_jpg: bytes
     thumbnail_jpg: bytes
+    rgb: coverage.Bytes2D
+    """The picture's pixels, (height, width, 3)."""
     cover: coverage.Cover
 
 
@@ -58,7 +60,8 @@ def analyse_picture(
     image = picture.decode(picture_bytes)
     snow = None if bands721 is None else _decode_beside(image, bands721)
     decoded = time.perf_counter()
-    cover = coverage.find_cloud(np.asarray(image), snow, snow_threshold=snow_screen_threshold)
+    rgb = np.asarray(image)
+    cover = coverage.find_cloud(rgb, snow, snow_threshold=snow_screen_threshold)
     measured = coverage.measure(cover, box)
     unscreened = None if snow is None else coverage.unscreened_fraction(cover, snow)
     risk = _snow_risk(box, day, unscreened)
@@ -104,7 +107,14 @@ def analyse_picture(
             "encode": round(encoded - analysed, DIGITS),
         },
     }
-    return Analysis(result=result, mask_png=mask_png, overlay_jpg=overlay_jpg, thumbnail_jpg=thumbnail_jpg, cover=cover)
+    return Analysis(
+        result=result,
+        mask_png=mask_png,
+        overlay_jpg=overlay_jpg,
+        thumbnail_jpg=thumbnail_jpg,
+        rgb=rgb,
+        cover=cover,
+    )
 
 
 def analyse_files(

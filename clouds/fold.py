@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clouds import picture
 from clouds.coverage import CLOUD, NO_DATA, Bytes2D
 from clouds.errors import CloudsError
 
@@ -91,14 +90,6 @@ def fold_day(rgb: Bytes2D, mask: Bytes2D, day: date, shape: tuple[int, int]) -> 
         clearest_day=np.where(whole, day.toordinal(), 0).astype(np.int32),
         clearest=np.where(whole[..., np.newaxis], colour, 0).astype(np.uint8),
     )
-
-
-def fold_day_bytes(picture_bytes: bytes, mask_png: bytes, day: date, shape: tuple[int, int]) -> Fold:
-    """Return the fold over one day from the bytes of its picture and mask; raises BadPicture.
-
-    The picture may be the source itself, which is decoded no finer than the grid needs, or a smaller copy.
-    """
-    return fold_day(picture.decode_small(picture_bytes, (shape[1], shape[0])), picture.read_mask(mask_png), day, shape)
 
 
 def merge(first: Fold, second: Fold) -> Fold:

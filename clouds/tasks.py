@@ -204,7 +204,7 @@ def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dic
         "warnings": [*source["warnings"], *([source["note"]] if "note" in source else []), *done.result["warnings"]],
         "seconds": done.result["seconds"] | {"fetch": source["fetch_s"]},
     }
-    day_fold = fold.fold_day_bytes(picture, done.mask_png, day, request.grid)
+    day_fold = fold.fold_day(done.rgb, done.cover.mask, day, request.grid)
     for name, content in (
         ("overlay.jpg", done.overlay_jpg),
         ("mask.png", done.mask_png),

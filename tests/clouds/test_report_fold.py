@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from clouds import fold, picture
-from clouds.errors import BadPicture, CloudsError
+from clouds import fold
+from clouds.errors import CloudsError
 from clouds.fold import Fold
 
 SHAPE = (5, 7)
@@ -133,19 +132,6 @@ def test_a_day_of_another_size_falls_onto_the_same_grid(size):
     assert one.cloud.sum() / one.valid.sum() == pytest.approx(0.5, abs=0.005)
     assert np.nanmean(one.mean_cloud()[:210]) == 1
     assert np.nanmean(one.mean_cloud()[220:]) == 0
-
-
-def test_bytes_of_picture_and_mask_fold_as_their_pixels_do():
-    pixels = np.zeros((64, 48, 3), np.uint8)
-    pixels[:] = (40, 60, 80)
-    mask = np.zeros((64, 48), np.uint8)
-    mask[10:30] = 1
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    expected = fold.fold_day(pixels, mask, date(2021, 1, 1), (32, 24))
-    assert same(fold.fold_day_bytes(buffer.getvalue(), picture.mask_png(mask), date(2021, 1, 1), (32, 24)), expected)
-    with pytest.raises(BadPicture):
-        fold.fold_day_bytes(b"none", picture.mask_png(mask), date(2021, 1, 1), (32, 24))
 
 
 def test_maps_of_two_grids_are_not_merged():
