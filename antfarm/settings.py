@@ -105,7 +105,7 @@ def _table(program: str) -> str:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")  # as_ is --as, whose name Python keeps for itself
 
 
 def _scalar(hint: Any) -> tuple[Callable[[str], Any], bool, bool]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import antfarm as af
 from antfarm.local import LocalFarm
-from bench.tasks import noop
+from bench.tasks import identity, noop
 
 WORKERS = 2
 APP = Path(__file__).with_name("tasks.py")
@@ -41,7 +41,7 @@ def main() -> int:
             local.start_worker(slots=1, app=["bench.tasks"])
         with af.connect(local.address) as farm:
             list(farm.map(noop, range(1_000)).results())  # warm
-            list(processes.map(noop.function, range(1_000)))
+            list(processes.map(identity, range(1_000)))
             burst_farm, burst_pool, cpu = [], [], []
             for _ in range(options.rounds):
                 before = cpu_s(local)
@@ -49,9 +49,9 @@ def main() -> int:
                     options.tasks / timed(lambda: check(farm.map(noop, range(options.tasks)).results(), options.tasks))
                 )
                 cpu.append((cpu_s(local) - before) / options.tasks * 1e6)
-                burst_pool.append(10_000 / timed(lambda: check(processes.map(noop.function, range(10_000)), 10_000)))
+                burst_pool.append(10_000 / timed(lambda: check(processes.map(identity, range(10_000)), 10_000)))
             trips_farm = [timed(lambda: farm.submit(noop, 1).result()) for _ in range(options.trips)]
-            trips_pool = [timed(lambda: processes.submit(noop.function, 1).result()) for _ in range(options.trips)]
+            trips_pool = [timed(lambda: processes.submit(identity, 1).result()) for _ in range(options.trips)]
     rows.append(row(f"no-op tasks/s, {options.tasks:,} tasks", burst_farm, burst_pool, "{:,.0f}"))
     rows.append(row("CPU of orchestrator, workers and storage, us/task", cpu, [], "{:.1f}"))
     for name, quantile in (("p50", 0.5), ("p99", 0.99)):

@@ -54,13 +54,15 @@ def place(turn: Turn) -> None:
     for worker in workers:
         frames = plan.get(worker.worker_id)
         if frames is not None and worker.session is not None:
+            # Frames leave in the order of their numbers, so none may wait for less than the one before it.
+            worker.frames_after = max(worker.frames_after, frames.after)
             first = worker.frames - len(frames.frames) + 1
             for number, groups in enumerate(frames.frames, first):
                 assert number > 0
                 turn.effect(
                     SendTasks(
                         session=worker.session,
-                        after=frames.after,
+                        after=worker.frames_after,
                         epoch=state.epoch,
                         groups=list(groups.items()),
                     )
@@ -164,6 +166,9 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
     template = job.template
     plain = template.limit is None and not template.resources
     total_ns = template.timeouts.total_ns
+    if job.dependencies:
+        # Whoever gets the task will ask for results that it depends on, and only durable ones are shown.
+        frames.after = turn.state.seq
     states, payloads, notes, live, worker_live = job.states, job.payloads, job.notes, job.live, worker.live
     number = job.number
     if not frames.frames:

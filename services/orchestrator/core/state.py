@@ -208,6 +208,7 @@ class Worker:
         "failed",
         "fits",
         "frames",
+        "frames_after",
         "gone",
         "heard_ns",
         "host",
@@ -249,6 +250,9 @@ class Worker:
         self.lost = False
         self.gone = False
         self.frames = 0
+        """Tasks frames of the session so far."""
+        self.frames_after = 0
+        """Record that the last of them waits for."""
         self.live: dict[tuple[int, int], Attempt] = {}
         self.used: dict[str, float] = {}
         """Resources, other than slots, that live attempts take."""

@@ -30,10 +30,10 @@ def _die_with(parent: int) -> None:
 
 
 def _first_frame(channel: Channel) -> Setup:
-    frames = channel.receive()
-    if not frames or frames[0][0] != IN_SETUP:
+    frame = channel.receive_first()
+    if frame is None or frame[0] != IN_SETUP:
         os._exit(0)  # the agent has gone
-    setup: Setup = frames[0][1]
+    setup: Setup = frame[1]
     return setup
 
 

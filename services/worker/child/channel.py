@@ -29,8 +29,18 @@ class Channel:
         self._map = mmap.mmap(page_fd, PAGE_BYTES)
         self.page: memoryview = memoryview(self._map).cast("Q")
         self._unpacker = msgpack.Unpacker(max_buffer_size=FRAME_BYTES_MAX, strict_map_key=False)
+        self.waiting: list[list[Any]] = []
+        """Frames that came with the first one: to be handled before any other."""
         self._lock = threading.Lock()
         self._pack: Callable[[object], bytes] = msgpack.Packer(unicode_errors="backslashreplace").pack
+
+    def receive_first(self) -> list[Any] | None:
+        """Wait for the first frame alone; None when the agent has gone. What came with it is `waiting`."""
+        frames = self.receive()
+        if not frames:
+            return None
+        self.waiting = frames[1:]
+        return frames[0]
 
     def receive(self) -> list[list[Any]] | None:
         """Wait for more and return the frames that are whole; None when the agent has gone."""

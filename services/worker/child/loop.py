@@ -60,6 +60,8 @@ class LoopChild:
             for frame in frames:
                 self._handle(frame)
 
+        for frame in self.runner.channel.waiting:
+            self._handle(frame)
         loop.add_reader(self.runner.channel.in_fd, on_readable)
         await closed.wait()
         for task, _ in self._tasks.values():

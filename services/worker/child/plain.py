@@ -43,7 +43,8 @@ class PlainChild:
     def run(self) -> None:
         """Serve."""
         channel = self.runner.channel
-        while (frames := channel.receive()) is not None:
+        frames: list[list[Any]] | None = channel.waiting
+        while frames is not None:
             for frame in frames:
                 kind = frame[0]
                 if kind == IN_TASKS:
@@ -54,6 +55,7 @@ class PlainChild:
                 elif kind == IN_STORAGE:
                     self.runner.set_storage(frame[1])
             self._run_queue()
+            frames = channel.receive()
 
     def _run_queue(self) -> None:
         runner, page, queue = self.runner, self.runner.channel.page, self._queue
