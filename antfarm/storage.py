@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import os
 import random
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -39,6 +40,10 @@ _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 _LOST_WHILE_WRITING = "Internal error from Core"
 """What grpc.aio says when a write fails, whatever the call's own status (github.com/grpc/grpc/issues/36066). Storage hears a client out
 before it answers early, so only a lost connection comes as this."""
+_CONNECT_PREFIX = re.compile(
+    r"^failed to connect to all addresses; last error: [A-Z]+: \S+: (Failed to connect to remote host: connect: )?"
+)
+"""What gRPC says before the reason that matters."""
 _PAGE_BLOBS = 1000
 _THREAD_BYTES_MIN = 64 * 1024
 """From this size hashing goes to a thread, so that it does not hold the loop."""
@@ -238,7 +243,8 @@ class AsyncStorage:
         told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
         if told or not isinstance(found, Unavailable):
             return found
-        return Unavailable(f"storage at {self.address} cannot be reached ({str(found).rpartition(': ')[2]})")
+        reason = _CONNECT_PREFIX.sub("", str(found)).removesuffix(": OK")
+        return Unavailable(f"storage at {self.address} cannot be reached ({reason})")
 
 
 async def _repeated(attempt: Callable[[], Awaitable[T]]) -> T:

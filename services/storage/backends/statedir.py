@@ -48,11 +48,11 @@ def open_state_dir(path: Path, *, make_parents: bool = False) -> StateDir:
     """
     try:
         return _open(path, make_parents)
-    except FileNotFoundError:
-        raise InvalidArgument(f"--backend file:{path}: its parent directory does not exist; create it first") from None
-    except NotADirectoryError:
+    except (FileExistsError, NotADirectoryError):
         raise InvalidArgument(f"--backend file:{path}: a part of the path is not a directory") from None
     except OSError as error:
+        if not path.parent.exists():
+            raise InvalidArgument(f"--backend file:{path}: its parent directory does not exist; create it") from None
         raise InvalidArgument(
             f"--backend file:{path}: {error.strerror}; give a directory that can be written"
         ) from None
