@@ -1,8 +1,8 @@
 """Parents: tasks of the up-stream orchestrator, each expanded here into jobs of our own and reported when they have ended.
 
 The jobs of a parent have derived ids, so that an expansion is found again after any restart and under any newer token:
-`<base>:plan` (one task, run by a worker: its result lists the children), `<base>:tasks` (the children) and `<base>:summary` (one task that gets all
-outcomes of the children). Where no worker offers a plan for the type, the task is relayed: `<base>:tasks` holds it as it came. Closing one
+`<base>/plan` (one task, run by a worker: its result lists the children), `<base>/tasks` (the children) and `<base>/summary` (one task that gets all
+outcomes of the children). Where no worker offers a plan for the type, the task is relayed: `<base>/tasks` holds it as it came. Closing one
 stage and making the next is one transaction, because both are records of one turn.
 """
 
@@ -88,7 +88,7 @@ def offered(turn: Turn) -> None:
 def job_ended(turn: Turn, job: Job) -> None:
     """A job ended; when it belongs to a parent, the parent's next stage begins in the same transaction."""
     if job.job_id.startswith(PREFIX):
-        key = job.job_id.removeprefix(PREFIX).rpartition(":")[0]
+        key = job.job_id.removeprefix(PREFIX).rpartition("/")[0]
         job_id, _, index = key.rpartition("/")
         parent = turn.state.parents.get((job_id, int(index))) if index.isdigit() else None
         if parent is not None:
@@ -96,7 +96,7 @@ def job_ended(turn: Turn, job: Job) -> None:
 
 
 def _job(state: State, parent: Parent, stage: str) -> Job | None:
-    return state.by_id.get(f"{base(parent.key)}:{stage}")
+    return state.by_id.get(f"{base(parent.key)}/{stage}")
 
 
 def advance(turn: Turn, parent: Parent) -> None:
@@ -158,7 +158,7 @@ def _make(
     spec = JobSpec(
         template=template, name=f"{parent.template.type} {parent.job_id}/{parent.index}", dependencies=dependencies
     )
-    jobs.make(turn, JobId(f"{base(parent.key)}:{stage}"), spec, [payload], close=True)
+    jobs.make(turn, JobId(f"{base(parent.key)}/{stage}"), spec, [payload], close=True)
 
 
 def expanded(turn: Turn, event: events.ParentExpanded) -> None:
@@ -166,7 +166,7 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
     parent = turn.state.parents.get(event.parent)
     if parent is None or _job(turn.state, parent, "tasks") is not None:
         return
-    job_id = JobId(f"{base(parent.key)}:tasks")
+    job_id = JobId(f"{base(parent.key)}/tasks")
     failure = event.failure
     if event.template is not None and failure is None:
         spec = JobSpec(template=event.template, name=f"{parent.template.type} {parent.job_id}/{parent.index}")
@@ -222,7 +222,7 @@ def _purge_oldest(turn: Turn) -> None:
     done = [
         job
         for job in turn.state.jobs.values()
-        if job.job_id.startswith(PREFIX) and job.ended and job.job_id.rpartition(":")[0] not in bound
+        if job.job_id.startswith(PREFIX) and job.ended and job.job_id.rpartition("/")[0] not in bound
     ]
     for job in done[: max(len(done) - KEPT_MAX, 0)]:
         if all(other.ended for other, _, _ in job.dependents):
