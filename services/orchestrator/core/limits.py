@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -39,8 +40,12 @@ def check_job(job_id: str, spec: JobSpec) -> None:
         )
     if len(spec.dependencies) > DEPENDENCIES_MAX:
         raise InvalidArgument(f"{len(spec.dependencies)} dependencies, at most {DEPENDENCIES_MAX} are possible")
-    if sum(len(k) + len(v) for k, v in spec.labels.items()) > LABELS_BYTES_MAX:
-        raise InvalidArgument(f"labels are more than {LABELS_BYTES_MAX} bytes")
+    for labels in (spec.labels, template.labels):
+        if sum(len(k.encode()) + len(v.encode()) for k, v in labels.items()) > LABELS_BYTES_MAX:
+            raise InvalidArgument(f"labels are more than {LABELS_BYTES_MAX} bytes")
+    for name, text in (("version", template.version), ("traceparent", template.traceparent)):
+        if len(text.encode()) > NAME_BYTES_MAX:
+            raise InvalidArgument(f"the task's {name} is longer than {NAME_BYTES_MAX} bytes")
     if template.limit is not None and (
         template.limit.max_active < 1 or not 0 < len(template.limit.name) <= TYPE_BYTES_MAX
     ):
@@ -49,8 +54,10 @@ def check_job(job_id: str, spec: JobSpec) -> None:
         value = getattr(template.timeouts, name)
         if value is not None and value <= 0:
             raise InvalidArgument(f"timeout {name.removesuffix('_ns')} must be above 0; leave it out for no limit")
-    if any(amount < 0 for amount in template.resources.values()):
-        raise InvalidArgument("resources must not be negative")
+    if not all(amount >= 0 and math.isfinite(amount) for amount in template.resources.values()):
+        raise InvalidArgument("resources must be numbers of at least 0")
+    if sum(len(name.encode()) for name in template.resources) > NAME_BYTES_MAX:
+        raise InvalidArgument(f"names of resources are more than {NAME_BYTES_MAX} bytes")
 
 
 def check_payloads(payloads: Sequence[bytes]) -> None:

@@ -544,6 +544,7 @@ class State:
         self._touch_ended(job)
 
     def _apply_purged(self, record: records.JobPurged) -> None:
+        self.next_job = max(self.next_job, record.job + 1)
         job = self.jobs.pop(record.job, None)
         if job is None:
             return  # in replay: its records went with the purge
