@@ -221,6 +221,7 @@ class LocalFarm:
                     return found.group(1)
             if ended:
                 raise _start_error(program, text)
+            self._check_others(program)
             if time.monotonic() > deadline:
                 raise Unavailable(
                     f"{program.name} was not ready within {START_TIMEOUT_S:.0f} s; its log: {program.log}"
@@ -259,8 +260,11 @@ class LocalFarm:
 
     def check(self) -> None:
         """Raise Unavailable with the end of its log when a program has died that nobody stopped."""
+        self._check_others(None)
+
+    def _check_others(self, one: Program | None) -> None:
         for program in self.programs.values():
-            if program.process is not None and not program.running:
+            if program is not one and program.process is not None and not program.running:
                 raise Unavailable(f"{program.name} died: {_last_line(program.log)} (log: {program.log})")
 
     def stop(self) -> None:

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `antfarm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:
+        return _say(AntFarmError(f"{error.filename}: {error.strerror}" if error.filename else str(error)), EXIT_USAGE)
 
 
 def _say(error: BaseException, code: int) -> int:
@@ -58,8 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="antfarm", description="A durable task farm: run it, feed it, look at it.")
     parser.add_argument("--version", action="version", version=f"antfarm {antfarm.__version__}")
+    session.add_farm_flags(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    flags = session.farm_flags()
+    flags = argparse.ArgumentParser(add_help=False)
+    session.add_farm_flags(flags, again=True)
     for part in (up, run, submit, job, task, worker, blob):
         part.add(commands, flags)
     version = commands.add_parser("version", parents=[flags], help="versions of this command and of the farm")

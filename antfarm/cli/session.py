@@ -17,21 +17,25 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where `antfarm up` serves."""
 
 
-def farm_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand, as a parent parser."""
-    parser = argparse.ArgumentParser(add_help=False)
+def add_farm_flags(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """Flags of every subcommand; they may also stand before it. `again`: the subcommand's, which leave the former alone where not given."""
     group = parser.add_argument_group("farm")
+
+    def default(value: str) -> str:
+        return argparse.SUPPRESS if again else value
+
     group.add_argument(
         "-c",
         "--connect",
         metavar="HOST:PORT",
-        default="",
+        default=default(""),
         help=f"the orchestrator; default: ANTFARM_ADDRESS, else the farm of this user that runs, else {DEFAULT_ADDRESS}",
     )
-    group.add_argument("--output", choices=FORMATS, default="table", help="form of what is shown; default: table")
+    group.add_argument(
+        "--output", choices=FORMATS, default=default("table"), help="form of what is shown; default: table"
+    )
     for name, about in (("cert", "certificate"), ("key", "its private key"), ("ca", "CA of the farm")):
-        group.add_argument(f"--tls-{name}", metavar="FILE", default="", help=f"{about} (PEM)")
-    return parser
+        group.add_argument(f"--tls-{name}", metavar="FILE", default=default(""), help=f"{about} (PEM)")
 
 
 def given_address(options: argparse.Namespace) -> str:

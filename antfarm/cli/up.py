@@ -40,7 +40,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
     for name in ("cert", "key", "ca"):
-        parser.add_argument(f"--tls-{name}", metavar="FILE", default="", help="mutual TLS (PEM)")
+        parser.add_argument(f"--tls-{name}", metavar="FILE", default=argparse.SUPPRESS, help="mutual TLS (PEM)")
     parser.set_defaults(run=up)
 
 
