@@ -33,6 +33,8 @@ _STATUS_NAMES: Final[dict[Status, str]] = {
     "failed": "failed",
     "missing": "missing",
 }
+# What a reader should look into first, first.
+_GAP_ORDER: Final = [_STATUS_NAMES[status] for status in ("failed", "missing", "no_data", "low_coverage")] + ["warning"]
 
 
 def write_report(
@@ -190,7 +192,7 @@ def _gaps(rows: Sequence[Row]) -> str:
     lines = "".join(
         f"<li><b>{escape(kind)}</b><span>{escape(reason)}</span><small>{len(days)} {'day' if len(days) == 1 else 'days'}: "
         f"{escape(some_days(days))}</small></li>"
-        for (kind, reason), days in groups.items()
+        for (kind, reason), days in sorted(groups.items(), key=lambda group: _GAP_ORDER.index(group[0][0]))
     )
     return f'<section class="card"><h2>Gaps and warnings</h2><ul class="told">{lines}</ul></section>'
 

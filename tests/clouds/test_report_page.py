@@ -181,6 +181,19 @@ def test_gaps_of_the_same_reason_stand_together():
     assert "19 days: 2021-02-21" in text
 
 
+def test_what_failed_is_told_before_what_is_only_warned_of():
+    results = {day(0): result(0.5, warnings=["redirected"]), day(1): result(0.9, 0.2), day(2): result(None, 0.0)}
+    text = page(series=build_series([day(n) for n in range(5)], results, {day(3): "gone"}))
+    told = re.findall(r"<li><b>([^<]*)</b><span>([^<]*)</span>", text)
+    assert told == [
+        ("failed", "gone"),
+        ("missing", "not in this run"),
+        ("without data", "no data in the box"),
+        ("less than half observed", "shown hollow and left out of means"),
+        ("warning", "redirected"),
+    ]
+
+
 def test_the_animation_has_a_frame_for_each_day_with_a_number():
     source = next(attrs["src"] for attrs in Page(page()).all("img") if attrs.get("class") == "film")
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
