@@ -219,6 +219,7 @@ class Link:
                 while self._goodbye is None and (left_ns := deadline_ns - now_ns()) > 0:
                     await wait_for(self._wake, left_ns)
         finally:
+            self._reports.tidy()
             self._ended.set()
 
     # ---- one connection ---------------------------------------------------------------------------------------------

@@ -19,8 +19,10 @@ from antfarm.v1 import report_queue_pb2
 
 log = logging.getLogger("antfarm.link")
 
-OUTBOX_BYTES_MAX = 16 * 1024 * 1024
-"""Size at which the outbox is cut down to what is unacked."""
+OUTBOX_BYTES_MAX = 1024 * 1024
+"""How far the outbox may grow beyond twice what is unacked before it is cut down to that. More of it would be sent again after a crash, in vain."""
+OUTBOX_KEPT_BYTES = 64 * 1024
+"""An outbox in which nothing is unacked is emptied from this size on, and at every heartbeat."""
 REPORT_OVERHEAD_BYTES = 128
 """Counted for each report and word beside its texts."""
 _OUTBOX_CHUNK = 256
@@ -85,7 +87,7 @@ class Reports:
         if not fresh:
             return
         if self._durable:
-            if self._outbox.size_bytes > OUTBOX_BYTES_MAX:
+            if self._outbox.size_bytes > OUTBOX_BYTES_MAX + 2 * self._session.unacked_bytes:
                 self._outbox.replace(self._packed())
             else:
                 self._outbox.append(pack([report for _, report in fresh]).SerializeToString())
@@ -131,9 +133,11 @@ class Reports:
         """Verdicts were taken: perhaps nothing is owed any more."""
         if not self._session.unacked_count and not self._fresh:
             self.settled.set()
+            if self._outbox.size_bytes > OUTBOX_KEPT_BYTES:
+                self._outbox.replace(())
 
     def tidy(self) -> None:
-        """Empty the outbox when nothing in it is owed; called now and then."""
+        """Empty the outbox when nothing in it is owed; called now and then and at the end."""
         if self._outbox.size_bytes and not self._session.unacked_count:
             self._outbox.replace(())
 

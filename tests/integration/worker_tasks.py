@@ -1,5 +1,7 @@
 """Tasks for the worker's tests."""
 
+# ruff: noqa: T201 - tasks print
+
 from __future__ import annotations
 
 import asyncio

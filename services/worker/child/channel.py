@@ -22,11 +22,12 @@ class Channel:
     """Pipes and page. `send` may be called by any thread; the rest by the one that runs tasks."""
 
     def __init__(self, in_fd: int, out_fd: int, page_fd: int) -> None:
-        for fd in (in_fd, out_fd, page_fd):
+        for fd in (in_fd, out_fd):
             os.set_inheritable(fd, False)  # programs that tasks start must not hold our pipes
         self.in_fd = in_fd
         self._out_fd = out_fd
         self._map = mmap.mmap(page_fd, PAGE_BYTES)
+        os.close(page_fd)
         self.page: memoryview = memoryview(self._map).cast("Q")
         self._unpacker = msgpack.Unpacker(max_buffer_size=FRAME_BYTES_MAX, strict_map_key=False)
         self.waiting: list[list[Any]] = []

@@ -95,7 +95,7 @@ class Warden:
     def __init__(self) -> None:
         path = Path(__file__).with_name("warden.py")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(path)],
+            [sys.executable, "-I", "-S", str(path), str(os.getpid())],  # the pid is for people who read ps
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,0 +1,654 @@
+"""The worker program with real children against a scripted orchestrator: what every kind of task, and of trouble, ends as."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+from fake_orchestrator import FakeOrchestrator, until
+from google.protobuf import duration_pb2
+from worker_process import TASKS, WorkerProcess, alive, resident_bytes
+
+from antfarm.v1 import common_pb2
+from antfarm.v1 import report_queue_pb2 as rq
+
+pytestmark = pytest.mark.slow
+
+APP, PERMANENT, CRASH, INFRA = (
+    common_pb2.FAILURE_CLASS_APP,
+    common_pb2.FAILURE_CLASS_PERMANENT,
+    common_pb2.FAILURE_CLASS_CRASH,
+    common_pb2.FAILURE_CLASS_INFRA,
+)
+
+
+def seconds(value: float) -> duration_pb2.Duration:
+    message = duration_pb2.Duration()
+    message.FromNanoseconds(int(value * 1e9))
+    return message
+
+
+def run_for(value: float) -> common_pb2.Timeouts:
+    return common_pb2.Timeouts(run=seconds(value))
+
+
+@pytest.fixture
+async def farm() -> AsyncIterator[FakeOrchestrator]:
+    async with FakeOrchestrator() as orchestrator:
+        yield orchestrator
+
+
+@pytest.fixture
+async def worker(farm: FakeOrchestrator, tmp_path: Path) -> AsyncIterator[WorkerProcess]:
+    async with WorkerProcess(farm.address, tmp_path, "--slots", "2", "--cancel-grace-s", "1") as process:
+        yield process
+
+
+async def one(farm: FakeOrchestrator, type_: str, *args: object, **template: object) -> rq.Outcome:
+    job_id = f"{type_}-{len(farm.outcomes)}-{len(farm.waiting)}".replace(":", "-")
+    [token] = farm.give(type_, [json.dumps(args).encode()], job_id=job_id, **template)
+    return await farm.outcome(token)
+
+
+def value(outcome: rq.Outcome) -> object:
+    assert outcome.ending == rq.ENDING_SUCCEEDED, outcome
+    return json.loads(outcome.result)
+
+
+# ---- what tasks may do ------------------------------------------------------------------------------------------------
+
+
+async def test_hello_offers_the_registry_and_commands_and_the_ready_line_names_worker_and_address(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    hello = farm.now.hello
+    assert {"noop", "aio.sleep", "sum:summarise", "antfarm.command"} <= set(hello.task_types)
+    assert "antfarm.call" not in hello.task_types
+    assert hello.slots == 2
+    assert hello.resources["cpu"] == 2
+    assert worker.ready_line.strip() == f"worker {hello.worker_id} ready on {farm.address} (2 slots)"
+
+
+async def test_arguments_common_arguments_and_results_are_those_of_the_function(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    assert value(await one(farm, "add", 2, 3)) == 5
+    assert value(await one(farm, "add", 2, common_payload=b'{"b": 40}')) == 42
+    [token] = farm.give("who", [b"[]"], job_id="some/job", first=7, attempt=3)
+    assert value(await farm.outcome(token)) == ["some/job", 7, 1, 3]
+
+
+async def test_an_exception_is_an_app_failure_with_the_users_frames_only(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    outcome = await one(farm, "fail", "no good")
+    failure = outcome.failure
+    assert (outcome.ending, failure.failure_class, failure.kind, failure.message) == (
+        rq.ENDING_FAILED,
+        APP,
+        "ValueError",
+        "no good",
+    )
+    assert 'worker_tasks.py", line' in failure.traceback
+    assert "services/worker" not in failure.traceback
+
+
+@pytest.mark.parametrize(
+    ("type_", "args", "kind", "message"),
+    [
+        ("fail.permanently", [], "antfarm.errors.PermanentError", "never"),
+        ("fail.on", ["key"], "KeyError", "'key'"),
+        ("odd", [], "unencodable result", "a value of type object cannot be sent"),
+        ("add", [1, 2, 3], "TypeError", "the arguments do not fit"),
+        ("add", [{"$nonsense": 1}], "undecodable input", "unknown form '$nonsense'"),
+        ("no.such.task", [], "unknown task type", "does not know the task type 'no.such.task'; start it with --app"),
+        ("big", [70_000], "unencodable result", "the farm has no Storage"),
+    ],
+)
+async def test_what_no_retry_can_help_is_permanent_in_one_line(
+    farm: FakeOrchestrator, worker: WorkerProcess, type_: str, args: list[object], kind: str, message: str
+) -> None:
+    failure = (await one(farm, type_, *args)).failure
+    assert (failure.failure_class, failure.kind) == (PERMANENT, kind)
+    assert message in failure.message
+    assert "\n" not in failure.message
+
+
+async def test_a_retry_filter_lets_its_own_exceptions_be_tried_again(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    assert (await one(farm, "fail.on", "os")).failure.failure_class == APP
+
+
+async def test_a_payload_that_is_no_call_is_permanent(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    for payload in (b"\x80\x05pickle", b"not json", b"12", b"\xff\xfe"):
+        [token] = farm.give("add", [payload], job_id=f"job-{payload.hex()}")
+        assert (await farm.outcome(token)).failure.failure_class == PERMANENT
+
+
+async def test_output_and_logs_belong_to_the_attempt_and_arrive_while_it_runs(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    [token] = farm.give("talk", [b"[]"])
+    await until(lambda: any("logged" in word.log for word in farm.words), what="log of a running attempt")
+    assert token not in farm.outcomes
+    assert value(await farm.outcome(token)) == "said"
+    text = "".join(word.log for word in farm.words)
+    for line in ("printed\n", "to stderr\n", "INFO logged\n", "raw\n", "at the end"):
+        assert text.count(line) == 1
+    assert any((word.progress, word.progress_text) == (0.5, "half") for word in farm.words)
+    assert all(word.index == 0 for word in farm.words)
+
+
+async def test_a_flood_of_output_is_bounded_and_its_end_stays_with_the_failure(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    before = resident_bytes(worker.pid)
+    failure = (await one(farm, "flood", 100_000)).failure
+    assert failure.message == "after the flood"
+    assert failure.log_tail.rstrip().endswith("99999")
+    assert len(failure.log_tail.encode()) <= 64 * 1024
+    assert resident_bytes(worker.pid) - before < 64 * 1024 * 1024
+
+
+async def test_scratch_is_empty_at_first_and_gone_afterwards(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    path, *names = value(await one(farm, "scratch"))  # type: ignore[misc]
+    assert names == ["file"]
+    assert str(worker.directory / "state") in path
+    await until(lambda: not Path(path).exists())
+
+
+async def test_children_see_listed_variables_only_and_none_of_our_descriptors(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    seen = value(await one(farm, "environment"))
+    assert isinstance(seen, dict)
+    assert seen["PATH"] == os.environ["PATH"]
+    assert "SECRET_OF_THE_OPERATOR" not in seen
+    count = value(await one(farm, "descriptors"))
+    assert count == 3 + 3 + 1, "stdin, stdout, stderr; two pipes and the page (kept by its map); the listing itself"
+
+
+async def test_coroutines_run_at_the_same_time_and_keep_their_words_apart(
+    farm: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async with WorkerProcess(farm.address, tmp_path, "--slots", "20"):
+        started = time.monotonic()
+        tokens = farm.give("aio.talk", [json.dumps([f"word{i}"]).encode() for i in range(20)])
+        for index, token in enumerate(tokens):
+            assert value(await farm.outcome(token)) == index
+        assert time.monotonic() - started < 5
+        for index in range(20):
+            text = "".join(word.log for word in farm.words if word.index == index)
+            assert text == f"word{index}\n" * 5
+
+
+async def test_a_task_takes_as_many_slots_as_its_resources_say(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    started = time.monotonic()
+    tokens = farm.give("sleep", [b"[0.4]"] * 2, resources={"cpu": 2})
+    for token in tokens:
+        await farm.outcome(token)
+    assert time.monotonic() - started > 0.8
+    started = time.monotonic()
+    tokens = farm.give("aio.sleep", [b"[0.4]"] * 20, job_id="small", resources={"cpu": 0.1})
+    for token in tokens:
+        await farm.outcome(token)
+    assert time.monotonic() - started < 3
+
+
+# ---- inputs -----------------------------------------------------------------------------------------------------------
+
+
+async def test_inputs_of_one_task_and_of_a_whole_job_stand_in_the_arguments(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    ok = common_pb2.TASK_STATE_SUCCEEDED
+    farm.results["before"] = [common_pb2.TaskResult(index=i, state=ok, result=b"%d" % (i * 10)) for i in (2, 0, 1, 3)]
+    each = common_pb2.Dependency(job_id="before", kind=common_pb2.DEPENDENCY_KIND_EACH, offset=1)
+    tokens = farm.give("pair", [b'[{"$input": 0}, "x"]'] * 3, inputs=[each])
+    assert [value(await farm.outcome(token)) for token in tokens] == [[10, "x"], [20, "x"], [30, "x"]]
+    whole = common_pb2.Dependency(job_id="before", kind=common_pb2.DEPENDENCY_KIND_ALL)
+    [token] = farm.give("sum:summarise", [b"[2]"], job_id="s", inputs=[whole])
+    assert value(await farm.outcome(token)) == 120
+
+
+async def test_a_whole_job_of_large_outcomes_goes_by_file_and_the_file_does_not_stay(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    ok = common_pb2.TASK_STATE_SUCCEEDED
+    digits = b"7" * 4000
+    farm.results["before"] = [common_pb2.TaskResult(index=i, state=ok, result=digits) for i in range(600)]
+    whole = common_pb2.Dependency(job_id="before", kind=common_pb2.DEPENDENCY_KIND_ALL)
+    [token] = farm.give("sum:summarise", [b"[1]"], inputs=[whole])
+    assert value(await farm.outcome(token)) == int(digits) * 600
+
+
+async def test_an_input_that_is_not_there_is_permanent(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    farm.results["before"] = []
+    each = common_pb2.Dependency(job_id="before", kind=common_pb2.DEPENDENCY_KIND_EACH)
+    [token] = farm.give("pair", [b'[{"$input": 0}]'], inputs=[each])
+    failure = (await farm.outcome(token)).failure
+    assert failure.failure_class == PERMANENT
+    assert failure.message == "an input cannot be read: the result of task before/0 is not there"
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------------
+
+
+def command(*argv: str, **more: object) -> bytes:
+    return json.dumps({"args": [], "kwargs": {"argv": list(argv), **more}}).encode()
+
+
+async def test_a_command_gets_its_input_variables_and_directory_and_gives_both_outputs(
+    farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    [first, second] = farm.give(
+        "antfarm.command",
+        [
+            command("sh", "-c", 'cat; echo "$WORD" >&2; pwd', stdin="in\n", env={"WORD": "err"}, cwd=str(tmp_path)),
+            command("sh", "-c", "pwd; ls -A | wc -l"),
+        ],
+    )
+    assert value(await farm.outcome(first)) == {"exit_code": 0, "stdout": f"in\n{tmp_path}\n", "stderr": "err\n"}
+    scratch, count = value(await farm.outcome(second))["stdout"].split()  # type: ignore[index]
+    assert count == "0"
+    await until(lambda: not Path(scratch).exists())
+
+
+@pytest.mark.parametrize(
+    ("argv", "failure_class", "kind", "tail"),
+    [
+        (("sh", "-c", "echo why; exit 7"), APP, "exit code 7", "why\n"),
+        (("sh", "-c", "kill -SEGV $$"), APP, "signal SIGSEGV", ""),
+        (("no-such-program",), PERMANENT, "antfarm.errors.PermanentError", ""),
+    ],
+)
+async def test_a_command_that_fails_says_how(
+    farm: FakeOrchestrator, worker: WorkerProcess, argv: tuple[str, ...], failure_class: int, kind: str, tail: str
+) -> None:
+    [token] = farm.give("antfarm.command", [command(*argv)])
+    failure = (await farm.outcome(token)).failure
+    assert (failure.failure_class, failure.kind, failure.log_tail) == (failure_class, kind, tail)
+
+
+async def test_a_command_of_much_output_keeps_the_ends(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    [token] = farm.give("antfarm.command", [command("sh", "-c", "seq 1 200000; seq 5 >&2")])
+    result = value(await farm.outcome(token))
+    assert isinstance(result, dict)
+    assert result["stdout"].endswith("199999\n200000\n")
+    assert result["stdout"].startswith("... 1,")
+    assert "bytes left out; the rest is lost, because the farm has no Storage" in result["stdout"]
+    assert len(result["stdout"]) < 32 * 1024
+    assert result["stderr"] == "1\n2\n3\n4\n5\n"
+
+
+async def test_a_command_that_leaves_something_in_the_background_ends_all_the_same(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    [token] = farm.give("antfarm.command", [command("sh", "-c", "sleep 100 & echo $!")])
+    result = value(await farm.outcome(token))
+    pid = int(result["stdout"])  # type: ignore[index]
+    worker.signal(signal.SIGTERM)
+    assert await worker.exit() == 0
+    await until(lambda: not alive(pid), what="the process in the background")
+
+
+async def test_a_command_may_end_in_its_own_way_when_it_is_revoked(
+    farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace"
+    script = f"trap 'echo cleaned >> {path}; exit 0' TERM; echo on >> {path}; while :; do sleep 0.05; done"
+    [token] = farm.give("antfarm.command", [command("sh", "-c", script)])
+    await until(lambda: path.exists() and path.read_text() == "on\n")
+    farm.revoke([token])
+    assert (await farm.outcome(token)).ending == rq.ENDING_REVOKED
+    assert path.read_text() == "on\ncleaned\n"
+
+
+# ---- trouble ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("segfault", "signal SIGSEGV"),
+        ("abort", "signal SIGABRT"),
+        ("kill", "signal SIGKILL"),
+        ("exit", "exit code 3"),
+    ],
+)
+async def test_a_crash_fails_the_running_task_alone(
+    farm: FakeOrchestrator, worker: WorkerProcess, how: str, kind: str
+) -> None:
+    farm.give("noop", [b"[]"] * 50, job_id="warm")
+    await farm.outcome(("warm", 49, 1, 1))
+    good = farm.give("noop", [b"[]"] * 100, job_id="before")
+    [bad] = farm.give("crash", [json.dumps([how]).encode()])
+    good += farm.give("noop", [b"[]"] * 100, job_id="after")
+    failure = (await farm.outcome(bad)).failure
+    assert (failure.failure_class, failure.kind) == (CRASH, kind)
+    for token in good:
+        outcomes = farm.outcomes.get(token) or [await farm.outcome(token)]
+        assert [outcome.ending for outcome in outcomes] == [rq.ENDING_SUCCEEDED]
+    if how == "segfault":
+        assert "Fatal Python error: Segmentation fault" in failure.log_tail
+        assert "worker_tasks.py" in failure.log_tail
+
+
+async def test_sys_exit_is_the_functions_own_failure(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    failure = (await one(farm, "crash", "sys.exit")).failure
+    assert (failure.failure_class, failure.kind, failure.message) == (APP, "SystemExit", "3")
+
+
+async def test_a_memory_limit_is_a_crash_of_that_task_and_others_do_not_feel_it(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    limit = 64 * 1024 * 1024
+    failure = (await one(farm, "eat", 4 * limit, resources={"memory_bytes": limit})).failure
+    assert (failure.failure_class, failure.kind) == (CRASH, "MemoryError")
+    assert failure.message == "the task needed more than its memory limit of 67,108,864 bytes"
+    assert value(await one(farm, "eat", limit // 4, resources={"memory_bytes": limit})) == limit // 4
+    assert value(await one(farm, "eat", 4 * limit)) == 4 * limit
+
+
+async def test_a_hang_with_an_ignored_sigterm_and_a_grandchild_is_ended_within_a_second_of_its_limit(
+    farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "pids"
+    started = time.monotonic()
+    outcome = await one(farm, "stubborn", str(path), timeouts=run_for(0.5))
+    assert time.monotonic() - started < 0.5 + 1.0 + 0.5, "limit, a second, and the way there and back"
+    assert (outcome.ending, outcome.failure.failure_class, outcome.failure.kind) == (
+        rq.ENDING_TIMED_OUT,
+        APP,
+        "timeout",
+    )
+    assert outcome.failure.message == "ran longer than its limit of 0.5 s"
+    pids = [int(word) for word in path.read_text().split()]
+    await until(lambda: not any(map(alive, pids)), 5, "child and grandchild gone")
+
+
+async def test_silence_longer_than_the_progress_limit_ends_a_task(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    limit = common_pb2.Timeouts(progress=seconds(0.3))
+    assert value(await one(farm, "talk", timeouts=common_pb2.Timeouts(progress=seconds(3)))) == "said"
+    outcome = await one(farm, "sleep", 60, timeouts=limit)
+    assert outcome.ending == rq.ENDING_TIMED_OUT
+    assert outcome.failure.message == "showed no progress for 0.3 s"
+
+
+async def test_a_coroutine_over_its_limit_is_cancelled_and_its_neighbours_run_on(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    [good] = farm.give("aio.sleep", [b"[1.5]"], job_id="good")
+    outcome = await one(farm, "aio.sleep", 60, timeouts=run_for(0.3))
+    assert outcome.ending == rq.ENDING_TIMED_OUT
+    assert value(await farm.outcome(good)) == 1.5
+
+
+async def test_a_coroutine_that_will_not_end_costs_its_neighbours_nothing_but_time(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    [good] = farm.give("aio.sleep", [b"[60]"], job_id="good")
+    outcome = await one(farm, "aio.stubborn", timeouts=run_for(0.3))
+    assert outcome.ending == rq.ENDING_TIMED_OUT
+    neighbour = await farm.outcome(good)
+    assert (neighbour.ending, neighbour.never_started) == (rq.ENDING_RELEASED, False)
+    assert value(await one(farm, "aio.sleep", 0)) == 0
+
+
+async def test_a_crash_among_coroutines_is_blamed_on_one_that_was_alone_only(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    failure = (await one(farm, "aio.crash")).failure
+    assert (failure.failure_class, failure.kind) == (CRASH, "exit code 5")
+    [good] = farm.give("aio.sleep", [b"[60]"], job_id="good")
+    await until(lambda: [w for w in farm.words if w.job_id == "good"])
+    failures = [(await one(farm, "aio.crash")).failure, (await farm.outcome(good)).failure]
+    assert [(f.failure_class, f.kind) for f in failures] == [(INFRA, "exit code 5")] * 2
+
+
+async def test_garbage_on_the_pipes_ends_that_child_only(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    failure = (await one(farm, "garbage")).failure
+    assert failure.failure_class == CRASH
+    assert value(await one(farm, "add", 1)) == 1
+    assert "wrote what is no record" in worker.log
+
+
+async def test_user_code_that_blocks_everything_delays_no_heartbeat(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    farm.give("sleep", [b"[2]"] * 2)
+    [token] = farm.give("aio.block", [b"[2]"], job_id="aio")
+    start = len(farm.now.heartbeats)
+    await asyncio.sleep(1.5)
+    assert len(farm.now.heartbeats) - start >= 5, "one each 0.2 s"
+    await farm.outcome(token)
+
+
+async def test_an_orchestrator_that_fills_the_worker_with_long_tasks_gets_short_ones_back(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    farm.give("noop", [b"[]"] * 2000, job_id="warm")
+    await farm.outcome(("warm", 1999, 1, 1))
+    await until(lambda: farm.now.window > 100, what="a wide window for short tasks")
+    long = farm.give("sleep", [b"[8]"] * 2, job_id="long")
+    short = farm.give("noop", [b"[]"] * 50, job_id="short")
+    outcome = await farm.outcome(short[-1], 6)
+    assert (outcome.ending, outcome.never_started) == (rq.ENDING_RELEASED, True)
+    await until(lambda: farm.now.window == 2, what="a window without prefetch while tasks are long")
+    assert not any(token in farm.outcomes for token in long)
+    farm.revoke(long)
+    await farm.outcome(long[1])
+
+
+async def test_short_tasks_behind_one_long_task_go_to_the_other_child(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    farm.give("noop", [b"[]"] * 2000, job_id="warm")
+    await farm.outcome(("warm", 1999, 1, 1))
+    mixed = farm.give("sleep", [b"[0]"] * 400, job_id="mixed")
+    await farm.outcome(mixed[-1])
+    [long] = farm.give("sleep", [b"[30]"], job_id="long")
+    short = farm.give("sleep", [b"[0]"] * 200, job_id="short")
+    started = time.monotonic()
+    for token in short:
+        assert (await farm.outcome(token)).ending == rq.ENDING_SUCCEEDED
+    assert time.monotonic() - started < 1.9, "before they would be handed back"
+    farm.revoke([long])
+    assert (await farm.outcome(long)).ending == rq.ENDING_REVOKED
+
+
+# ---- cancel -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_revoked_function_that_listens_ends_by_itself_and_its_child_lives_on(
+    farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace"
+    [token] = farm.give("patient", [json.dumps([str(path)]).encode()])
+    await until(lambda: path.exists() and path.read_text() == "running")
+    await asyncio.sleep(0.1)
+    farm.revoke([token])
+    assert (await farm.outcome(token)).ending == rq.ENDING_REVOKED
+    assert path.read_text() == "asked"
+
+
+async def test_revoked_attempts_end_wherever_they_are(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    running = farm.give("sleep", [b"[60]"] * 2, job_id="running")
+    waiting = farm.give("sleep", [b"[60]"] * 2, job_id="waiting")
+    loop = farm.give("aio.sleep", [b"[60]"], job_id="loop")
+    await until(lambda: len({w.job_id for w in farm.words}) >= 1)
+    started = time.monotonic()
+    farm.revoke([*running, *waiting, *loop])
+    for token in [*running, *waiting]:
+        assert (await farm.outcome(token)).ending == rq.ENDING_REVOKED
+    assert time.monotonic() - started < 1.5
+    assert value(await one(farm, "add", 1)) == 1
+
+
+# ---- coming and going ---------------------------------------------------------------------------------------------------
+
+
+async def test_sigterm_finishes_what_runs_hands_back_what_waits_and_says_goodbye(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    running = farm.give("sleep", [b"[3]"] * 2, job_id="running")
+    waiting = farm.give("sleep", [b"[3]"] * 2, job_id="waiting")
+    await until(lambda: len(farm.words) >= 2)
+    worker.signal(signal.SIGTERM)
+    for token in waiting:
+        outcome = await farm.outcome(token)
+        assert (outcome.ending, outcome.never_started) == (rq.ENDING_RELEASED, True)
+    assert await worker.exit() == 0
+    for token in running:
+        assert value(farm.outcomes[token][0]) == 3
+    assert farm.now.goodbye == "drained"
+    assert farm.now.credits[-1] == 0
+
+
+async def test_a_drain_over_its_limit_stops_and_hands_back_what_still_runs(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    [token] = farm.give("sleep", [b"[60]"])
+    await until(lambda: farm.words)
+    farm.drain(0.5)
+    outcome = await farm.outcome(token)
+    assert (outcome.ending, outcome.never_started) == (rq.ENDING_RELEASED, False)
+    assert await worker.exit() == 0
+
+
+async def test_a_second_sigterm_ends_it_at_once_with_all_children(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    farm.give("sleep", [b"[60]"])
+    await until(lambda: farm.words)
+    worker.signal(signal.SIGTERM)
+    await until(lambda: "draining" in worker.log)
+    worker.signal(signal.SIGTERM)
+    assert await worker.exit(5) == 4
+
+
+async def test_sigkill_of_the_agent_leaves_no_process_behind(
+    farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    path = tmp_path / "pids"
+    farm.give("stubborn", [json.dumps([str(path)]).encode()])
+    farm.give("antfarm.command", [command("sh", "-c", f"echo $$ > {tmp_path}/sh; sleep 600; true")], job_id="sh")
+    pids = await until(lambda: path.exists() and len(path.read_text().split()) == 2 and path.read_text().split())
+    await until(lambda: (tmp_path / "sh").exists() and (tmp_path / "sh").read_text().strip())
+    pids = [*pids, (tmp_path / "sh").read_text()]
+    worker.signal(signal.SIGKILL)
+    await worker.exit()
+    await until(lambda: not any(alive(int(pid)) for pid in pids), 5, "children and grandchildren")
+    await worker.gone()
+
+
+async def test_an_orchestrator_that_goes_and_comes_back_disturbs_no_attempt(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    tokens = farm.give("sleep", [b"[1.5]"] * 2)
+    await until(lambda: len(farm.words) >= 2)
+    await farm.stop()
+    farm.epoch = 2
+    await asyncio.sleep(0.5)
+    await farm.start()
+    second = await farm.attached(2)
+    assert [list(h.indices) for h in second.hello.held] == [[0, 1]]
+    for token in tokens:
+        assert value(await farm.outcome(token)) == 1.5
+        assert len(farm.outcomes[token]) == 1
+
+
+async def test_reports_survive_the_worker_and_are_sent_by_its_next_process(
+    farm: FakeOrchestrator, tmp_path: Path
+) -> None:
+    farm.verdict = lambda token, outcome: None
+    async with WorkerProcess(farm.address, tmp_path, "--worker-id", "w7") as first:
+        tokens = farm.give("add", [b"[1]", b"[2]", b"[3]"])
+        await farm.outcome(tokens[-1])
+        await until(lambda: all(token in farm.outcomes for token in tokens))
+        first.signal(signal.SIGKILL)
+        await first.exit()
+    farm.verdict = lambda token, outcome: rq.VERDICT_CODE_ACCEPTED
+    async with WorkerProcess(farm.address, tmp_path, "--worker-id", "w7"):
+        assert [sorted(h.indices) for h in farm.now.hello.held] == [[0, 1, 2]]
+        await until(lambda: all(len(farm.outcomes[token]) == 2 for token in tokens))
+        assert farm.now.hello.incarnation != farm.connections[0].hello.incarnation
+
+
+async def test_a_stopped_worker_goes_on_where_it_was(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    [token] = farm.give("sleep", [b"[1]"])
+    await until(lambda: farm.words)
+    worker.signal(signal.SIGSTOP)
+    beats = len(farm.now.heartbeats)
+    await asyncio.sleep(3)
+    assert len(farm.now.heartbeats) <= beats + 1
+    assert token not in farm.outcomes
+    worker.signal(signal.SIGCONT)
+    assert value(await farm.outcome(token)) == 1
+
+
+async def test_two_workers_of_one_directory_get_names_of_their_own(farm: FakeOrchestrator, tmp_path: Path) -> None:
+    async with WorkerProcess(farm.address, tmp_path) as first:
+        async with WorkerProcess(farm.address, tmp_path) as second:
+            names = [p.ready_line.split()[1] for p in (first, second)]
+            assert [name.rpartition("-")[2] for name in names] == ["1", "2"]
+        async with WorkerProcess(farm.address, tmp_path) as third:
+            assert third.ready_line.split()[1] == names[1]
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "apps", "line"),
+    [
+        (
+            ["--app", "no_such_module"],
+            (),
+            "--app no_such_module cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (["--label", "zone"], (str(TASKS),), "--label zone: write NAME=VALUE, e.g. --label zone=a"),
+        (["--slots", "-1"], (str(TASKS),), "--slots -1: must be from 1 to 4096, or 0 for the number of CPUs"),
+        (["--worker-id", "a/b"], (str(TASKS),), "--worker-id 'a/b': at most 128 characters of A-Z a-z 0-9 . _ -"),
+        (["--connect", "nowhere"], (str(TASKS),), "address 'nowhere' is not HOST:PORT, e.g. 127.0.0.1:50051"),
+    ],
+)
+async def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path: Path, flags: list[str], apps: tuple[str, ...], line: str
+) -> None:
+    worker = WorkerProcess("127.0.0.1:1", tmp_path, *flags, apps=apps).start()
+    try:
+        assert await worker.exit() == 2
+        assert worker.log == f"python -m services.worker: {line}\n"
+        await worker.gone()
+    finally:
+        assert worker.process.stdout is not None
+        worker.process.stdout.close()
+
+
+async def test_an_address_that_answers_nothing_is_said_in_one_line_and_dialled_on(tmp_path: Path) -> None:
+    worker = WorkerProcess("127.0.0.1:1", tmp_path).start()
+    try:
+        await until(lambda: "no connection to 127.0.0.1:1" in worker.log)
+        await asyncio.sleep(1.0)
+        assert worker.log.count("no connection") == 1
+        assert worker.process.poll() is None
+        worker.signal(signal.SIGTERM)
+        assert await worker.exit() == 0
+        await worker.gone()
+    finally:
+        assert worker.process.stdout is not None
+        worker.process.stdout.close()
