@@ -24,11 +24,10 @@ from antfarm.model import (
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import Job, Parent, State
+from services.orchestrator.core.state import PARENT_PREFIX, Job, Parent, State
 from services.orchestrator.core.turn import Turn
 from services.orchestrator.core.workers import offers
 
-PREFIX = "up/"
 STAGES = ("summary", "tasks", "plan")
 KEPT_MAX = 300
 """Ended jobs of finished parents that are kept for people to look at; older ones are purged."""
@@ -36,7 +35,7 @@ KEPT_MAX = 300
 
 def base(key: tuple[str, int]) -> str:
     """Start of the ids of a parent's jobs."""
-    return f"{PREFIX}{key[0]}/{key[1]}"
+    return f"{PARENT_PREFIX}{key[0]}/{key[1]}"
 
 
 def assigned(turn: Turn, event: events.ParentAssigned) -> None:
@@ -87,8 +86,8 @@ def offered(turn: Turn) -> None:
 
 def job_ended(turn: Turn, job: Job) -> None:
     """A job ended; when it belongs to a parent, the parent's next stage begins in the same transaction."""
-    if job.job_id.startswith(PREFIX):
-        key = job.job_id.removeprefix(PREFIX).rpartition("/")[0]
+    if job.job_id.startswith(PARENT_PREFIX):
+        key = job.job_id.removeprefix(PARENT_PREFIX).rpartition("/")[0]
         job_id, _, index = key.rpartition("/")
         parent = turn.state.parents.get((job_id, int(index))) if index.isdigit() else None
         if parent is not None:
@@ -222,7 +221,7 @@ def _purge_oldest(turn: Turn) -> None:
     done = [
         job
         for job in turn.state.jobs.values()
-        if job.job_id.startswith(PREFIX) and job.ended and job.job_id.rpartition("/")[0] not in bound
+        if job.job_id.startswith(PARENT_PREFIX) and job.ended and job.job_id.rpartition("/")[0] not in bound
     ]
     for job in done[: max(len(done) - KEPT_MAX, 0)]:
         if all(other.ended for other, _, _ in job.dependents):

@@ -83,15 +83,15 @@ def _fill(turn: Turn, worker: Worker, count: int, plan: dict[str, _Frames]) -> N
     state = turn.state
     jobs = [job for job in list(state.ready_jobs.values()) if not job.paused and fits(worker, job)]
     while count > 0 and jobs:
-        job = min(jobs, key=lambda job: (job.pass_value, job.number))
+        job = min(jobs, key=lambda job: (job.share.pass_value, job.rank, job.number))
         chunk = count if len(jobs) == 1 else max(1, count // (2 * len(jobs)))
         room = min(chunk, _limit_room(state, job), _resource_room(worker, job))
         taken = job.ready.take(room, job.states) if room > 0 else []
         taken = _avoid(turn, worker, job, taken)
         if taken:
             _assign(turn, worker, job, taken, plan)
-            state.virtual_time = max(state.virtual_time, job.pass_value)
-            job.pass_value += len(taken) / PRIORITY_BASE**job.spec.priority
+            state.virtual_time = max(state.virtual_time, job.share.pass_value)
+            job.share.pass_value += len(taken) / PRIORITY_BASE**job.spec.priority
             count -= len(taken)
         if not job.ready:
             state.ready_jobs.pop(job.number, None)

@@ -101,16 +101,33 @@ class TaskNote:
     """WAITING for a back-off, not for a dependency."""
 
 
+class Share:
+    """What is dealt out fairly: a job of a client, or all jobs that one job of the up-stream orchestrator was expanded into.
+
+    Between shares, the one with the least `pass_value` (virtual time) is served next; within one, jobs go by their `rank`, so that what came first
+    is done first instead of everything at the end.
+    """
+
+    __slots__ = ("jobs", "pass_value")
+
+    def __init__(self) -> None:
+        self.pass_value = 0.0
+        self.jobs = 0
+        """Jobs that have it."""
+
+
 class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
         "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "job_id", "live", "notes", "number", "outcome_seqs", "pass_value", "paused", "payload_bytes", "payloads",
-        "ready", "recovered", "result_seqs", "retried", "retry_of", "spec", "states", "winners",
+        "ended_seq", "ended_wall_ns", "job_id", "live", "notes", "number", "outcome_seqs", "paused", "payload_bytes", "payloads", "rank",
+        "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
 
-    def __init__(self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str) -> None:
+    def __init__(
+        self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str, share: Share, rank: int
+    ) -> None:
         self.number = number
         self.job_id = job_id
         self.spec = spec
@@ -148,8 +165,7 @@ class Job:
         self.notes: dict[int, TaskNote] = {}
         self.dependencies: list[tuple[Job, DependencyKind, int]] = []
         self.dependents: list[tuple[Job, DependencyKind, int]] = []
-        self.pass_value = 0.0
-        """Virtual time of the fair share: the job with the least is served next."""
+        self.share, self.rank = share, rank
 
     @property
     def task_count(self) -> int:
@@ -316,6 +332,8 @@ class State:
         self.payload_bytes = 0
         self.disk_low = False
         self.virtual_time = 0.0
+        self.shares: dict[str, Share] = {}
+        """By `share_of`; gone with the last job of it."""
         self.touched: dict[int, None] = {}
         """Jobs that changed since the views last looked."""
 
@@ -335,7 +353,7 @@ class State:
     def offer(self, job: Job) -> None:
         """The job's ready set may hold something. One that comes back gets no credit for the time it had nothing to do."""
         if job.number not in self.ready_jobs:
-            job.pass_value = max(job.pass_value, self.virtual_time)
+            job.share.pass_value = max(job.share.pass_value, self.virtual_time)
             self.ready_jobs[job.number] = job
 
     def begin(self, attempt: Attempt) -> None:
@@ -417,8 +435,10 @@ class State:
                 assert_never(record)
 
     def _apply_created(self, record: records.JobCreated) -> None:
-        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of)
-        job.pass_value = self.virtual_time
+        key, rank = share_of(record.job_id, record.job)
+        share = self.shares.setdefault(key, Share())
+        share.jobs += 1
+        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, share, rank)
         for dependency in record.spec.dependencies:
             other = self.by_id.get(dependency.job_id)
             if other is None:
@@ -549,11 +569,28 @@ class State:
         if job is None:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
+        job.share.jobs -= 1
+        if not job.share.jobs:
+            del self.shares[share_of(job.job_id, job.number)[0]]
         self.ready_jobs.pop(job.number, None)
         self.payload_bytes -= job.payload_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
         self.touched[job.number] = None
+
+
+PARENT_PREFIX = "up/"
+"""Start of the ids of jobs that a task of the up-stream orchestrator was expanded into: up/<job>/<index>/<stage>."""
+
+
+def share_of(job_id: str, number: int) -> tuple[str, int]:
+    """(share, rank within it) of a job."""
+    if job_id.startswith(PARENT_PREFIX):
+        parent, _, _ = job_id.rpartition("/")
+        parent_job, _, index = parent.rpartition("/")
+        if index.isdigit():
+            return parent_job, int(index)
+    return job_id, number
 
 
 def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:
