@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 from antfarm import errors
 from antfarm.model import Failure, FailureClass, JobId, JobSpec, TaskState
@@ -11,16 +12,19 @@ from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import Reply, SendRevoke
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import Attempt, Job, dependency_failed
+from services.orchestrator.core.state import PARENT_PREFIX, Attempt, Job, dependency_failed
 from services.orchestrator.core.turn import Turn
 
 _WAITING = int(TaskState.WAITING)
+_ENDS_IN_RECORD_MAX = 1_000
+"""Tasks that one record ends: a million that expire together must not become one row."""
 
 
 def create(turn: Turn, event: events.CreateJob) -> None:
     """A new job; the same job again answers `existed`; another one under the same id is a conflict."""
     state = turn.state
     check_job(event.job_id, event.spec)
+    _check_own(event.job_id)
     check_payloads(event.payloads)
     job = state.by_id.get(event.job_id)
     if job is not None:
@@ -39,15 +43,21 @@ def create(turn: Turn, event: events.CreateJob) -> None:
     turn.effect(Reply(request=event.request, after=state.seq))
 
 
+def _check_own(job_id: JobId) -> None:
+    if job_id.startswith(PARENT_PREFIX):
+        raise errors.InvalidArgument(
+            f"job id {job_id[:80]!r}: ids that start with {PARENT_PREFIX} are of jobs from the orchestrator above"
+        )
+
+
 def make(
     turn: Turn, job_id: JobId, spec: JobSpec, payloads: Sequence[bytes], *, close: bool, retry_of: str = ""
 ) -> Job:
     """Record a new job with its first tasks. The caller has checked that it is admissible."""
-    state = turn.state
-    number = state.next_job
+    number = turn.state.next_job
     turn.record(records.JobCreated(job=number, job_id=job_id, spec=spec, wall_ns=turn.wall_ns, retry_of=retry_of))
-    job = state.jobs[number]
-    _append(turn, job, 0, payloads, close)
+    job = turn.state.jobs[number]
+    _add(turn, job, payloads, close)
     return job
 
 
@@ -73,13 +83,18 @@ def _append(turn: Turn, job: Job, first: int, payloads: Sequence[bytes], close: 
         raise errors.JobClosed(
             f"job {job.job_id} is {'cancelled' if job.cancelled else 'closed'} and takes no more tasks: make a new job"
         )
-    if fresh:
-        _admit(turn, fresh)
+    _admit(turn, fresh)
+    _add(turn, job, fresh, close)
+
+
+def _add(turn: Turn, job: Job, payloads: Sequence[bytes], close: bool) -> None:
+    """Tasks at the end of a job, then perhaps its close."""
+    if payloads:
         start = job.task_count
-        turn.record(records.TasksAdded(job=job.number, first_index=start, payloads=fresh, wall_ns=turn.wall_ns))
-        _arm_deadlines(turn, job, start, len(fresh), turn.now)
+        turn.record(records.TasksAdded(job=job.number, first_index=start, payloads=payloads, wall_ns=turn.wall_ns))
+        _arm_deadlines(turn, job, start, len(payloads), turn.now)
         if job.dependencies:
-            fail_dependents(turn, job, range(start, job.task_count))
+            ended(turn, job, _fail_dependents(turn, job, range(start, job.task_count)))
     if close and not job.closed:
         turn.record(records.JobClosed(job=job.number))
         ended(turn, job)
@@ -145,12 +160,15 @@ def cancel(turn: Turn, event: events.CancelJob) -> None:
 
 def cancel_job(turn: Turn, job: Job, cause: str) -> None:
     """Cancel a job; one that has ended stays as it is."""
-    if job.cancelled or job.ended:
-        return
+    if not (job.cancelled or job.ended):
+        _record_cancel(turn, job, cause)
+        ended(turn, job)
+
+
+def _record_cancel(turn: Turn, job: Job, cause: str) -> None:
     live = list(job.live.values())
     seq = turn.record(records.JobCancelled(job=job.number, cause=cause))
     revoke(turn, live, seq, cause)
-    ended(turn, job)
 
 
 def cancel_task(turn: Turn, event: events.CancelTask) -> None:
@@ -166,8 +184,9 @@ def cancel_task(turn: Turn, event: events.CancelTask) -> None:
 
 def retry(turn: Turn, event: events.RetryJob) -> None:
     """A new job of the tasks that ended without success."""
-    check_job(event.new_job_id, JobSpec(template=find(turn, event.job_id).template))
     job = find(turn, event.job_id)
+    check_job(event.new_job_id, job.spec)
+    _check_own(event.new_job_id)
     existing = turn.state.by_id.get(event.new_job_id)
     if existing is not None:
         if existing.retry_of != event.job_id:
@@ -214,43 +233,62 @@ def find(turn: Turn, job_id: str) -> Job:
 
 
 def end_tasks(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, failure: Failure) -> None:
-    """End tasks that no report ends: cancelled, expired, failed by a dependency, given up. Live attempts are revoked."""
-    live = [job.live[index] for index in indices if index in job.live]
-    seq = turn.record(
-        records.TasksEnded(
-            job=job.number,
-            worker_id="",
-            ended=[records.EndedTask(index=index, state=state, failure=failure) for index in indices],
-        )
-    )
-    revoke(turn, live, seq, failure.message)
+    """End tasks that no report ends: cancelled, expired, given up. Live attempts are revoked."""
+    _record_ends(turn, job, indices, state, failure)
     ended(turn, job, indices)
 
 
+def _record_ends(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, failure: Failure) -> None:
+    live = [job.live[index] for index in indices if index in job.live]
+    for start in range(0, len(indices), _ENDS_IN_RECORD_MAX):
+        part = indices[start : start + _ENDS_IN_RECORD_MAX]
+        turn.record(
+            records.TasksEnded(
+                job=job.number,
+                worker_id="",
+                ended=[records.EndedTask(index=index, state=state, failure=failure) for index in part],
+            )
+        )
+    revoke(turn, live, turn.state.seq, failure.message)
+
+
 def ended(turn: Turn, job: Job, indices: Sequence[int] = ()) -> None:
-    """After tasks of a job ended: fail what depended on them, stop at max_failures, and close the books of an ended job."""
-    if job.dependents and job.failed_count:
-        for other, _, offset in list(job.dependents):
-            if other.job_id in turn.state.by_id and not other.ended:
-                closed_short = job.ended and len(other.states) + offset > len(job.states)
-                candidates = (
-                    range(len(other.states)) if closed_short or job.cancelled else [i - offset for i in indices]
-                )
-                fail_dependents(turn, other, candidates)
-    elif job.dependents and job.ended:
-        for other, _, offset in list(job.dependents):
-            if len(other.states) + offset > len(job.states) and not other.ended:
-                fail_dependents(turn, other, range(max(len(job.states) - offset, 0), len(other.states)))
-    limit = job.spec.max_failures
-    if limit is not None and job.failed_count > limit and not job.cancelled and not job.ended:
-        cancel_job(turn, job, f"more than {limit} tasks ended without success")
-    if job.ended and not job.ended_wall_ns:
-        turn.record(records.JobEnded(job=job.number, wall_ns=turn.wall_ns))
-        turn.ended_jobs.append(job)
+    """After tasks of a job ended: fail what depended on them, stop at max_failures, and close the books of an ended job.
+
+    What fails thereby has the same consequences, through chains of jobs of any length: a list of work, not a recursion.
+    """
+    work = deque([(job, indices)])
+    while work:
+        job, indices = work.popleft()
+        for other, candidates in _followers(job, indices):
+            failed = _fail_dependents(turn, other, candidates)
+            if failed:
+                work.append((other, failed))
+        limit = job.spec.max_failures
+        if limit is not None and job.failed_count > limit and not job.cancelled and not job.ended:
+            _record_cancel(turn, job, f"more than {limit} tasks ended without success")
+            work.append((job, ()))
+        elif job.ended and not job.ended_seq:
+            turn.record(records.JobEnded(job=job.number, wall_ns=turn.wall_ns))
+            turn.ended_jobs.append(job)
 
 
-def fail_dependents(turn: Turn, job: Job, indices: Sequence[int] | range) -> None:
-    """Fail those waiting tasks whose dependencies can no longer be met."""
+def _followers(job: Job, indices: Sequence[int]) -> Iterator[tuple[Job, Iterable[int]]]:
+    """(dependent job, its tasks that may have lost their input) after those tasks of a job ended."""
+    for other, _, offset in list(job.dependents):
+        if other.ended:
+            continue
+        if job.cancelled:
+            yield other, range(len(other.states))
+            continue
+        if job.failed_count:
+            yield other, (index - offset for index in indices)
+        if job.ended:  # what waits for tasks beyond its end waits in vain
+            yield other, range(max(len(job.states) - offset, 0), len(other.states))
+
+
+def _fail_dependents(turn: Turn, job: Job, indices: Iterable[int]) -> list[int]:
+    """Fail those waiting tasks whose dependencies can no longer be met. Returns them."""
     failed: dict[str, list[int]] = {}
     for index in indices:
         if 0 <= index < len(job.states) and job.states[index] == _WAITING:
@@ -261,7 +299,8 @@ def fail_dependents(turn: Turn, job: Job, indices: Sequence[int] | range) -> Non
     for job_id, lost in failed.items():
         message = f"the task of job {job_id} that it needs did not succeed"
         failure = Failure(failure_class=FailureClass.DEPENDENCY, kind="dependency", message=message)
-        end_tasks(turn, job, lost, TaskState.FAILED, failure)
+        _record_ends(turn, job, lost, TaskState.FAILED, failure)
+    return [index for lost in failed.values() for index in lost]
 
 
 def revoke(turn: Turn, attempts: Sequence[Attempt], after: int, cause: str) -> None:

@@ -157,7 +157,9 @@ def heartbeat(turn: Turn, event: events.Heartbeat) -> None:
         return
     _heard(turn, worker)
     revoked = _reconcile(turn, worker, set(event.held), frames_received=event.frames_received)
-    turn.effect(AckHeartbeat(session=event.session, number=event.number, revoked=revoked))
+    # What makes an attempt unwanted may not be durable yet, and the worker forgets its report for good.
+    after = turn.state.seq if revoked else 0
+    turn.effect(AckHeartbeat(session=event.session, number=event.number, revoked=revoked, after=after))
 
 
 def credit(turn: Turn, event: events.Credit) -> None:

@@ -103,6 +103,7 @@ def test_a_cancelled_job_takes_no_more(farm: Harness) -> None:
         ("/a", {}, "job id"),
         ("a//b", {}, "job id"),
         ("x" * 257, {}, "at most 256"),
+        ("up/a/0/plan", {}, "ids that start with up/ are of jobs from the orchestrator above"),
         ("j", {"type": ""}, "task type"),
         ("j", {"type": "t\n"}, "task type"),
         ("j", {"type": "x" * 129}, "at most 128"),
