@@ -18,7 +18,7 @@ from pathlib import Path
 from antfarm import __version__, aio, program
 from antfarm.errors import AntFarmError, Weather
 from antfarm.local import LocalFarm
-from clouds import analyse, farm, fold, pipeline, worldview
+from clouds import analyse, coverage, farm, fold, pipeline, worldview
 from clouds.box import SWEDEN, Box
 from clouds.catalogue import day_range
 from clouds.errors import CloudsError
@@ -238,13 +238,16 @@ async def _go(options: argparse.Namespace, request: Request, address: str, line:
             options.out,
             group=options.group,
             say=line.show,
-            title=f"Cloud cover {request.days[0]} to {request.days[-1]}",
+            title="Cloud cover",
             provenance={
                 "source": options.source,
                 "service": request.service.name or request.service.url,
                 "layers": ", ".join(request.service.layers),
                 "box": str(request.area),
                 "crs": request.service.crs,
+                "method": f"{coverage.METHOD} version {coverage.METHOD_VERSION}",
+                "parameters": ", ".join(f"{name} {value}" for name, value in coverage.PARAMETERS.items()),
+                "snow screen": f"Bands 7-2-1 asked for on {len(request.snow_days)} of {len(request.days)} days",
                 "made": datetime.now(UTC).isoformat(timespec="seconds"),
                 "software": f"AntFarm Clouds {__version__}",
             },

@@ -136,7 +136,8 @@ async def _follow(
     *,
     analysed: bool,
 ) -> None:
-    async for outcome in job.outcomes():
+    async for ended in job.as_completed():
+        outcome = await ended.outcome()
         if not analysed:
             progress.downloaded += len(outcome.value["days"]) if outcome.ok else 0
         elif outcome.ok:
