@@ -37,6 +37,7 @@ async def run_worker(settings: WorkerSettings) -> int:
     place = claim(settings.state or default_state(dict(os.environ)), settings.worker_id)
     place.sweep()
     stop = program.stop_on_signals()
+    defect = _stop_on_defect(stop)
     drain_limit_s = settings.drain_s
 
     def on_drain(limit_s: float | None) -> None:
@@ -63,7 +64,25 @@ async def run_worker(settings: WorkerSettings) -> int:
     finally:
         await driver.close()
         outbox.close()
+    if defect:
+        raise defect[0]
     return program.EXIT_OK
+
+
+def _stop_on_defect(stop: asyncio.Event) -> list[BaseException]:
+    """Collect exceptions of callbacks; the first one ends the program, because its state cannot be trusted any more."""
+    defects: list[BaseException] = []
+
+    def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None:
+            loop.default_exception_handler(context)
+        else:
+            defects.append(error)
+            stop.set()
+
+    asyncio.get_running_loop().set_exception_handler(on_exception)
+    return defects
 
 
 async def _serve(

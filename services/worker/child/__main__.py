@@ -8,13 +8,12 @@ import gc
 import os
 import signal
 import sys
+from typing import Any
 
 from antfarm import load_apps
 from antfarm.errors import AntFarmError
 from services.worker.child.channel import Channel
-from services.worker.child.loop import LoopChild, LoopRunner
 from services.worker.child.output import capture
-from services.worker.child.plain import PlainChild
 from services.worker.child.protocol import IN_SETUP, OUT_BROKEN, OUT_READY, Setup
 from services.worker.child.runner import Runner, all_tasks
 
@@ -37,6 +36,17 @@ def _first_frame(channel: Channel) -> Setup:
     return setup
 
 
+def _child(mode: str) -> tuple[Any, type[Runner]]:
+    # Only what is needed is imported: a plain child starts a fifth faster without asyncio.
+    if mode == "plain":
+        from services.worker.child.plain import PlainChild
+
+        return PlainChild(), Runner
+    from services.worker.child.loop import LoopChild, LoopRunner
+
+    return LoopChild(), LoopRunner
+
+
 def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
     """Load the apps, say what can be run, run what comes."""
     _die_with(parent)
@@ -44,7 +54,7 @@ def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
     faulthandler.enable(file=2, all_threads=False)
     channel = Channel(in_fd, out_fd, page_fd)
     setup = _first_frame(channel)
-    child = PlainChild() if mode == "plain" else LoopChild()
+    child, make_runner = _child(mode)
     logger = capture(child.current_log)
     try:
         load_apps(setup["apps"])
@@ -52,10 +62,7 @@ def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
         channel.send((OUT_BROKEN, " ".join(str(error).split())))
         return
     tasks = all_tasks(setup["allow_pickle"])
-    if isinstance(child, PlainChild):
-        child.runner = Runner(channel, setup, logger, tasks)
-    else:
-        child.runner = LoopRunner(channel, setup, logger, tasks)
+    child.runner = make_runner(channel, setup, logger, tasks)
     gc.collect()
     gc.freeze()
     channel.send((OUT_READY, [[task.name, task.version, task.is_async] for task in tasks.values()]))

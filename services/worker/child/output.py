@@ -13,30 +13,36 @@ import time
 from collections.abc import Callable
 
 from services.worker.child.channel import Channel
-from services.worker.child.protocol import LOG_CHARS_MAX, LOG_WINDOW_S, OUT_LOG
+from services.worker.child.protocol import LOG_CHARS_MAX, LOG_RECORDS_MAX, LOG_WINDOW_S, OUT_LOG
 
 
 class AttemptLog:
-    """Text of one attempt on its way to the agent."""
+    """Text of one attempt on its way to the agent.
 
-    __slots__ = ("_channel", "_late", "_left_out", "_line", "_room", "_seq", "_window_ends")
+    Whole lines go at once as long as they are few. Beyond the limits of a window they are put together, and of what is too much the end is
+    kept; that goes with the first line after the window, or when the attempt ends.
+    """
+
+    __slots__ = ("_channel", "_late", "_late_size", "_left_out", "_line", "_records", "_room", "_seq", "_window_ends")
 
     def __init__(self, channel: Channel, seq: int) -> None:
         self._channel = channel
         self._seq = seq
         self._line = ""  # not yet ended
-        self._late = ""  # whole lines above the limit; the end of them is kept
+        self._late: list[str] = []
+        self._late_size = 0
         self._left_out = 0
-        self._room = LOG_CHARS_MAX
+        self._room = 0
+        self._records = 0
         self._window_ends = 0.0
 
     def write(self, text: str) -> None:
-        """Take text; whole lines are shipped at once while the limit allows."""
+        """Take text."""
         if "\n" not in text and len(self._line) + len(text) < LOG_CHARS_MAX:
             self._line += text
             return
         head, newline, self._line = (self._line + text).rpartition("\n")
-        if len(self._line) >= LOG_CHARS_MAX:
+        if len(self._line) >= LOG_CHARS_MAX:  # a line without end
             head, newline, self._line = head + newline + self._line, "", ""
         self._ship(head + newline)
 
@@ -44,30 +50,36 @@ class AttemptLog:
         now = time.monotonic()
         if now >= self._window_ends:
             self._window_ends = now + LOG_WINDOW_S
-            self._room = LOG_CHARS_MAX
-        if len(text) <= self._room and not self._late:
+            self._room, self._records = LOG_CHARS_MAX, LOG_RECORDS_MAX
+            if self._late:
+                self._send_late()
+        if len(text) <= self._room and self._records > 0 and not self._late:
             self._room -= len(text)
+            self._records -= 1
             self._channel.send((OUT_LOG, self._seq, text))
             return
-        self._late += text
-        if len(self._late) > LOG_CHARS_MAX:
-            self._left_out += len(self._late) - LOG_CHARS_MAX
-            self._late = self._late[-LOG_CHARS_MAX:]
-        if self._room == LOG_CHARS_MAX:
-            self._room = 0
-            self._send_late()
+        self._late.append(text)
+        self._late_size += len(text)
+        if self._late_size > 2 * LOG_CHARS_MAX:
+            kept = "".join(self._late)[-LOG_CHARS_MAX:]
+            self._left_out += self._late_size - len(kept)
+            self._late, self._late_size = [kept], len(kept)
 
     def _send_late(self) -> None:
-        text, self._late = self._late, ""
+        text = "".join(self._late)
+        self._left_out += max(len(text) - LOG_CHARS_MAX, 0)
+        text = text[-LOG_CHARS_MAX:]
         if self._left_out:
             text = f"... {self._left_out:,} characters left out ...\n{text}"
-            self._left_out = 0
+        self._late, self._late_size, self._left_out = [], 0, 0
+        self._room -= len(text)
         self._channel.send((OUT_LOG, self._seq, text))
 
     def close(self) -> None:
         """Ship the rest; the attempt ends."""
         if self._line:
-            self._late, self._line = self._late + self._line, ""
+            self._late.append(self._line)
+            self._line = ""
         if self._late:
             self._send_late()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 import resource
@@ -92,7 +91,7 @@ class PlainChild:
             else:
                 value = job.function(*args, **kwargs)
             if inspect.iscoroutine(value):
-                value = asyncio.run(value)
+                value = _run_coroutine(value)
         except BaseException as error:  # SystemExit too: whatever user code raises is its failure, not the child's
             run_us = (perf_counter_ns() - started) // 1000
             self._end_log()
@@ -109,6 +108,12 @@ class PlainChild:
         log, self._log = self._log, None
         if log is not None:
             log.close()
+
+
+def _run_coroutine(coroutine: Any) -> Any:
+    import asyncio  # for functions by value that turn out to be async
+
+    return asyncio.run(coroutine)
 
 
 @contextmanager

@@ -55,6 +55,8 @@ RECORD_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest thing that a child sends; results above 64 KiB go by Storage. More than this is garbage."""
 LOG_CHARS_MAX: Final = 64 * 1024
 """Text of one attempt shipped within LOG_WINDOW_S; what is beyond is cut from the front."""
+LOG_RECORDS_MAX: Final = 64
+"""Records with text of one attempt within LOG_WINDOW_S; beyond that lines are put together."""
 LOG_WINDOW_S: Final = 0.25
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from antfarm.model import SECOND_NS
+from antfarm.model import LOG_TAIL_BYTES_MAX, SECOND_NS
 from services.worker.core.estimate import Estimate
 from services.worker.core.stop import Stop
 
@@ -31,6 +31,39 @@ class Group:
     input_count: int = 0
     shared_inputs: dict[int, object] = field(default_factory=dict)
     """Inputs that are the same for all its tasks, once they are here."""
+
+
+class TailText:
+    """The end of a growing text: cheap to add to, cut now and then."""
+
+    __slots__ = ("_chars_max", "_parts", "_size")
+
+    def __init__(self, chars_max: int) -> None:
+        self._chars_max = chars_max
+        self._parts: list[str] = []
+        self._size = 0
+
+    def add(self, text: str) -> None:
+        """Append."""
+        self._parts.append(text)
+        self._size += len(text)
+        if self._size > 2 * self._chars_max:
+            kept = self.text
+            self._parts, self._size = [kept], len(kept)
+
+    @property
+    def text(self) -> str:
+        """Its end, at most `chars_max` characters."""
+        return "".join(self._parts)[-self._chars_max :]
+
+    def take(self) -> str:
+        """Its end; it is empty afterwards."""
+        text = self.text
+        self._parts, self._size = [], 0
+        return text
+
+    def __bool__(self) -> bool:
+        return self._size > 0
 
 
 class Attempt:
@@ -64,8 +97,8 @@ class Attempt:
         self.seq = 0  # its number in the child that it was fed to; 0: to none
         self.started_ns = 0  # 0: not known to have started
         self.stop: Stop | None = None
-        self.log = ""  # its end, kept for a failure
-        self.unsent_log = ""
+        self.log: TailText | None = None  # kept for a failure
+        self.unsent_log: TailText | None = None
         self.progress: float | None = None
         self.progress_text = ""
         self.progress_ns = 0  # last sign of progress
@@ -76,10 +109,12 @@ class Attempt:
         """Names it everywhere."""
         return self.group.job_id, self.index, self.group.epoch, self.attempt
 
-    def add_log(self, text: str, chars_max: int) -> None:
-        """Take text that it wrote; of more than `chars_max` the end is kept."""
-        self.log = (self.log + text)[-chars_max:]
-        self.unsent_log = (self.unsent_log + text)[-chars_max:]
+    def add_log(self, text: str) -> None:
+        """Take text that it wrote."""
+        if self.log is None or self.unsent_log is None:
+            self.log, self.unsent_log = TailText(LOG_TAIL_BYTES_MAX), TailText(LOG_TAIL_BYTES_MAX)
+        self.log.add(text)
+        self.unsent_log.add(text)
 
     def overdue(self, now_ns: int) -> str:
         """Which limit it has broken, in words; "" for none."""

@@ -18,7 +18,7 @@ from typing import Any
 from antfarm.errors import AntFarmError, InvalidArgument
 from antfarm.link import Link
 from antfarm.link.stream import now_ns
-from antfarm.model import LOG_TAIL_BYTES_MAX, SECOND_NS, Ending, FailureClass
+from antfarm.model import SECOND_NS, Ending, FailureClass
 from antfarm.v1 import work_queue_pb2
 from services.worker.child.protocol import (
     OUT_BROKEN,
@@ -29,6 +29,7 @@ from services.worker.child.protocol import (
     OUT_READY,
     OUT_SAVED,
 )
+from services.worker.child.record import check_failure, check_progress, check_success, check_text
 from services.worker.core.attempt import Attempt, Group, Token
 from services.worker.core.board import Board
 from services.worker.core.estimate import Estimate
@@ -47,6 +48,7 @@ WORD_AFTER_NS = SECOND_NS // 4
 """Attempts that run for this long are spoken of, at most this often."""
 GROUPS_KEPT = 256
 NOISE_CHARS_MAX = 8 * 1024
+_SUCCESSES = (OUT_DONE, OUT_SAVED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,39 +245,47 @@ class Driver:
         if lane is None:
             return
         tally = _Tally()
-        for record in records:
-            kind = record[0]
-            if kind == OUT_DONE:
-                _, seq, run_us, result = record
-                attempt = lane.finish(seq)
-                if attempt is not None:
-                    tally.ended.append(attempt)
-                    tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
-                    self._succeeded(attempt, run_us, result)
-            elif kind == OUT_SAVED:
-                _, seq, run_us, result, saved = record
-                attempt = lane.finish(seq)
-                if attempt is not None:
-                    tally.ended.append(attempt)
-                    tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
-                    self._succeeded(attempt, run_us, result, saved)
-            elif kind == OUT_FAILED:
-                attempt = lane.finish(record[1])
-                if attempt is not None:
-                    tally.ended.append(attempt)
-                    self._failed(attempt, *record[2:])
-            elif kind == OUT_LOG:
-                attempt = lane.find(record[1])
-                if attempt is not None:
-                    attempt.add_log(record[2], LOG_TAIL_BYTES_MAX)
-            elif kind == OUT_PROGRESS:
-                self._progressed(lane.find(record[1]), record[2], record[3])
-            elif kind == OUT_READY:
-                self._on_ready(lane, record[1])
-            elif kind == OUT_BROKEN:
-                self._on_broken(lane, record[1])
-        self._settle(lane, tally)
+        try:
+            for record in records:
+                self._on_record(lane, record, tally)
+        finally:
+            self._settle(lane, tally)
         self._pump()
+
+    def _on_record(self, lane: Lane, record: list[Any], tally: _Tally) -> None:
+        """One record. ValueError or TypeError when it is none, before anything of it counts."""
+        kind = record[0]
+        if kind in _SUCCESSES:
+            _, seq, run_us, result, *saved = record
+            check_success(run_us, result, *saved)
+            attempt = lane.finish(seq)
+            if attempt is not None:
+                tally.ended.append(attempt)
+                tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
+                self._succeeded(attempt, run_us, result, saved[0] if saved else ())
+        elif kind == OUT_FAILED:
+            check_failure(*record[2:])
+            attempt = lane.finish(record[1])
+            if attempt is not None:
+                tally.ended.append(attempt)
+                self._failed(attempt, *record[2:])
+        elif kind == OUT_LOG:
+            check_text(record[2])
+            attempt = lane.find(record[1])
+            if attempt is not None:
+                attempt.add_log(record[2])
+        elif kind == OUT_PROGRESS:
+            fraction, text = check_progress(record[2], record[3])
+            attempt = lane.find(record[1])
+            if attempt is not None:
+                attempt.progress_ns = now_ns()
+                attempt.progress, attempt.progress_text = fraction, text
+        elif kind == OUT_READY:
+            self._on_ready(lane, record[1])
+        elif kind == OUT_BROKEN:
+            self._on_broken(lane, record[1])
+        else:
+            raise ValueError("no such record")
 
     def _settle(self, lane: Lane, tally: _Tally) -> None:
         for estimate, runs in tally.run_us.items():
@@ -313,13 +323,6 @@ class Driver:
             outcome = translation.handed_back(attempt, stop.ending)
         self._report(attempt, outcome)
 
-    def _progressed(self, attempt: Attempt | None, fraction: float | None, text: str) -> None:
-        if attempt is None:
-            return
-        attempt.progress_ns = now_ns()
-        attempt.progress = None if fraction is None else float(fraction)
-        attempt.progress_text = str(text)
-
     def _on_ready(self, lane: Lane, types: list[list[Any]]) -> None:
         lane.ready = True
         self._crew.started()
@@ -340,7 +343,7 @@ class Driver:
             return
         running = list(lane.running)
         if len(running) == 1:
-            running[0].add_log(text, LOG_TAIL_BYTES_MAX)
+            running[0].add_log(text)
         else:
             self._noise[number] = (self._noise.get(number, "") + text)[-NOISE_CHARS_MAX:]
 
@@ -382,7 +385,7 @@ class Driver:
             elif lane.doomed:
                 self._report(attempt, translation.handed_back(attempt, Ending.RELEASED))
             else:
-                attempt.add_log(noise, LOG_TAIL_BYTES_MAX)
+                attempt.add_log(noise)
                 text = f"the process that ran {len(others)} coroutines ended with {_death(code)}"
                 self._report(attempt, translation.failure(attempt, FailureClass.INFRA, _death(code), text))
 
@@ -408,6 +411,8 @@ class Driver:
         for lane, attempts in board.dispatch(now):
             self._crew.feed(lane, attempts)
         plain, loop = board.lanes_wanted()
+        if self._crew.broken and not board.lanes and not self._draining:
+            plain = 1  # try again, so that the worker asks for work when the apps load once more
         for is_loop in (False,) * plain + (True,) * loop:
             self._start_child(is_loop=is_loop)
         self._watch()
@@ -462,10 +467,10 @@ class Driver:
 
     @property
     def _at_rest(self) -> bool:
-        return self._board.idle and not self._fetching
+        return self._board.idle and not self._fetching and not self._crew.broken
 
     def _note_idle(self) -> None:
-        if self._draining and self._at_rest:
+        if self._draining and self._board.idle and not self._fetching:
             self._idle.set()
 
     def _tick(self) -> None:
@@ -498,7 +503,6 @@ class Driver:
         if not attempt.last_word_ns or attempt.unsent_log or attempt.progress_ns > attempt.last_word_ns:
             self._link.running(translation.word(attempt, now))
             attempt.last_word_ns = now
-            attempt.unsent_log = ""
 
     def _resize(self) -> None:
         """Ask for as much work as is of use."""

@@ -69,7 +69,7 @@ def failure(
             kind=kind,
             message=message,
             traceback=trace,
-            log_tail=attempt.log,
+            log_tail=attempt.log.text if attempt.log else "",
         )
     )
     return report_queue_pb2.Outcome(
@@ -92,7 +92,7 @@ def handed_back(attempt: Attempt, ending: Ending, *, never_started: bool = False
 
 
 def word(attempt: Attempt, now_ns: int) -> report_queue_pb2.Running:
-    """A word of a running attempt, with all news since the last one."""
+    """A word of a running attempt, with all news since the last one; they count as said."""
     message = report_queue_pb2.Running(
         job_id=attempt.group.job_id,
         epoch=attempt.group.epoch,
@@ -100,7 +100,7 @@ def word(attempt: Attempt, now_ns: int) -> report_queue_pb2.Running:
         attempt=attempt.attempt,
         running_for=wire.duration_to_wire(now_ns - (attempt.started_ns or now_ns)),
         progress_text=attempt.progress_text,
-        log=_tail(attempt.unsent_log),
+        log=_tail(attempt.unsent_log.take()) if attempt.unsent_log else "",
     )
     if attempt.progress is not None:
         message.progress = attempt.progress
