@@ -11,7 +11,6 @@ It knows nothing of tasks; `antfarm.payload` and `antfarm.context` build on it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import random
 import re
@@ -27,12 +26,11 @@ import grpc.aio
 
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
+from antfarm.content import Content, Digest, content_of, items_in_thread
 from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
 from antfarm.model import BlobRef
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
 
-CHUNK_BYTES = 512 * 1024
-"""Content in one message. Measured: smaller ones cost calls, larger ones cache misses."""
 UNARY_TIMEOUT_S = 60.0
 """Deadline of calls that carry no content; verifying a large blob has none."""
 _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
@@ -45,8 +43,6 @@ _CONNECT_PREFIX = re.compile(
 )
 """What gRPC says before the reason that matters."""
 _PAGE_BLOBS = 1000
-_THREAD_BYTES_MIN = 64 * 1024
-"""From this size hashing goes to a thread, so that it does not hold the loop."""
 
 T = TypeVar("T")
 
@@ -91,34 +87,26 @@ class AsyncStorage:
         Args:
             data: bytes, a file, or an iterator of pieces of any size. Files and iterators are read piece by piece.
         """
-        if isinstance(data, bytes):
-            sha256 = await _sha256(data)
-            return await _repeated(lambda: self._write(key, _pieces(data), size_bytes=len(data), sha256=sha256))
-        if isinstance(data, Path):
-            size_bytes = (await asyncio.to_thread(data.stat)).st_size or None  # some files say 0 and have content
-            return await _repeated(lambda: self._write(key, _file_pieces(data), size_bytes=size_bytes))
-        return await self._write(key, _even_pieces(data))
+        content = await content_of(data)
+        if content.repeatable:
+            return await _repeated(lambda: self._write(key, content))
+        return await self._write(key, content)
 
-    async def _write(
-        self, key: str, pieces: AsyncGenerator[bytes, None], *, size_bytes: int | None = None, sha256: bytes = b""
-    ) -> BlobRef:
+    async def _write(self, key: str, content: Content) -> BlobRef:
         """One attempt. However it ends, nothing half-written is left: Storage keeps only what a finish frame closed."""
         call = self._stub().WriteBlob()
-        decided = asyncio.ensure_future(
-            call.initial_metadata()
-        )  # comes early when Storage wants no more of the content
+        decided = asyncio.ensure_future(call.initial_metadata())  # done early when Storage wants no more of the content
         try:
             try:
-                header = blob_pb2.WriteBlobHeader(key=key, size_bytes=size_bytes, sha256=sha256)
+                header = blob_pb2.WriteBlobHeader(key=key, size_bytes=content.size_bytes, sha256=content.sha256)
                 await call.write(blob_pb2.WriteBlobRequest(header=header))
-                digest = _Digest()
-                async with aclosing(pieces):
+                async with aclosing(content.pieces()) as pieces:
                     async for piece in pieces:
                         if decided.done():
                             break
-                        await digest.update(piece)
                         await call.write(blob_pb2.WriteBlobRequest(chunk=piece))
                     else:
+                        digest = content.digest
                         finish = blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
                         await call.write(blob_pb2.WriteBlobRequest(finish=finish))
                 await call.done_writing()
@@ -139,30 +127,12 @@ class AsyncStorage:
         Ranges are verified before they arrive. A whole read is verified when it ends: use nothing of it when DataLoss is raised. With a BlobRef
         the content must also be what the reference says.
         """
-        key, expected = (source.key, source) if isinstance(source, BlobRef) else (source, None)
-        digest = _Digest() if offset == 0 and length == 0 else None
-        position, repetition = offset, 0
-        while True:
-            try:
-                left = length and offset + length - position
-                async for message in self._read(key, position, left):
-                    if message.HasField("blob"):
-                        expected = _same(expected, wire.blob_from_wire(message.blob))
-                    if message.chunk:
-                        position, repetition = position + len(message.chunk), 0
-                        if digest is not None:
-                            await digest.update(message.chunk)
-                        yield message.chunk
-                break
-            except (Unavailable, Overloaded) as error:
-                if length and position == offset + length:
-                    break
-                await _pause(repetition, error)
-                repetition += 1
-        if digest is not None and (expected is None or await digest.sha256() != expected.sha256):
-            raise DataLoss(f"blob {key}: what arrived does not match its digest; use nothing of it")
+        async with aclosing(_Read(self, source, offset, length).pieces()) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    async def _read(self, key: str, offset: int, length: int) -> AsyncIterator[blob_pb2.ReadBlobResponse]:
+    async def read_once(self, key: str, offset: int, length: int) -> AsyncGenerator[blob_pb2.ReadBlobResponse, None]:
+        """One attempt of a read, message by message."""
         call = self._stub().ReadBlob(blob_pb2.ReadBlobRequest(key=key, offset=offset, length=length))
         try:
             while (message := await call.read()) is not grpc.aio.EOF:
@@ -180,16 +150,16 @@ class AsyncStorage:
     async def download(self, source: str | BlobRef, path: Path) -> BlobRef:
         """Write the content to a file, which appears, or replaces another, only when it is whole and verified."""
         part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-        digest = _Digest()
+        read = _Read(self, source, 0, 0)
         try:
-            async with aiofiles.open(part, "xb") as file:
-                async for piece in self.stream(source):
-                    await asyncio.gather(file.write(piece), digest.update(piece))
+            async with aiofiles.open(part, "xb") as file, aclosing(read.pieces()) as pieces:
+                async for piece in pieces:
+                    await file.write(piece)
             await asyncio.to_thread(os.replace, part, path)
         finally:
             part.unlink(missing_ok=True)
-        key = source.key if isinstance(source, BlobRef) else source
-        return BlobRef(key=key, size_bytes=digest.size_bytes, sha256=await digest.sha256())
+        assert read.blob is not None, "a read that ended well has told what it read"
+        return read.blob
 
     # ---- the rest ---------------------------------------------------------------------------------------------------
 
@@ -265,71 +235,48 @@ async def _pause(repetition: int, error: Unavailable | Overloaded) -> None:
     await asyncio.sleep(max(error.retry_after_s or 0.0, random.uniform(0, _PAUSES_MAX_S[repetition])))
 
 
-def _same(expected: BlobRef | None, found: BlobRef) -> BlobRef:
-    if expected is not None and expected != found:
-        raise DataLoss(f"blob {found.key} has other content than its reference says")
-    return found
+class _Read:
+    """A read that goes on where it was cut, and is verified."""
 
+    def __init__(self, storage: AsyncStorage, source: str | BlobRef, offset: int, length: int) -> None:
+        self._storage = storage
+        self._key = source.key if isinstance(source, BlobRef) else source
+        self.blob = source if isinstance(source, BlobRef) else None  # what it must be, then what it is: the same
+        self._position = offset
+        self._end = offset + length if length else None
+        self._digest = Digest() if offset == 0 and length == 0 else None
 
-class _Digest:
-    """SHA-256 of content as it flows: one piece is hashed in a thread while the caller sends or fetches the next."""
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The content; see `AsyncStorage.stream`."""
+        repetition = 0
+        while self._position != self._end:
+            start = self._position
+            try:
+                async with aclosing(
+                    self._storage.read_once(self._key, start, (self._end or start) - start)
+                ) as messages:
+                    async for message in messages:
+                        await self._take(message)
+                        if message.chunk:
+                            yield message.chunk
+                break
+            except (Unavailable, Overloaded) as error:
+                if self._position > start:
+                    repetition = 0
+                await _pause(repetition, error)
+                repetition += 1
+        if self._digest is not None and (self.blob is None or await self._digest.sha256() != self.blob.sha256):
+            raise DataLoss(f"blob {self._key}: what arrived does not match its digest; use nothing of it")
 
-    def __init__(self) -> None:
-        self.size_bytes = 0
-        self._hash = hashlib.sha256()
-        self._running: asyncio.Future[None] | None = None
-
-    async def update(self, piece: bytes) -> None:
-        """Take the next bytes."""
-        await self._settle()
-        self.size_bytes += len(piece)
-        if len(piece) < _THREAD_BYTES_MIN:
-            self._hash.update(piece)
-        else:
-            self._running = asyncio.get_running_loop().run_in_executor(None, self._hash.update, piece)
-
-    async def sha256(self) -> bytes:
-        """Digest of all that came."""
-        await self._settle()
-        return self._hash.digest()
-
-    async def _settle(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            await running
-
-
-async def _sha256(data: bytes) -> bytes:
-    digest = _Digest()
-    await digest.update(data)
-    return await digest.sha256()
-
-
-async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
-    for start in range(0, len(data), CHUNK_BYTES):
-        yield data[start : start + CHUNK_BYTES]
-
-
-async def _file_pieces(path: Path) -> AsyncGenerator[bytes, None]:
-    async with aiofiles.open(path, "rb") as file:
-        while piece := await file.read(CHUNK_BYTES):
-            yield piece
-
-
-async def _even_pieces(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """The same bytes in messages that are neither too large nor needlessly small."""
-    waiting, waiting_bytes = list[bytes](), 0
-    async for given in source:
-        waiting.append(given)
-        waiting_bytes += len(given)
-        if waiting_bytes >= CHUNK_BYTES:
-            joined = b"".join(waiting)
-            whole = waiting_bytes - waiting_bytes % CHUNK_BYTES
-            for start in range(0, whole, CHUNK_BYTES):
-                yield joined[start : start + CHUNK_BYTES]
-            waiting, waiting_bytes = [joined[whole:]], waiting_bytes - whole
-    if waiting_bytes:
-        yield b"".join(waiting)
+    async def _take(self, message: blob_pb2.ReadBlobResponse) -> None:
+        if message.HasField("blob"):
+            found = wire.blob_from_wire(message.blob)
+            if self.blob is not None and self.blob != found:
+                raise DataLoss(f"blob {self._key} has other content than its reference says")
+            self.blob = found
+        self._position += len(message.chunk)
+        if self._digest is not None:
+            await self._digest.update(message.chunk)
 
 
 class Storage:
@@ -356,7 +303,7 @@ class Storage:
         """See `AsyncStorage.put`. An iterator, for example a file open for reading, is read in a thread."""
         if isinstance(data, bytes | Path):
             return loop_thread().run(self._storage.put(key, data))
-        return loop_thread().run(self._storage.put(key, _in_thread(data)))
+        return loop_thread().run(self._storage.put(key, items_in_thread(data)))
 
     def get(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> bytes:
         """See `AsyncStorage.get`."""
@@ -385,20 +332,3 @@ class Storage:
     def verify(self, key: str) -> BlobRef:
         """See `AsyncStorage.verify`."""
         return loop_thread().run(self._storage.verify(key))
-
-
-async def _in_thread(items: Iterable[bytes]) -> AsyncIterator[bytes]:
-    """The items, taken in a thread, about a message's worth at a time: a change of threads costs more than a small item."""
-    iterator = iter(items)
-
-    def some() -> bytes:
-        taken, taken_bytes = [], 0
-        for item in iterator:
-            taken.append(item)
-            taken_bytes += len(item)
-            if taken_bytes >= CHUNK_BYTES:
-                break
-        return b"".join(taken)
-
-    while piece := await asyncio.to_thread(some):
-        yield piece

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Awaitable, Callable
 
-from aiofiles.threadpool.binary import AsyncBufferedIOBase, AsyncBufferedReader
+from aiofiles.threadpool import wrap
 
 from antfarm.errors import AntFarmError, BlobNotFound
 from antfarm.model import BlobRef
@@ -25,6 +25,65 @@ _GATHER_BYTES = 256 * 1024
 log = logging.getLogger("antfarm.storage")
 
 
+class DigestedFile(io.FileIO):
+    """A new file that takes checksums of what is written to it, in the thread that writes."""
+
+    def __init__(self, name: str, tmp_fd: int) -> None:
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640, dir_fd=tmp_fd)
+
+        super().__init__(name, "xb", opener=opener)
+        self.checksums = Checksums(BLOCK_BYTES)
+
+    def write(self, piece: bytes) -> int:  # type: ignore[override]
+        """All of the piece."""
+        self.checksums.update(piece)
+        self._write_all(piece)
+        return len(piece)
+
+    def _write_all(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        while view:
+            view = view[super().write(view) :]
+
+    def seal(self, key: str) -> None:
+        """Add what follows the content, and make the file durable. A failure is final: the file is dropped, not synced again."""
+        self._write_all(self.checksums.footer(key))
+        os.fsync(self.fileno())
+
+
+class CheckedFile(io.FileIO):
+    """A blob's file that is read block by block, each checked in the thread that reads."""
+
+    def __init__(self, fd: int, footer: Footer, first_block: int, *, whole: bool) -> None:
+        super().__init__(fd, "rb")
+        self.footer = footer
+        self._index = first_block
+        self._sha256 = hashlib.sha256() if whole else None
+        self.seek(first_block * footer.block_bytes)
+
+    def read(self, size: int | None = None) -> bytes:
+        """The next block, which has `size` bytes. DataLoss."""
+        assert size is not None
+        key = self.footer.blob.key
+        with reading(key):
+            block = b""
+            while len(block) < size and (more := super().read(size - len(block))):
+                block = block + more if block else more
+            checksum = os.pread(self.fileno(), CHECKSUM_BYTES, self.footer.checksum_offset(self._index))
+        if len(block) != size or not block_fits(block, checksum):
+            raise damaged(key, f"block {self._index} does not match its checksum")
+        self._index += 1
+        if self._sha256 is not None:
+            self._sha256.update(block)
+        return block
+
+    def check_whole(self) -> None:
+        """After the last block of a whole read: DataLoss when the digest differs."""
+        if self._sha256 is not None and self._sha256.digest() != self.footer.blob.sha256:
+            raise damaged(self.footer.blob.key, "its content does not match its digest")
+
+
 class FileWriter:
     """See `BlobWriter`. Owns the file `name` in the directory `tmp_fd` and removes it in every case."""
 
@@ -32,7 +91,7 @@ class FileWriter:
         self,
         *,
         key: str,
-        file: AsyncBufferedIOBase,
+        file: DigestedFile,
         name: str,
         tmp_fd: int,
         tree: Tree,
@@ -46,10 +105,10 @@ class FileWriter:
         self._tree = tree
         self._disk = disk
         self._verify = verify
-        self._checksums = Checksums(BLOCK_BYTES)
+        self._async_file = wrap(file, executor=disk.pool)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
-        self._absorbing = Step[None]()
+        self._writing = Step[None]()
         self._committing = Step[Written]()
         self._dropped = False
 
@@ -61,30 +120,29 @@ class FileWriter:
             await self._pass_on()
 
     async def _pass_on(self) -> None:
-        piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-        self._gathered, self._gathered_bytes = [], 0
-        if self._absorbing.running:
-            await self._absorbing.result()
-        self._absorbing.start(self._absorb(piece))
+        if self._writing.running:
+            await self._writing.result()
+        if self._gathered:
+            piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+            self._gathered, self._gathered_bytes = [], 0
+            self._writing.start(self._write(piece))
 
-    async def _absorb(self, piece: bytes) -> None:
+    async def _write(self, piece: bytes) -> None:
         with translated():
-            await asyncio.gather(self._file.write(piece), self._disk.run(self._checksums.update, piece))
+            await self._async_file.write(piece)
 
     async def commit(self, *, size_bytes: int | None = None, sha256: bytes = b"") -> Written:
         """See `BlobWriter`. Once begun it runs to its end, even when the caller is cancelled."""
-        await self._pass_on()
-        await self._absorbing.result()
-        blob = BlobRef(key=self._key, size_bytes=self._checksums.size_bytes, sha256=self._checksums.sha256())
+        while self._gathered or self._writing.running:
+            await self._pass_on()
+        checksums = self._file.checksums
+        blob = BlobRef(key=self._key, size_bytes=checksums.size_bytes, sha256=checksums.sha256())
         check_announced(blob, size_bytes, sha256)
         self._committing.start(self._commit(blob))
         return await self._committing.result()
 
     async def _commit(self, blob: BlobRef) -> Written:
-        with translated():
-            await self._file.write(self._checksums.footer(self._key))
-            await self._file.flush()
-            await self._disk.run(os.fsync, self._file.fileno())
+        await self._disk.run(self._file.seal, self._key)
         while not await self._disk.run(self._tree.add, self._key, self._tmp_fd, self._name):
             try:
                 standing = await self._verify(self._key)
@@ -102,7 +160,7 @@ class FileWriter:
         await completed(self._abort())
 
     async def _abort(self) -> None:
-        await self._absorbing.settle()
+        await self._writing.settle()
         await self._committing.settle()
         await self._drop()
 
@@ -112,27 +170,26 @@ class FileWriter:
             return
         self._dropped = True
         try:
-            await self._file.close()
-        except OSError:
-            pass  # what was still in its buffer could not be written either
-        try:
-            await self._disk.run(lambda: os.unlink(self._name, dir_fd=self._tmp_fd))
+            await self._disk.run(self._close_and_unlink)
         except AntFarmError as error:
             log.warning("tmp/%s stays until the next start: %s", self._name, error)
+
+    def _close_and_unlink(self) -> None:
+        self._file.close()
+        os.unlink(self._name, dir_fd=self._tmp_fd)
 
 
 class FileReader:
     """See `BlobReader`. Owns the file."""
 
-    def __init__(self, *, footer: Footer, file: AsyncBufferedReader, offset: int, end: int, disk: Disk) -> None:
-        self._footer = footer
+    def __init__(self, *, file: CheckedFile, offset: int, end: int, disk: Disk) -> None:
         self._file = file
+        self._footer = file.footer
         self._position = offset
         self._end = end
         self._disk = disk
-        self._sha256 = hashlib.sha256() if offset == 0 and end == footer.blob.size_bytes else None
+        self._async_file = wrap(file, executor=disk.pool)
         self._loading = Step[bytes]()
-        self._sought = False
 
     @property
     def blob(self) -> BlobRef:
@@ -142,36 +199,23 @@ class FileReader:
     async def read(self) -> bytes:
         """See `BlobReader`."""
         if self._position >= self._end:
-            if self._sha256 is not None and self._sha256.digest() != self.blob.sha256:
-                raise damaged(self.blob.key, "its content does not match its digest")
+            self._file.check_whole()
             return b""
         index, skipped = divmod(self._position, self._footer.block_bytes)
         if not self._loading.running:
             self._loading.start(self._load(index))
         block = await self._loading.result()
-        start = index * self._footer.block_bytes
-        piece = block[skipped : self._end - start]
+        piece = block[skipped : self._end - index * self._footer.block_bytes]
         self._position += len(piece)
         if self._position < self._end:
             self._loading.start(self._load(index + 1))
         return piece
 
     async def _load(self, index: int) -> bytes:
-        start = index * self._footer.block_bytes
-        with translated(), reading(self.blob.key):
-            if not self._sought:
-                await self._file.seek(start)
-                self._sought = True
-            block: bytes = await self._file.read(min(self._footer.block_bytes, self.blob.size_bytes - start))
-            await self._disk.run(self._check, index, block)
-        return block
-
-    def _check(self, index: int, block: bytes) -> None:
-        checksum = os.pread(self._file.fileno(), CHECKSUM_BYTES, self._footer.checksum_offset(index))
-        if not block_fits(block, checksum):
-            raise damaged(self.blob.key, f"block {index} does not match its checksum")
-        if self._sha256 is not None:
-            self._sha256.update(block)
+        with translated():
+            left = self.blob.size_bytes - index * self._footer.block_bytes
+            block: bytes = await self._async_file.read(min(self._footer.block_bytes, left))
+            return block
 
     async def close(self) -> None:
         """See `BlobReader`. Runs to its end even when the caller is cancelled."""
@@ -179,4 +223,4 @@ class FileReader:
 
     async def _close(self) -> None:
         await self._loading.settle()
-        await self._file.close()
+        await self._disk.run(self._file.close)

@@ -11,13 +11,11 @@ import os
 import secrets
 from pathlib import Path
 
-import aiofiles
-
 from antfarm.errors import BlobNotFound, OutOfRange
 from antfarm.model import BlobRef
 from services.storage.backends.blobfile import TAIL_BYTES_MAX, Footer, read_footer
-from services.storage.backends.disk import Disk, acquired, reading, translated
-from services.storage.backends.filestream import FileReader, FileWriter
+from services.storage.backends.disk import Disk, acquired, reading
+from services.storage.backends.filestream import CheckedFile, DigestedFile, FileReader, FileWriter
 from services.storage.backends.statedir import StateDir, open_state_dir
 from services.storage.backends.tree import Tree
 
@@ -49,11 +47,7 @@ class FilesystemBackend:
         if size_bytes is not None:
             await self._disk.run(_check_space, tmp_fd, size_bytes)
 
-        def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640, dir_fd=tmp_fd)
-
-        with translated():
-            file = await aiofiles.open(name, "xb", opener=opener, executor=self._disk.pool)
+        file = await self._disk.run(DigestedFile, name, tmp_fd)
         return FileWriter(
             key=key, file=file, name=name, tmp_fd=tmp_fd, tree=self._tree, disk=self._disk, verify=self.verify
         )
@@ -63,14 +57,17 @@ class FilesystemBackend:
         return await acquired(self._open_read(key, offset, length), FileReader.close)
 
     async def _open_read(self, key: str, offset: int, length: int) -> FileReader:
-        fd, footer = await self._disk.run(self._open_blob, key)
+        file, end = await self._disk.run(self._open_checked, key, offset, length)
+        return FileReader(file=file, offset=offset, end=end, disk=self._disk)
+
+    def _open_checked(self, key: str, offset: int, length: int) -> tuple[CheckedFile, int]:
+        fd, footer = self._open_blob(key)
         size_bytes = footer.blob.size_bytes
         if offset > size_bytes:
             os.close(fd)
             raise OutOfRange(f"blob {key} has {size_bytes} bytes; there is nothing at offset {offset}")
-        file = await aiofiles.open(fd, "rb", executor=self._disk.pool)
         end = min(offset + length, size_bytes) if length else size_bytes
-        return FileReader(footer=footer, file=file, offset=offset, end=end, disk=self._disk)
+        return CheckedFile(fd, footer, offset // footer.block_bytes, whole=offset == 0 and end == size_bytes), end
 
     def _open_blob(self, key: str) -> tuple[int, Footer]:
         fd = self._tree.open(key)
