@@ -21,7 +21,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 clouds: $(STAMP) ## run the Clouds pipeline on a farm on this machine (no internet needed)
-	@$(BIN)/python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out
+	@# Exit code 1 says that some days have no picture to be had, which is a result here: the report names them.
+	@$(BIN)/python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out || [ $$? -eq 1 ]
 
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest
