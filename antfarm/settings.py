@@ -199,12 +199,13 @@ def _from_file(cls: type[Any], hints: dict[str, Any], path: str | None, table: s
     if not isinstance(own, dict):
         raise InvalidArgument(f"--config {path}: [{table}] is not a table")
     merged = {k: v for k, v in content.items() if not isinstance(v, dict)} | own
-    known = {spec.name: spec for spec in _specs(cls)}
-    for name in set(own) - {key.replace("_", "-") for key in known} - set(known):
-        raise InvalidArgument(f"--config {path}: [{table}] has no setting {name!r}")
+    known = {_flag(spec.name).removeprefix("--"): spec for spec in _specs(cls)}
+    for name in own:
+        if name.replace("_", "-") not in known:
+            raise InvalidArgument(f"--config {path}: [{table}] has no setting {name!r}")
     found = {}
     for key, value in merged.items():
-        name = key.replace("-", "_")
-        if name in known:
-            found[name] = _checked(known[name], _convert(name, hints[name], value, path), path)
+        spec = known.get(key.replace("_", "-"))
+        if spec is not None:
+            found[spec.name] = _checked(spec, _convert(spec.name, hints[spec.name], value, path), path)
     return found

@@ -22,6 +22,7 @@ class Example(ProgramSettings):
     app: tuple[str, ...] = setting((), "Module with tasks; may be given several times.", metavar="MODULE")
     backend: str = setting("file", "Kind of store.", choices=("file", "memory"))
     insecure: bool = setting(False, "Serve without protection.")
+    as_: str = setting("", "A name that Python keeps for itself.")
     connect: str = setting(help="Address of the orchestrator.", short="-c", metavar="HOST:PORT")
 
 
@@ -99,6 +100,17 @@ def test_booleans_of_the_environment(text: str, value: bool, monkeypatch: pytest
     assert load().insecure is value
     assert load("--no-insecure").insecure is False
     assert load("--insecure").insecure is True
+
+
+def test_a_name_that_python_keeps_is_written_without_its_underscore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load("--as", "flag").as_ == "flag"
+    config = tmp_path / "farm.toml"
+    config.write_text('[example]\nas = "file"\n')
+    assert load("--config", str(config)).as_ == "file"
+    monkeypatch.setenv("ANTFARM_AS", "environment")
+    assert load("--config", str(config)).as_ == "environment"
 
 
 def test_paths_and_optional_values(tmp_path: Path) -> None:
