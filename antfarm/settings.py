@@ -178,7 +178,7 @@ def _checked(spec: Field[Any], value: Any, source: str) -> Any:
 def _from_environment(cls: type[Any], hints: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for spec in _specs(cls):
-        name = "ANTFARM_" + spec.name.upper()
+        name = "ANTFARM_" + spec.name.rstrip("_").upper()
         if name in os.environ:
             found[spec.name] = _checked(spec, _convert(spec.name, hints[spec.name], os.environ[name], name), name)
     return found
