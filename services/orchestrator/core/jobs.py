@@ -54,6 +54,9 @@ def make(
     turn: Turn, job_id: JobId, spec: JobSpec, payloads: Sequence[bytes], *, close: bool, retry_of: str = ""
 ) -> Job:
     """Record a new job with its first tasks. The caller has checked that it is admissible."""
+    if job_id in turn.state.purged:
+        # A late report on the purged job must not be taken for one on the new: its tokens are of an earlier epoch.
+        turn.record(records.EpochStarted(epoch=turn.state.epoch + 1, wall_ns=turn.wall_ns))
     number = turn.state.next_job
     turn.record(records.JobCreated(job=number, job_id=job_id, spec=spec, wall_ns=turn.wall_ns, retry_of=retry_of))
     job = turn.state.jobs[number]

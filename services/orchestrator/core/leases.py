@@ -7,7 +7,7 @@ import heapq
 from antfarm.model import Failure, FailureClass, TaskState, WorkerId
 from services.orchestrator.core import jobs, records, reports
 from services.orchestrator.core.ready import Ready
-from services.orchestrator.core.state import Job
+from services.orchestrator.core.state import Job, Past
 from services.orchestrator.core.turn import Turn
 
 _TERMINAL = int(TaskState.SUCCEEDED)
@@ -28,8 +28,7 @@ def recover(turn: Turn) -> None:
             state.ready_jobs.pop(job.number, None)
         for index, note in job.notes.items():
             if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
-                job.set_state(index, TaskState.ACTIVE)
-                state.arm(turn.now + turn.config.orphan_hold_ns, "orphan", job.number, index)
+                reports.orphan(turn, job, index)
         jobs.rearm_deadlines(turn, job)
 
 
@@ -52,13 +51,13 @@ def fire(turn: Turn) -> None:
     """Carry out every timer that has come due; those that time has overtaken do nothing."""
     timers = turn.state.timers
     while timers and timers[0][0] <= turn.now:
-        _, _, kind, arguments = heapq.heappop(timers)
+        due_ns, _, kind, arguments = heapq.heappop(timers)
         job = turn.state.jobs.get(arguments[0])
         if job is None or job.ended:
             continue
         match kind:
             case "retry":
-                _end_back_off(turn, job, arguments[1])
+                _end_back_off(turn, job, arguments[1], due_ns)
             case "queue":
                 _expire_queued(turn, job, arguments[1], arguments[2])
             case "total":
@@ -66,15 +65,15 @@ def fire(turn: Turn) -> None:
             case "backstop":
                 _time_out(turn, job, arguments[1], arguments[2], arguments[3])
             case "orphan":
-                _give_up_orphan(turn, job, arguments[1])
+                _give_up_orphan(turn, job, arguments[1], due_ns)
             case _:
                 raise AssertionError(kind)
 
 
-def _end_back_off(turn: Turn, job: Job, index: int) -> None:
+def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
     note = job.notes.get(index)
-    if note is not None and note.backing_off and job.states[index] == TaskState.WAITING:
-        note.backing_off = False
+    if note is not None and note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING:
+        note.wait_until_ns = None
         turn.state.make_ready(job, index)
 
 
@@ -108,12 +107,15 @@ def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None
             kind="timeout",
             message="the run timeout passed and its worker did not end it",
         )
-        seq = reports.fail(turn, attempt, failure, run_us=0)
-        jobs.revoke(turn, [attempt], seq, failure.message)
+        reports.fail(turn, attempt, failure, run_us=0)
+        if index in job.notes:
+            job.notes[index].past[epoch, number] = (attempt.worker.worker_id, Past.REVOKED)
+        jobs.revoke(turn, [attempt], turn.state.seq, failure.message)
 
 
-def _give_up_orphan(turn: Turn, job: Job, index: int) -> None:
-    if job.states[index] == TaskState.ACTIVE and index not in job.live:
+def _give_up_orphan(turn: Turn, job: Job, index: int, due_ns: int) -> None:
+    note = job.notes.get(index)
+    if note is not None and note.wait_until_ns == due_ns and index not in job.live:
         failure = Failure(
             failure_class=FailureClass.INFRA,
             kind="node lost",

@@ -54,8 +54,8 @@ def place(turn: Turn) -> None:
     for worker in workers:
         frames = plan.get(worker.worker_id)
         if frames is not None and worker.session is not None:
-            # Frames leave in the order of their numbers, so none may wait for less than the one before it.
-            worker.frames_after = max(worker.frames_after, frames.after)
+            # No token leaves before its epoch is durable, and frames leave in the order of their numbers.
+            worker.frames_after = max(worker.frames_after, frames.after, state.epoch_seq)
             first = worker.frames - len(frames.frames) + 1
             for number, groups in enumerate(frames.frames, first):
                 assert number > 0

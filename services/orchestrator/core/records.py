@@ -93,6 +93,8 @@ class AttemptFailed:
     app_failures: int
     crashes: int
     infra_failures: int
+    lost: bool = False
+    """Given up with its worker, not reported by it: a late success counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ says is carried out by the functions below it.
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import assert_never
 
 from antfarm.model import Ending, Failure, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import events, jobs, records
@@ -18,6 +19,8 @@ from services.orchestrator.core.turn import Turn
 _SUCCEEDED = TaskState.SUCCEEDED
 _TERMINAL = int(TaskState.SUCCEEDED)
 _ENDING_SUCCEEDED = Ending.SUCCEEDED
+ATTEMPT_MAX = 1 << 31
+"""Attempt numbers above it are nobody's."""
 
 
 class Judgement(Enum):
@@ -42,27 +45,28 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
     live = job.live.get(index)
     if live is not None and live.epoch == epoch and live.attempt == attempt:
         return Judgement.LIVE if live.worker is worker else Judgement.FENCED
+    late = Judgement.SUPERSEDED if job.template.fence_late_results else Judgement.LATE
     note = job.notes.get(index)
     past = note.past.get((epoch, attempt)) if note is not None else None
     if past is not None:
         holder, how = past
         if holder != worker.worker_id:
             return Judgement.FENCED
-        if how is Past.FAILED:
-            return Judgement.DUPLICATE
-        if how is Past.REVOKED:
-            return Judgement.SUPERSEDED
-        return Judgement.SUPERSEDED if job.template.fence_late_results else Judgement.LATE
-    if epoch >= turn.state.epoch or attempt < 1 or epoch < 1:
-        return Judgement.FENCED  # every token of this epoch is known: this one was never issued
+        match how:
+            case Past.LOST:
+                return late
+            case Past.FAILED | Past.RELEASED:
+                return Judgement.DUPLICATE
+            case Past.REVOKED:
+                return Judgement.SUPERSEDED
+    if not job.epoch <= epoch < turn.state.epoch or not 1 <= attempt <= ATTEMPT_MAX:
+        return Judgement.FENCED  # every token of this epoch is known, and there was none before the job
+    if job.template.at_most_once:
+        return Judgement.FENCED  # its tokens are journaled: an unknown one was never issued
     newest = (note.epoch, note.attempt) if note is not None else (0, 0)
     if live is not None:
         newest = max(newest, (live.epoch, live.attempt))
-    if (epoch, attempt) < newest:
-        return Judgement.SUPERSEDED if job.template.fence_late_results else Judgement.LATE
-    if job.template.at_most_once:
-        return Judgement.FENCED  # its tokens are journaled: an unknown one was never issued
-    return Judgement.ADOPT
+    return late if (epoch, attempt) < newest else Judgement.ADOPT
 
 
 def outcomes(turn: Turn, event: events.Outcomes) -> None:
@@ -75,7 +79,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
     job = turn.state.by_id.get(event.job_id)
     if job is None:
         numbers = [outcome.report_no for outcome in event.outcomes]
-        _verdict(turn, worker, VerdictCode.UNKNOWN_TASK, numbers, 0)
+        _verdict(turn, worker, VerdictCode.UNKNOWN_TASK, numbers)
         return
     live, epoch, count = job.live, event.epoch, job.task_count
     successes: list[records.EndedTask] = []
@@ -109,12 +113,12 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
             others.append(outcome)
     if successes:
         worker.succeeded += len(successes)
-        seq = turn.record(records.TasksEnded(job=job.number, worker_id=worker.worker_id, ended=successes))
+        turn.record(records.TasksEnded(job=job.number, worker_id=worker.worker_id, ended=successes))
         jobs.ended(turn, job, [task.index for task in successes] if job.dependents else ())
-        _verdict(turn, worker, VerdictCode.ACCEPTED, accepted, seq)
+        _verdict(turn, worker, VerdictCode.ACCEPTED, accepted)
     for outcome in others:
         if not 0 <= outcome.index < count:
-            _verdict(turn, worker, VerdictCode.UNKNOWN_TASK, [outcome.report_no], 0)
+            _verdict(turn, worker, VerdictCode.UNKNOWN_TASK, [outcome.report_no])
         else:
             _one(turn, worker, job, epoch, outcome)
 
@@ -123,22 +127,24 @@ def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> 
     """Judge one report and carry the judgement out."""
     index = outcome.index
     judgement = judge(turn, worker, job, epoch, index, outcome.attempt)
-    code, after = VerdictCode.ACCEPTED, 0
+    succeeded = outcome.ending is Ending.SUCCEEDED
+    code = VerdictCode.ACCEPTED
     match judgement:
         case Judgement.LIVE | Judgement.ADOPT:
             if judgement is Judgement.ADOPT:
                 adopt(turn, worker, job, index, epoch, outcome.attempt)
-            after = _count(turn, worker, job.live[index], outcome)
+            _count(turn, worker, job.live[index], outcome)
         case Judgement.LATE:
-            if outcome.ending is Ending.SUCCEEDED:
-                after = _late_success(turn, worker, job, epoch, outcome)
+            if succeeded:
+                _late_success(turn, worker, job, epoch, outcome)
             else:
                 code = VerdictCode.SUPERSEDED
         case Judgement.DUPLICATE:
-            # It had counted before; the record that counted it may still be on its way to the disk.
-            code, after = VerdictCode.DUPLICATE, turn.state.seq
+            # The attempt had counted before, but not as a success that comes after the orchestrator itself gave it up as failed.
+            same = succeeded == (job.states[index] == _SUCCEEDED)
+            code = VerdictCode.DUPLICATE if same else VerdictCode.SUPERSEDED
         case Judgement.SUPERSEDED:
-            code, after = VerdictCode.SUPERSEDED, turn.state.seq
+            code = VerdictCode.SUPERSEDED
         case Judgement.FENCED:
             code = VerdictCode.FENCED
             turn.effect(
@@ -146,47 +152,54 @@ def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> 
                     text=f"fenced: {worker.worker_id} reported {job.job_id}/{index} epoch {epoch} attempt {outcome.attempt}, not issued to it"
                 )
             )
-    _verdict(turn, worker, code, [outcome.report_no], after)
+    _verdict(turn, worker, code, [outcome.report_no])
 
 
-def _verdict(turn: Turn, worker: Worker, code: VerdictCode, numbers: list[int], after: int) -> None:
+def _verdict(turn: Turn, worker: Worker, code: VerdictCode, numbers: list[int]) -> None:
+    """Tell a worker. A verdict is final, so all that it may rest on has to be durable: whatever is recorded by now."""
     if worker.session is not None:
-        turn.effect(SendVerdicts(session=worker.session, after=after, code=code, report_nos=numbers))
+        turn.effect(SendVerdicts(session=worker.session, after=turn.state.seq, code=code, report_nos=numbers))
 
 
 def adopt(turn: Turn, worker: Worker, job: Job, index: int, epoch: int, attempt: int) -> None:
-    """Take a token that was issued before a restart or a silence as live again: its holder goes on, and nothing is repeated."""
-    held = job.live.get(index)
-    assert held is None, "a live attempt would be newer"
+    """Take a token that was issued before a restart or a silence as live again: its holder goes on, and nothing is repeated.
+
+    When an older token of the task is live, because its holder came back first, the newer one replaces it.
+    """
     note = job.note(index)
+    older = job.live.get(index)
+    if older is not None:
+        turn.state.finish(older)
+        _remember(note, older, Past.LOST)
     note.epoch, note.attempt = max((note.epoch, note.attempt), (epoch, attempt))
-    note.backing_off = False
+    note.wait_until_ns = None
     job.set_state(index, TaskState.ACTIVE)
     turn.state.begin(Attempt(job, index, epoch, attempt, worker, 0, turn.now))
 
 
-def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> int:
-    """A live attempt ended: the task ends or goes on. Returns the record to wait for, 0 for none."""
-    job = attempt.job
+def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
+    """A live attempt ended: the task ends or goes on."""
     match outcome.ending:
         case Ending.SUCCEEDED:
             worker.succeeded += 1
-            return _succeed(turn, worker, job, attempt.epoch, outcome)
+            _succeed(turn, worker, attempt.job, attempt.epoch, outcome)
         case Ending.RELEASED | Ending.REVOKED:
-            return give_back(turn, attempt, never_started=outcome.never_started)
+            give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
         case Ending.FAILED | Ending.TIMED_OUT:
             failure = outcome.failure or Failure(
                 failure_class=FailureClass.APP, kind="unknown", message="no failure was sent"
             )
             if failure.failure_class is FailureClass.BENIGN:
-                return give_back(turn, attempt, never_started=outcome.never_started)
-            worker.failed += 1
-            return fail(turn, attempt, failure, run_us=outcome.run_us)
-    raise AssertionError(outcome.ending)
+                give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
+            else:
+                worker.failed += 1
+                fail(turn, attempt, failure, run_us=outcome.run_us)
+        case _:
+            assert_never(outcome.ending)
 
 
-def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> int:
-    seq = turn.record(
+def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:
+    turn.record(
         records.TasksEnded(
             job=job.number,
             worker_id=worker.worker_id,
@@ -204,40 +217,39 @@ def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome)
         )
     )
     jobs.ended(turn, job, [outcome.index])
-    return seq
 
 
-def _late_success(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> int:
+def _late_success(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:
     """A success of an attempt that was given up: it counts, and the attempt that replaced it is stopped."""
     replaced = job.live.get(outcome.index)
     worker.succeeded += 1
-    seq = _succeed(turn, worker, job, epoch, outcome)
+    _succeed(turn, worker, job, epoch, outcome)
     if replaced is not None:
-        jobs.revoke(turn, [replaced], seq, "an earlier attempt succeeded")
-    return seq
+        jobs.revoke(turn, [replaced], turn.state.seq, "an earlier attempt succeeded")
 
 
-def give_back(turn: Turn, attempt: Attempt, *, never_started: bool) -> int:
-    """A benign end: the task is queued again at no cost. A started at-most-once task cannot be, and is given up."""
+def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -> None:
+    """A benign end: the task is queued again at no cost. A started at-most-once task cannot be, and is given up.
+
+    Args:
+        how: RELEASED when its worker said so; LOST when it never arrived, as far as is known.
+    """
     job, index = attempt.job, attempt.index
     if job.template.at_most_once:
         if not never_started:
             failure = Failure(
                 failure_class=FailureClass.INFRA, kind="released", message="it had started and runs at most once"
             )
-            return _end(turn, attempt, TaskState.DEAD_LETTER, failure, 0)
-        turn.state.finish(attempt)
-        seq = turn.record(records.AttemptReturned(job=job.number, index=index))
-        _remember(job.note(index), attempt, Past.REVOKED)
-        turn.state.make_ready(job, index)
-        return seq
+            _end(turn, attempt, TaskState.DEAD_LETTER, failure, 0)
+            return
+        turn.record(records.AttemptReturned(job=job.number, index=index))
+        how = Past.REVOKED
     turn.state.finish(attempt)
-    _remember(job.note(index), attempt, Past.RELEASED)
+    _remember(job.note(index), attempt, how)
     turn.state.make_ready(job, index)
-    return 0
 
 
-def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> int:
+def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
     """A failure that counts: on the retries, the crash limit or the infrastructure budget, by its class."""
     job, index = attempt.job, attempt.index
     note = job.note(index)
@@ -256,9 +268,10 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> int:
         case _:
             final, state = True, TaskState.FAILED
     if final or template.at_most_once:
-        return _end(turn, attempt, state, failure, run_us)
+        _end(turn, attempt, state, failure, run_us)
+        return
     turn.state.finish(attempt)
-    seq = turn.record(
+    turn.record(
         records.AttemptFailed(
             job=job.number,
             index=index,
@@ -269,6 +282,7 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> int:
             app_failures=app,
             crashes=crashes,
             infra_failures=infra,
+            lost=lost,
         )
     )
     if failure.failure_class is FailureClass.APP:
@@ -279,7 +293,6 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> int:
             min(turn.config.heartbeat_ns << min(crashes + infra - 2, 4), 60_000_000_000) if crashes + infra > 1 else 0
         )
     _back_off(turn, job, index, int(pause * turn.dice.random()))
-    return seq
 
 
 def _back_off(turn: Turn, job: Job, index: int, pause_ns: int) -> None:
@@ -287,13 +300,24 @@ def _back_off(turn: Turn, job: Job, index: int, pause_ns: int) -> None:
         turn.state.make_ready(job, index)
         return
     job.set_state(index, TaskState.WAITING)
-    job.note(index).backing_off = True
-    turn.state.arm(turn.now + pause_ns, "retry", job.number, index)
+    _wait(turn, job, index, pause_ns, "retry")
 
 
-def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_us: int) -> int:
+def _wait(turn: Turn, job: Job, index: int, pause_ns: int, timer: str) -> None:
+    note = job.note(index)
+    note.wait_until_ns = turn.now + pause_ns
+    turn.state.arm(note.wait_until_ns, timer, job.number, index)
+
+
+def orphan(turn: Turn, job: Job, index: int) -> None:
+    """Nobody is known to run an at-most-once task whose token was sent: its holder may come back until the orphan hold ends."""
+    job.set_state(index, TaskState.ACTIVE)
+    _wait(turn, job, index, turn.config.orphan_hold_ns, "orphan")
+
+
+def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_us: int) -> None:
     job, index = attempt.job, attempt.index
-    seq = turn.record(
+    turn.record(
         records.TasksEnded(
             job=job.number,
             worker_id=attempt.worker.worker_id,
@@ -310,7 +334,6 @@ def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_u
         )
     )
     jobs.ended(turn, job, [index])
-    return seq
 
 
 def _remember(note: TaskNote, attempt: Attempt, how: Past) -> None:
@@ -326,10 +349,10 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
         # Its token stays the only one: the task waits, ACTIVE, for the holder until the orphan hold ends.
         turn.state.finish(attempt)
         _remember(job.note(index), attempt, Past.LOST)
-        turn.state.arm(turn.now + turn.config.orphan_hold_ns, "orphan", job.number, index)
+        orphan(turn, job, index)
         return
     failure = Failure(failure_class=FailureClass.INFRA, kind="node lost", message=cause)
-    fail(turn, attempt, failure, run_us=0)
+    fail(turn, attempt, failure, run_us=0, lost=True)
 
 
 def running(turn: Turn, event: events.Running) -> None:

@@ -18,7 +18,6 @@ from typing import assert_never
 from antfarm.model import (
     DependencyKind,
     Failure,
-    FailureClass,
     JobId,
     JobSpec,
     JobState,
@@ -97,8 +96,8 @@ class TaskNote:
     failed_on: set[str] = field(default_factory=set)
     """Workers that failed the task: a retry goes elsewhere while there is an elsewhere."""
     last_failure: Failure | None = None
-    backing_off: bool = False
-    """WAITING for a back-off, not for a dependency."""
+    wait_until_ns: int | None = None
+    """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
 
 class Share:
@@ -121,14 +120,24 @@ class Job:
 
     __slots__ = (
         "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "job_id", "live", "notes", "number", "outcome_seqs", "paused", "payload_bytes", "payloads", "rank",
+        "ended_seq", "ended_wall_ns", "epoch", "job_id", "live", "notes", "number", "outcome_seqs", "paused", "payload_bytes", "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str, share: Share, rank: int
+        self,
+        number: int,
+        job_id: JobId,
+        spec: JobSpec,
+        wall_ns: int,
+        retry_of: str,
+        epoch: int,
+        share: Share,
+        rank: int,
     ) -> None:
         self.number = number
+        self.epoch = epoch
+        """In which it was created: tokens of earlier ones are of another job that had its id."""
         self.job_id = job_id
         self.spec = spec
         self.created_wall_ns = wall_ns
@@ -309,6 +318,10 @@ class State:
         self.seq = 0
         """Sequence number of the last record."""
         self.epoch = 0
+        self.epoch_seq = 0
+        """Record that began the epoch."""
+        self.purged: set[str] = set()
+        """Ids of jobs that were purged in this epoch."""
         self.history_gap = False
         self.jobs: dict[int, Job] = {}
         self.by_id: dict[str, Job] = {}
@@ -413,7 +426,8 @@ class State:
             case records.JobPurged():
                 self._apply_purged(record)
             case records.EpochStarted():
-                self.epoch = record.epoch
+                self.epoch, self.epoch_seq = record.epoch, seq
+                self.purged.clear()
                 self.history_gap = self.history_gap or record.history_gap
             case records.WorkerSeen():
                 self.seen[record.worker_id] = record.orchestrator
@@ -438,7 +452,7 @@ class State:
         key, rank = share_of(record.job_id, record.job)
         share = self.shares.setdefault(key, Share())
         share.jobs += 1
-        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, share, rank)
+        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, self.epoch, share, rank)
         for dependency in record.spec.dependencies:
             other = self.by_id.get(dependency.job_id)
             if other is None:
@@ -518,7 +532,7 @@ class State:
 
     def _release(self, job: Job, index: int) -> None:
         """Queue a task that waits for dependencies when all of them are there."""
-        if job.states[index] != _WAITING or (index in job.notes and job.notes[index].backing_off):
+        if job.states[index] != _WAITING or (index in job.notes and job.notes[index].wait_until_ns is not None):
             return
         if all(dependency_ready(other, kind, index + offset) for other, kind, offset in job.dependencies):
             job.set_state(index, _QUEUED)
@@ -534,8 +548,8 @@ class State:
         note.last_failure = record.failure
         if (record.epoch, record.attempt) > (note.epoch, note.attempt):
             note.epoch, note.attempt = record.epoch, record.attempt
-        lost = record.failure.failure_class is FailureClass.INFRA
-        note.past[record.epoch, record.attempt] = (record.worker_id, Past.LOST if lost else Past.FAILED)
+        how = Past.LOST if record.lost else Past.FAILED
+        note.past[record.epoch, record.attempt] = (record.worker_id, how)
         if record.worker_id:
             note.failed_on.add(record.worker_id)
         job.retried += 1
@@ -569,6 +583,7 @@ class State:
         if job is None:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
+        self.purged.add(job.job_id)
         job.share.jobs -= 1
         if not job.share.jobs:
             del self.shares[share_of(job.job_id, job.number)[0]]

@@ -14,8 +14,11 @@ from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose
-from services.orchestrator.core.state import Worker
+from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
+
+EPOCH_SEEN_MAX = 1 << 31
+"""Epochs above it are nobody's, and records have no room for them."""
 
 
 def attach(turn: Turn, event: events.Attach) -> None:
@@ -68,6 +71,8 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         return errors.ProtocolUnsupported(
             f"this orchestrator speaks protocol {PROTOCOL_MAJOR}, the worker speaks {event.protocol_major}: install matching versions"
         )
+    if event.max_epoch_seen > EPOCH_SEEN_MAX:
+        return errors.InvalidArgument(f"max_epoch_seen {event.max_epoch_seen} cannot be: no epoch is that high")
     if worker is None or worker.gone:
         return None
     if worker.incarnation == event.incarnation:
@@ -120,7 +125,7 @@ def _reconcile(
     ]
     for attempt in ghosts:
         # The incarnation that it was sent to does not have it, and would have it until a final verdict: it never arrived.
-        give_back(turn, attempt, never_started=True)
+        give_back(turn, attempt, Past.LOST, never_started=True)
     if frames_received is None:
         for attempt in worker.live.values():
             attempt.frame = 0
@@ -190,7 +195,7 @@ def goodbye(turn: Turn, event: events.Goodbye) -> None:
     worker.session = None
     worker.gone = True
     for attempt in list(worker.live.values()):
-        give_back(turn, attempt, never_started=True)
+        give_back(turn, attempt, Past.LOST, never_started=True)
     _forget(turn, worker.worker_id)
 
 

@@ -145,10 +145,11 @@ _KINDS: list[tuple[int, type[Any], _Out, _In]] = [
         r.AttemptFailed,
         lambda x: [
             x.job, x.index, x.epoch, x.attempt, x.worker_id, _failure_out(x.failure), x.app_failures, x.crashes, x.infra_failures,
+            x.lost,
         ],
         lambda p: r.AttemptFailed(
             job=p[0], index=p[1], epoch=p[2], attempt=p[3], worker_id=p[4], failure=_failure_in(p[5]),  # type: ignore[arg-type]
-            app_failures=p[6], crashes=p[7], infra_failures=p[8],
+            app_failures=p[6], crashes=p[7], infra_failures=p[8], lost=p[9],
         ),
     ),
     (

@@ -113,7 +113,7 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
             task.infra_failures = note.infra_failures
             if note.last_failure is not None:
                 task.last_failure.CopyFrom(wire.failure_to_wire(note.last_failure))
-            if note.backing_off:
+            if note.wait_until_ns is not None and job.states[index] == TaskState.WAITING:
                 task.waits_for = "the pause before its next attempt"
         attempt = job.live.get(index)
         if attempt is not None:
