@@ -20,6 +20,7 @@ from antfarm.errors import AntFarmError, UserError, Weather
 
 EXIT_OK = 0
 EXIT_TASKS_FAILED = 1
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CANNOT_CONNECT = 3
 EXIT_CANCELLED = 4
@@ -73,7 +74,8 @@ def setup_logging(log_format: str, log_level: str) -> None:
 def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoReturn:
     """Run a program's main coroutine on uvloop (asyncio where it is not installed) and exit with its code.
 
-    UserError ends with code 2, Weather with 3, each with one line; anything else is a defect and shows its traceback.
+    UserError ends with code 2, Weather with 3, any other error of ours (a damaged journal, say) with 1, each with one line; anything else
+    is a defect and shows its traceback.
     """
     try:
         code = _run_loop(main)
@@ -81,6 +83,8 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoRetu
         _die(program, error, EXIT_USAGE)
     except Weather as error:
         _die(program, error, EXIT_CANNOT_CONNECT)
+    except AntFarmError as error:
+        _die(program, error, EXIT_FAILED)
     except KeyboardInterrupt:
         _die(program, AntFarmError("interrupted"), EXIT_CANCELLED)
     sys.exit(code)
