@@ -149,6 +149,15 @@ def test_a_supervisor_that_is_gone_is_a_warning(
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
+def test_a_supervisor_that_does_not_listen_stops_nobody(
+    supervisor: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2_000):  # far more than its socket can hold
+        program.notify("WATCHDOG=1")
+    assert "could not be notified of WATCHDOG=1" in caplog.text
+    assert supervisor.recv(100) == b"WATCHDOG=1"
+
+
 async def test_the_watchdog_is_fed_twice_in_its_interval(
     supervisor: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
