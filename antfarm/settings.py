@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from antfarm import __version__
 from antfarm.errors import InvalidArgument
@@ -59,6 +59,14 @@ class ProgramSettings(TlsSettings):
     log_level: str = setting("info", "Least level that is logged.", choices=("debug", "info", "warning", "error"))
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line; the usage is for those who ask for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}; --help tells more\n")
+
+
 def load_settings(
     cls: type[Settings], argv: Sequence[str] | None, *, program: str, description: str, epilog: str = ""
 ) -> Settings:
@@ -69,7 +77,7 @@ def load_settings(
         argv: flags without the program's name; None takes the process's own.
         program: name shown in usage, e.g. "python -m services.worker". Its last word's last part names the TOML table.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=description,
         epilog=epilog

@@ -129,7 +129,7 @@ def test_paths_and_optional_values(tmp_path: Path) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_wrong_flag_is_one_line(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, *argv) == f"python -m services.example: error: {line}"
+    assert refusal(capsys, *argv) == f"python -m services.example: {line}; --help tells more"
 
 
 def test_flags_are_not_guessed_from_their_beginning(capsys: pytest.CaptureFixture[str]) -> None:
