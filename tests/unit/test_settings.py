@@ -38,7 +38,7 @@ def load(*argv: str) -> Example:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: str, given: bool = True) -> str:
-    """The last line on standard error of a start that ends with exit code 2."""
+    """The one line on standard error of a start that ends with exit code 2."""
     words = ["--connect", "here:1", *argv] if given else list(argv)
     with pytest.raises(SystemExit) as ended:
         load_settings(Example, words, program="python -m services.example", description="x")
@@ -46,7 +46,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str, given: bool = True) 
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Traceback" not in captured.err
-    return captured.err.splitlines()[-1]
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
 
 
 def test_defaults_hold_where_nothing_is_said() -> None:
