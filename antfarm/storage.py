@@ -26,7 +26,7 @@ import grpc.aio
 
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
-from antfarm.content import Content, Digest, content_of, items_in_thread
+from antfarm.content import Content, Digest, content_of, items_in_thread, keep_freed_buffers
 from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
 from antfarm.model import BlobRef
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
@@ -76,6 +76,7 @@ class AsyncStorage:
 
     def _stub(self) -> blob_pb2_grpc.BlobServiceStub:
         if self._channel is None:
+            keep_freed_buffers()
             self._channel = net.open_channel(self.address, self._tls)
         return blob_pb2_grpc.BlobServiceStub(self._channel)
 

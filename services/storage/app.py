@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from antfarm import net, program
+from antfarm.content import keep_freed_buffers
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.filesystem import FilesystemBackend
@@ -30,6 +31,7 @@ async def serve(settings: StorageSettings) -> int:
     net.check_bind(settings.host, tls, insecure=settings.insecure)
     directory, is_default = file_directory(settings.backend)
     stop = program.stop_on_signals()
+    keep_freed_buffers()
     backend = FilesystemBackend.open(directory, make_parents=is_default)
     try:
         blobs = BlobServicer(backend, streams_max=settings.streams_max)
