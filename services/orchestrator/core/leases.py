@@ -47,6 +47,14 @@ def end_recovery(turn: Turn) -> None:
             state.offer(job)
 
 
+def extend(turn: Turn, gap_ns: int) -> None:
+    """The pause guard: time in which this process itself stood still counts against nobody."""
+    for worker in turn.state.workers.values():
+        worker.heard_ns = min(worker.heard_ns + gap_ns, turn.now)
+    if turn.state.recovering_until_ns is not None:
+        turn.state.recovering_until_ns += gap_ns
+
+
 def fire(turn: Turn) -> None:
     """Carry out every timer that has come due; those that time has overtaken do nothing."""
     timers = turn.state.timers

@@ -96,13 +96,12 @@ class Core:
             turn.effect(Reply(request=event.request, after=0, error=error))
 
     def _tick(self, turn: Turn) -> None:
-        if self._swept_ns is not None:
-            gap_ns = turn.now - self._swept_ns
-            if gap_ns > self.config.heartbeat_ns:
-                workers.extend_leases(self.state.workers.values(), gap_ns)
-                if self.state.recovering_until_ns is not None:
-                    self.state.recovering_until_ns += gap_ns
+        gap_ns = turn.now - self._swept_ns if self._swept_ns is not None else 0
         self._swept_ns = turn.now
+        if gap_ns > self.config.heartbeat_ns:
+            # This process stood still: what others said meanwhile waits to be read, so nobody is judged by this tick.
+            leases.extend(turn, gap_ns)
+            return
         workers.sweep(turn)
         leases.end_recovery(turn)
         leases.fire(turn)

@@ -74,8 +74,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
     worker = turn.state.sessions.get(event.session)
     if worker is None:
         return  # the stream goes with its session, and the worker sends everything again on the next
-    worker.heard_ns = turn.now
-    worker.suspect = False
+    worker.heard(turn.now)
     job = turn.state.by_id.get(event.job_id)
     if job is None:
         numbers = [outcome.report_no for outcome in event.outcomes]
@@ -358,11 +357,11 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
 def running(turn: Turn, event: events.Running) -> None:
     """A word from a running attempt: it has started, and how far it is."""
     worker = turn.state.sessions.get(event.session)
-    job = turn.state.by_id.get(event.job_id)
-    if worker is None or job is None:
+    if worker is None:
         return
-    worker.heard_ns = turn.now
-    attempt = job.live.get(event.index)
+    worker.heard(turn.now)
+    job = turn.state.by_id.get(event.job_id)
+    attempt = job.live.get(event.index) if job is not None else None
     if (
         attempt is None
         or (attempt.epoch, attempt.attempt) != (event.epoch, event.attempt)
@@ -371,10 +370,10 @@ def running(turn: Turn, event: events.Running) -> None:
         return
     if not attempt.started:
         attempt.started = True
-        run_ns = job.template.timeouts.run_ns
+        run_ns = attempt.job.template.timeouts.run_ns
         if run_ns is not None:
             due = turn.now - event.running_for_ns + run_ns + turn.config.lease_ns
-            turn.state.arm(due, "backstop", job.number, attempt.index, attempt.epoch, attempt.attempt)
+            turn.state.arm(due, "backstop", attempt.job.number, attempt.index, attempt.epoch, attempt.attempt)
     if event.progress is not None:
         attempt.progress = event.progress
     if event.progress_text:

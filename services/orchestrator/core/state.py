@@ -229,7 +229,7 @@ class Worker:
 
     __slots__ = (
         "descendants",
-        "draining",
+        "drain_limit_ns",
         "failed",
         "fits",
         "frames",
@@ -271,7 +271,8 @@ class Worker:
         self.heard_ns = 0
         self.lease_ns = 0
         self.suspect = False
-        self.draining = False
+        self.drain_limit_ns: int | None = None
+        """How long what runs may take when an operator drains it; outlives the process. None: it works."""
         self.lost = False
         self.gone = False
         self.frames = 0
@@ -285,6 +286,16 @@ class Worker:
         """Job number -> whether its tasks can run here; forgotten at each attach."""
         self.succeeded = 0
         self.failed = 0
+
+    def heard(self, now: int) -> None:
+        """It said something: the lease runs anew."""
+        self.heard_ns = now
+        self.suspect = False
+
+    @property
+    def draining(self) -> bool:
+        """True when it gets no more work until an operator says otherwise."""
+        return self.drain_limit_ns is not None
 
     @property
     def assignable(self) -> bool:

@@ -41,11 +41,18 @@ class CoreConfig:
     """Payload bytes in one Tasks frame."""
     frame_tasks_max: int = 1024
     """Assignments in one Tasks frame."""
+    workers_known_max: int = 10_000
+    """Workers that are remembered; beyond it those who left or were lost are forgotten, oldest first."""
 
     @property
     def lease_ns(self) -> int:
         """L."""
         return 4 * self.heartbeat_ns
+
+    @property
+    def sweep_ns(self) -> int:
+        """S. How often leases are looked at; well below a heartbeat, or a sweep would look like a pause of the process."""
+        return min(SECOND_NS // 4, self.heartbeat_ns // 4)
 
 
 class Turn:

@@ -6,7 +6,7 @@ bounded by the worker's window, which makes a digest superfluous).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from antfarm import errors
 from antfarm.model import PROTOCOL_MAJOR, WorkerId
@@ -45,7 +45,7 @@ def attach(turn: Turn, event: events.Attach) -> None:
     another = worker.incarnation != event.incarnation
     previous_live = list(worker.live.values()) if another else []
     _take_over(turn, worker, event)
-    held = set(event.held)
+    held = dict.fromkeys(event.held)
     revoked = _reconcile(turn, worker, held, frames_received=None, spare=another)
     for attempt in previous_live:
         # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
@@ -54,6 +54,8 @@ def attach(turn: Turn, event: events.Attach) -> None:
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
     state.awaited.discard(event.worker_id)
+    if worker.drain_limit_ns is not None and not another:
+        turn.effect(SendDrain(session=event.session, limit_ns=worker.drain_limit_ns))
     turn.effect(
         Welcome(
             session=event.session,
@@ -100,16 +102,16 @@ def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
     worker.orchestrator = event.orchestrator
     worker.host = event.host
     worker.software = event.software
-    worker.heard_ns = turn.now
+    worker.heard(turn.now)
     worker.lease_ns = turn.config.orchestrator_lease_ns if event.orchestrator else turn.config.lease_ns
-    worker.suspect = worker.lost = worker.gone = worker.draining = False
+    worker.lost = worker.gone = False
     worker.frames = 0
     worker.fits = {}
     turn.state.sessions[event.session] = worker
 
 
 def _reconcile(
-    turn: Turn, worker: Worker, held: set[HeldToken], *, frames_received: int | None, spare: bool = False
+    turn: Turn, worker: Worker, held: Collection[HeldToken], *, frames_received: int | None, spare: bool = False
 ) -> list[HeldToken]:
     """Make what a worker says it holds and what we believe agree. Returns what it should stop and forget.
 
@@ -160,8 +162,8 @@ def heartbeat(turn: Turn, event: events.Heartbeat) -> None:
     worker = turn.state.sessions.get(event.session)
     if worker is None:
         return
-    _heard(turn, worker)
-    revoked = _reconcile(turn, worker, set(event.held), frames_received=event.frames_received)
+    worker.heard(turn.now)
+    revoked = _reconcile(turn, worker, dict.fromkeys(event.held), frames_received=event.frames_received)
     # What makes an attempt unwanted may not be durable yet, and the worker forgets its report for good.
     after = turn.state.seq if revoked else 0
     turn.effect(AckHeartbeat(session=event.session, number=event.number, revoked=revoked, after=after))
@@ -171,13 +173,8 @@ def credit(turn: Turn, event: events.Credit) -> None:
     """A worker sets its window."""
     worker = turn.state.sessions.get(event.session)
     if worker is not None:
-        _heard(turn, worker)
+        worker.heard(turn.now)
         worker.window = event.window
-
-
-def _heard(turn: Turn, worker: Worker) -> None:
-    worker.heard_ns = turn.now
-    worker.suspect = False
 
 
 def detach(turn: Turn, event: events.Detach) -> None:
@@ -210,7 +207,7 @@ def drain(turn: Turn, event: events.DrainWorker) -> None:
     worker = turn.state.workers.get(event.worker_id)
     if worker is None:
         raise errors.WorkerNotFound(f"no worker {event.worker_id!r} here: `antfarm worker list` shows those that are")
-    worker.draining = event.drain
+    worker.drain_limit_ns = event.limit_ns if event.drain else None
     if event.drain and worker.session is not None:
         turn.effect(SendDrain(session=worker.session, limit_ns=event.limit_ns))
     turn.effect(Reply(request=event.request, after=0))
@@ -227,6 +224,15 @@ def sweep(turn: Turn) -> None:
             _expire(turn, worker, silent_ns)
         elif silent_ns > suspect_ns:
             worker.suspect = True
+    if len(turn.state.workers) > turn.config.workers_known_max:
+        _forget_oldest(turn)
+
+
+def _forget_oldest(turn: Turn) -> None:
+    known = turn.state.workers
+    away = [worker.worker_id for worker in known.values() if worker.lost or worker.gone]
+    for worker_id in away[: len(known) - turn.config.workers_known_max]:
+        del known[worker_id]
 
 
 def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
@@ -242,12 +248,6 @@ def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
     for attempt in list(worker.live.values()):
         lose(turn, attempt, cause)
     _forget(turn, worker.worker_id)
-
-
-def extend_leases(workers: Iterable[Worker], gap_ns: int) -> None:
-    """The pause guard: time in which this process itself stood still counts against nobody."""
-    for worker in workers:
-        worker.heard_ns += gap_ns
 
 
 def offers(workers: Iterable[Worker], task_type: str) -> bool:

@@ -7,8 +7,6 @@ import time
 
 from services.orchestrator.runtime.driver import Driver
 
-SWEEP_S = 0.25
-
 
 class SystemClock:
     """The machine's clocks. The monotonic one does not count suspend: a suspended orchestrator blames nobody."""
@@ -24,8 +22,9 @@ class SystemClock:
 
 async def tick_forever(driver: Driver) -> None:
     """Tick every sweep, earlier when a timer of the core is due before."""
+    sweep_s = driver.core.config.sweep_ns / 1e9
     while True:
-        pause_s = SWEEP_S
+        pause_s = sweep_s
         due_ns = driver.core.next_timer_ns()
         if due_ns is not None:
             pause_s = min(pause_s, max((due_ns - driver.clock.monotonic_ns()) / 1e9, 0.002))

@@ -1,0 +1,382 @@
+"""Leases: silence makes a worker suspect, then lost; its work is queued again in time; a process that stood still blames nobody."""
+
+from __future__ import annotations
+
+import pytest
+from orchestrator_harness import Harness, Worker, create_event, each, retrying
+
+from antfarm import errors
+from antfarm.model import SECOND_NS, FailureClass, TaskState, VerdictCode, WorkerId
+from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.turn import CoreConfig
+
+W1 = WorkerId("w1")
+
+
+def test_a_silent_worker_is_suspect_after_two_beats_and_gets_no_work(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.wait(5.9)
+    assert not farm.state.workers["w1"].suspect
+    farm.wait(0.5)
+    assert farm.state.workers["w1"].suspect
+    farm.create("j", 1)
+    assert worker.take() == []
+    worker.beat()
+    assert not farm.state.workers["w1"].suspect
+    assert len(worker.take()) == 1
+
+
+def test_a_lost_workers_tasks_are_queued_again_within_the_lease_and_a_sweep(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1"), farm.worker("w2")
+    farm.create("j", 1)
+    (token,) = w1.take()
+    farm.wait(12, beating=[w2])
+    assert farm.states("j") == "A"
+    farm.wait(0.25, beating=[w2])
+    audit = farm.claim(effects.Audit).text
+    assert audit.startswith("lost: worker w1 was silent for 12.")
+    refuse = farm.claim(effects.Refuse, session=w1.session)
+    assert isinstance(refuse.error, errors.IncarnationLost)
+    assert w2.take() == [("j", 0, 1, 2)]
+    record = farm.records[-2]
+    assert isinstance(record, records.AttemptFailed)
+    assert (record.attempt, record.worker_id, record.infra_failures, record.lost) == (1, "w1", 1, True)
+    assert record.failure.failure_class is FailureClass.INFRA
+    assert farm.records[-1] == records.WorkerLeft(worker_id=W1)
+    assert token in w1.held
+
+
+def test_a_lost_incarnation_stays_lost_and_a_new_one_brings_what_it_holds(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 2)
+    (token,) = worker.take()
+    worker.detach()
+    farm.wait(13)
+    farm.claim(effects.Audit)
+    error = worker.refused()
+    assert isinstance(error, errors.IncarnationLost)
+    assert "attach as a new incarnation" in str(error)
+    worker.incarnation = b"another"
+    assert worker.attach().revoked == []
+    assert farm.states("j") == "AQ"
+    assert farm.job("j").live[0].token == token
+    assert worker.report(token) is VerdictCode.ACCEPTED
+    worker.take()
+
+
+@pytest.mark.parametrize("word", ["beat", "credit", "report", "running"])
+def test_any_word_renews_the_lease(farm: Harness, word: str) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("j", 1)
+    (token,) = worker.take()
+    for _ in range(3):
+        farm.wait(11)
+        match word:
+            case "beat":
+                worker.beat()
+            case "credit":
+                worker.credit(1)
+            case "report":
+                worker.send("nope", 1, [worker.outcome(("nope", 0, 1, 1))])
+            case _:
+                worker.running(token)
+    assert not farm.state.workers["w1"].lost
+    assert not farm.state.workers["w1"].suspect
+
+
+def test_a_broken_stream_proves_nothing(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 2)
+    (token,) = worker.take()
+    worker.detach()
+    farm.wait(11)
+    assert farm.states("j") == "AQ"
+    assert list(worker.attach().revoked) == []
+    assert farm.job("j").live[0].token == token
+    assert worker.take() == []
+
+
+def test_an_orchestrators_lease_is_longer(farm: Harness) -> None:
+    worker = farm.worker(orchestrator=True)
+    farm.create("j", 1)
+    worker.take()
+    assert worker.harness.state.workers["w1"].lease_ns == 60 * SECOND_NS
+    farm.wait(59)
+    assert farm.states("j") == "A"
+    farm.wait(2)
+    assert farm.states("j") == "Q"
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_time_in_which_the_process_stood_still_counts_against_nobody(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1)
+    worker.take()
+    farm.wait(8)
+    farm.tick(60)
+    assert not farm.state.workers["w1"].lost
+    farm.wait(3.5)
+    assert not farm.state.workers["w1"].lost
+    farm.wait(1)
+    assert farm.state.workers["w1"].lost
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_a_pause_is_no_credit_for_a_worker_that_was_heard_after_it(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.wait(1)
+    farm.now += 60 * SECOND_NS
+    worker.beat()  # read before the first tick after the pause
+    farm.tick(0.01)
+    farm.wait(12.5)
+    assert farm.state.workers["w1"].lost
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_short_leases_run_out_although_sweeps_are_rare() -> None:
+    config = CoreConfig(heartbeat_ns=SECOND_NS // 5)
+    farm = Harness(config)
+    farm.worker()
+    for _ in range(40):
+        farm.tick(config.sweep_ns / 1e9)
+    assert farm.state.workers["w1"].lost
+    assert CoreConfig().sweep_ns == SECOND_NS // 4
+    farm.drop(effects.Audit, effects.Refuse)
+    farm.close()
+
+
+def test_a_new_incarnation_proves_that_the_old_one_is_dead(farm: Harness) -> None:
+    worker = farm.worker(slots=2, window=3)
+    farm.create("j", 3, retry=retrying(1))
+    tokens = worker.take()
+    worker.detach()
+    worker.incarnation = b"second"
+    kept = tokens[0]  # its report lay in the outbox
+    worker.held = {kept: b""}
+    worker.attach()
+    job = farm.job("j")
+    assert job.live[0].token == kept
+    assert {index: note.infra_failures for index, note in job.notes.items()} == {1: 1, 2: 1}
+    assert worker.report(kept) is VerdictCode.ACCEPTED
+    assert sorted(worker.take()) == [("j", 1, 1, 2), ("j", 2, 1, 2)]
+
+
+def test_a_second_live_process_of_one_id_is_refused_and_audited(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1)
+    (token,) = worker.take()
+    other = Worker(farm, "w1", 1)
+    other.incarnation = b"other"
+    other.attached = 10
+    error = other.refused()
+    assert isinstance(error, errors.WorkerIdInUse)
+    assert "--worker-id" in str(error)
+    assert worker.report(token) is VerdictCode.ACCEPTED
+    farm.wait(6.5)
+    other.attach()  # the first one has fallen silent
+    farm.claim(effects.Refuse, session=worker.session)
+
+
+def test_the_same_process_on_a_new_stream_ends_the_old_one(farm: Harness) -> None:
+    worker = farm.worker()
+    old = worker.session
+    farm.create("j", 1)
+    (token,) = worker.take()
+    worker.attach()
+    assert isinstance(farm.claim(effects.Refuse, session=old).error, errors.Unavailable)
+    farm.do(events.Detach(session=old))
+    assert farm.state.workers["w1"].session == worker.session
+    assert worker.report(token) is VerdictCode.ACCEPTED
+
+
+def test_another_major_version_is_refused(farm: Harness) -> None:
+    worker = Worker(farm, "w2", 1, protocol_major=2)
+    error = worker.refused()
+    assert isinstance(error, errors.ProtocolUnsupported)
+    assert "speaks protocol 1, the worker speaks 2" in str(error)
+
+
+def test_an_epoch_from_nowhere_is_refused(farm: Harness) -> None:
+    worker = Worker(farm, "w2", 1, max_epoch_seen=1 << 63)
+    assert isinstance(worker.refused(), errors.InvalidArgument)
+    assert farm.state.epoch == 1
+
+
+def test_a_higher_epoch_seen_means_that_the_journal_went_back_in_time(farm: Harness) -> None:
+    w1 = farm.worker("w1", slots=2)
+    farm.create("j", 2)
+    tokens = w1.take()
+    farm.worker("w2", max_epoch_seen=7)
+    assert farm.claim(effects.Audit).text == "history gap: w2 has seen epoch 7; now 8"
+    assert farm.state.history_gap
+    assert farm.state.epoch == 8
+    w1.run(tokens)
+    farm.create("k", 1)
+    assert w1.take() == [("k", 0, 8, 1)]
+    farm.restart()
+    assert farm.state.history_gap
+    assert farm.state.epoch == 9
+
+
+def test_a_token_of_the_lost_history_does_not_displace_one_that_runs(farm: Harness) -> None:
+    w1 = farm.worker("w1")
+    farm.create("j", 1, close=False)
+    (token,) = w1.take()
+    w2 = Worker(farm, "w2", 1, max_epoch_seen=7)
+    w2.held = {("j", 0, 5, 1): b""}
+    w2.attach()
+    farm.claim(effects.Audit)
+    live = farm.job("j").live[0].token
+    assert live == ("j", 0, 5, 1)
+    assert w1.beat() == [token]
+    assert w2.report(live) is VerdictCode.ACCEPTED
+    assert farm.states("j") == "S"
+
+
+def test_no_token_leaves_before_its_epoch_is_durable(farm: Harness) -> None:
+    w1 = farm.worker("w1")
+    farm.create("j", 1)
+    (token,) = w1.take()
+    farm.autocommit = False
+    w2 = Worker(farm, "w2", 1, max_epoch_seen=7)
+    farm.do(w2.hello())
+    w1.send("j", 1, [w1.outcome(token)])
+    farm.do(create_event(1, "k", 1))
+    assert farm.claim_all(effects.SendTasks) == []
+    farm.commit()
+    assert farm.claim(effects.SendTasks).epoch == 8
+    farm.drop()
+
+
+def test_goodbye_hands_everything_back_at_no_cost(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 2)
+    worker.take()
+    worker.goodbye()
+    assert farm.states("j") == "QQ"
+    assert farm.state.workers["w1"].gone
+    assert farm.records[-1] == records.WorkerLeft(worker_id=W1)
+    farm.wait(20)
+    assert all(not note.infra_failures for note in farm.job("j").notes.values())
+    worker.incarnation = b"2"
+    worker.held.clear()
+    worker.attach()
+    assert [token[3] for token in worker.take()] == [2, 2]
+
+
+def test_drain_gives_no_more_work_and_is_told_again_after_a_break(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("j", 3)
+    (token,) = worker.take()
+
+    def drain(on: bool) -> None:
+        farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=on, limit_ns=5 * SECOND_NS))
+
+    drain(True)
+    assert farm.claim(effects.SendDrain) == effects.SendDrain(session=worker.session, limit_ns=5 * SECOND_NS)
+    worker.run([token])
+    assert worker.take() == []
+    worker.detach()
+    worker.attach()
+    assert farm.claim(effects.SendDrain).session == worker.session
+    assert worker.take() == []
+    drain(False)
+    assert len(worker.take()) == 1
+
+
+def test_a_drained_id_that_comes_back_stays_drained_until_told_otherwise(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=True, limit_ns=SECOND_NS))
+    farm.claim(effects.SendDrain)
+    worker.goodbye()
+    worker.reborn()
+    worker.attach()
+    farm.create("j", 1)
+    assert worker.take() == []
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=False, limit_ns=0))
+    assert len(worker.take()) == 1
+
+
+def test_an_unknown_worker_cannot_be_drained(farm: Harness) -> None:
+    error = farm.refusal(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=True, limit_ns=1))
+    assert isinstance(error, errors.WorkerNotFound)
+
+
+def test_workers_that_are_gone_are_forgotten_when_there_are_too_many() -> None:
+    farm = Harness(CoreConfig(workers_known_max=3))
+    for number in range(6):
+        farm.worker(f"w{number}").goodbye()
+    stays = farm.worker("stays")
+    farm.wait(1, beating=[stays])
+    assert set(farm.state.workers) == {"w4", "w5", "stays"}
+    farm.close()
+
+
+def test_a_ghost_is_queued_again_at_the_next_heartbeat(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 2)
+    tokens = worker.take()
+    assert worker.beat(held=tokens[:1]) == []
+    assert worker.take() == [("j", 1, 1, 2)]
+    assert farm.job("j").notes[1].infra_failures == 0
+
+
+def test_what_is_on_its_way_is_no_ghost(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 1)
+    worker.take()
+    farm.create("k", 1)
+    tokens = list(worker.held)
+    assert worker.beat(held=tokens, frames=1) == []
+    assert farm.states("k") == "A"
+    worker.take()
+    worker.beat()
+    assert farm.states("k") == "A"
+
+
+def test_what_a_reattached_worker_does_not_hold_was_never_there(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 2)
+    tokens = worker.take()
+    del worker.held[tokens[0]]
+    worker.detach()
+    worker.attach()
+    assert worker.take() == [("j", 0, 1, 2)]
+    assert farm.job("j").notes[0].infra_failures == 0
+
+
+def test_a_held_token_of_a_job_that_is_not_here_is_revoked(farm: Harness) -> None:
+    worker = farm.worker()
+    strange = [("nope", 0, 1, 1), ("j", 5, 1, 1), ("j", 0, 9, 1)]
+    farm.create("j", 0, close=False)
+    worker.held = dict.fromkeys(strange, b"")
+    assert worker.beat() == strange
+    worker.held = dict.fromkeys(strange, b"")
+    assert sorted(worker.attach().revoked) == sorted(strange)
+    farm.claim(effects.Refuse)
+
+
+def test_a_frame_that_waits_holds_back_those_behind_it(farm: Harness) -> None:
+    """Frames are counted: one that overtook another would make the other's attempts look as if they had never arrived."""
+    worker = farm.worker(slots=2)
+    farm.autocommit = False
+    farm.do(create_event(1, "once", 1, at_most_once=True))
+    farm.do(create_event(2, "often", 1))
+    assert worker.take() == []
+    assert worker.beat(frames=0) == []
+    assert (farm.states("once"), farm.states("often")) == ("A", "A")
+    farm.commit()
+    assert worker.take() == [("once", 0, 1, 1), ("often", 0, 1, 1)]
+    farm.drop(effects.Reply)
+
+
+def test_dependencies_do_not_matter_to_leases(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("a", 1)
+    farm.create("b", 1, dependencies=(each("a"),))
+    worker.take()
+    worker.detach()
+    farm.wait(13)
+    assert (farm.states("a"), farm.states("b")) == ("Q", "W")
+    assert farm.job("a").counts[TaskState.QUEUED] == 1
+    farm.drop(effects.Audit)
