@@ -12,6 +12,9 @@ os.environ.setdefault(
     "GRPC_ENABLE_FORK_SUPPORT", "0"
 )  # fork handlers make children die before exec; must precede the import
 
+# Its own lines would tell of every stranger's handshake, in a form of their own; what concerns us comes as an error.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 import errno
 import ipaddress
 import re

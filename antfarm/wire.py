@@ -401,10 +401,28 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     except DecodeError:  # whoever sent it, the canonical code still holds
         reason, retry_after_s = "", None
     cls = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), errors.Internal)
-    text = error.details() or error.code().name
+    text = _plain(error.details() or error.code().name)
     if issubclass(cls, errors.Weather):
         return cls(text, retry_after_s)
     return cls(text)
+
+
+_CAUSES = (
+    ("Connection refused", "connection refused"),
+    ("name not found", "the name cannot be resolved"),
+    ("WRONG_VERSION_NUMBER", "it serves without TLS: leave out --tls-cert, --tls-key and --tls-ca"),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is expired or not of the CA that --tls-ca gives"),
+    ("Hostname Verification", "its certificate is not for this name: use one of the names in the certificate"),
+    ("http1.x server", "a web server answers there"),
+    ("Socket closed", "it hung up at once: if it asks for TLS, give --tls-cert, --tls-key and --tls-ca of its CA"),
+)
+"""What gRPC's long stories of a connection that was not made come down to."""
+
+
+def _plain(details: str) -> str:
+    if details.startswith(("failed to connect to all addresses", "errors resolving")):
+        return next((plain for sign, plain in _CAUSES if sign in details), details)
+    return details
 
 
 def _status_details(error: grpc.aio.AioRpcError) -> tuple[str, float | None]:

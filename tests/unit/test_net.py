@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from antfarm import errors, net
+from antfarm.wire import error_from_rpc
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
 
@@ -240,6 +241,36 @@ async def test_a_server_of_another_ca_or_name_is_not_trusted(server: grpc.aio.Se
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(target, tls)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_why_there_is_no_connection_is_said_in_plain_words(server: grpc.aio.Server, tmp_path: Path) -> None:
+    ours, foreign = authority(tmp_path / "ours"), authority(tmp_path / "foreign")
+    address, good = await start(server, ours.issue("server")), ours.issue("client")
+
+    def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def cause(address: str, tls: net.Tls | None) -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(address, tls)
+        error = error_from_rpc(caught.value)
+        assert type(error) is errors.Unavailable
+        return str(error)
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as web:
+        assert await cause(f"127.0.0.1:{web.sockets[0].getsockname()[1]}", None) == "a web server answers there"
+        no_tls = "it serves without TLS: leave out --tls-cert, --tls-key and --tls-ca"
+        assert await cause(f"localhost:{web.sockets[0].getsockname()[1]}", good) == no_tls
+    asks = "it hung up at once: if it asks for TLS, give --tls-cert, --tls-key and --tls-ca of its CA"
+    assert await cause(address, None) == asks
+    assert await cause(address, replace(foreign.issue("client"), ca=good.ca)) == asks
+    wrong_ca = "its certificate is expired or not of the CA that --tls-ca gives"
+    assert await cause(address, replace(good, ca=foreign.folder / "ca.pem")) == wrong_ca
+    wrong_name = "its certificate is not for this name: use one of the names in the certificate"
+    assert await cause(address.replace("localhost", "127.0.0.1"), good) == wrong_name
+    assert await cause("127.0.0.1:1", None) == "connection refused"
+    assert await cause("no-such-host.invalid:1", None) == "the name cannot be resolved"
 
 
 async def test_files_that_do_not_fit_together_are_refused_at_the_start(server: grpc.aio.Server, tmp_path: Path) -> None:
