@@ -86,11 +86,16 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
 
 
 def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:
-    """Queue time-to-live: tasks that have not been given out by now."""
+    """Queue time-to-live: tasks that nobody has begun by now. One that failed has begun, and waits for its retry."""
+    recovering_until_ns = turn.state.recovering_until_ns
+    if recovering_until_ns is not None:  # what looks QUEUED may run with a worker that has not come back yet
+        turn.state.arm(recovering_until_ns, "queue", job.number, first, count)
+        return
     late = [
         index
         for index in range(first, first + count)
-        if job.states[index] in (TaskState.WAITING, TaskState.QUEUED) and index not in job.notes
+        if job.states[index] in (TaskState.WAITING, TaskState.QUEUED)
+        and (index not in job.notes or job.notes[index].last_failure is None)
     ]
     _expire(turn, job, late, "its time in the queue is over")
 
