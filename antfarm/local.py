@@ -267,8 +267,12 @@ class LocalFarm:
             if program is not one and program.process is not None and not program.running:
                 raise Unavailable(f"{program.name} died: {_last_line(program.log)} (log: {program.log})")
 
-    def stop(self) -> None:
-        """Drain and end all programs: workers, down-stream orchestrators, orchestrators, storage. Repeating it does no harm."""
+    def stop(self, *, grace_s: float | None = None) -> None:
+        """Drain and end all programs: workers, down-stream orchestrators, orchestrators, storage. Repeating it does no harm.
+
+        Each rank gets `grace_s` (default: the farm's) before it is killed.
+        """
+        self.grace_s = self.grace_s if grace_s is None else grace_s
         try:
             for rank in sorted(set(_STOP_ORDER.values())):
                 group = [p for p in self.programs.values() if _STOP_ORDER[p.role] == rank]

@@ -19,7 +19,7 @@ from antfarm.client.connection import PATIENCE_S
 from antfarm.client.executor import FarmExecutor
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob, Order, fraction_done, outcome_of_failure, value_of
-from antfarm.client.submission import Function, MapPlan, batches, plan_map
+from antfarm.client.submission import Function, MapPlan, batches
 from antfarm.duration import Duration
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError
 from antfarm.model import JobStatus, TaskState
@@ -258,12 +258,15 @@ class Farm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(now=kind is not None and not issubclass(kind, Exception))
 
-    def close(self) -> None:
-        """Send what was submitted, disconnect, and end an embedded farm (running tasks may finish within the drain time)."""
+    def close(self, *, now: bool = False) -> None:
+        """Send what was submitted, disconnect, and end an embedded farm.
+
+        Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
+        """
         atexit.unregister(self.close)
-        loop_thread().run(self.aio.close())
+        loop_thread().run(self.aio.close(now=now))
 
     # ---- submitting -------------------------------------------------------------------------------------------------
 
@@ -319,8 +322,7 @@ class Farm:
         self, function: Function, iterables: Sequence[Any], common: Mapping[str, Any], options: Mapping[str, Any]
     ) -> MapPlan:
         counts = loop_thread().run(self.aio.counts(iterables))
-        allow_pickle = self.aio.connection.allow_pickle
-        return plan_map(function, iterables, common, counts=counts, allow_pickle=allow_pickle, **options)
+        return self.aio.plan_counted(function, iterables, common, counts, **options)
 
     def _run(self, plan: MapPlan, job_id: str) -> Job[Any]:
         run = loop_thread().run

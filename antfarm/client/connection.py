@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
 from antfarm.errors import AntFarmError, InvalidArgument, ProtocolUnsupported, Unavailable, Weather
-from antfarm.v1 import job_pb2, job_pb2_grpc, system_pb2, system_pb2_grpc, task_pb2_grpc, worker_pb2_grpc
+from antfarm.v1 import job_pb2, job_pb2_grpc, system_pb2, system_pb2_grpc, task_pb2_grpc, worker_pb2, worker_pb2_grpc
 from antfarm.v1.common_pb2 import TaskResult
 from antfarm.wire import error_from_rpc
 
@@ -83,6 +83,8 @@ class Connection:
         self.allow_pickle = allow_pickle
         self.patience_s = patience_s
         self.storage_address = ""
+        self.offered: frozenset[str] = frozenset()
+        """Task types that workers offered when the connection was made; looked up only where pickles are allowed."""
         self.streams = 0
         """Result streams that are open; a connection carries a limited number."""
         self._tls = tls
@@ -138,6 +140,8 @@ class Connection:
                 f"{self.address} speaks protocol {info.protocol_major} and this client {model.PROTOCOL_MAJOR}: install the same version"
             )
         self.storage_address = info.storage_address
+        if self.allow_pickle:
+            self.offered = frozenset([offer async for worker in self.workers_now() for offer in worker.task_types])
 
     async def close(self) -> None:
         """Close channel and Storage."""
@@ -203,6 +207,20 @@ class Connection:
                 await patience.bear(error_from_rpc(error))
             finally:
                 call.cancel()
+
+    async def workers_now(self) -> AsyncIterator[worker_pb2.Worker]:
+        """Workers that are there, also those that have just fallen silent."""
+        there = (worker_pb2.WORKER_STATE_READY, worker_pb2.WORKER_STATE_SUSPECT)
+        token = ""
+        while True:
+            request = worker_pb2.ListWorkersRequest(page_size=1000, page_token=token)
+            answer = await self.call(self.workers.ListWorkers, request)
+            for worker in answer.workers:
+                if worker.state in there:
+                    yield worker
+            token = answer.next_page_token
+            if not token:
+                return
 
     # ---- Storage ----------------------------------------------------------------------------------------------------
 

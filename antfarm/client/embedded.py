@@ -7,7 +7,6 @@ the lock too, so that a successor waits until they are really gone.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
@@ -15,7 +14,6 @@ import os
 import re
 import shutil
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +26,9 @@ from antfarm.local import LocalFarm
 _WAIT_S = 60.0
 """How long to wait for another process that is starting or ending the farm."""
 _POLL_S = 0.1
+_DRAIN_S = 10.0
+_HURRY_S = 0.5
+_LOGS_KEPT = 10
 
 log = logging.getLogger("antfarm.embedded")
 
@@ -78,15 +79,18 @@ class EmbeddedFarm:
             raise
         return made
 
-    def close(self) -> None:
-        """End this process's worker, and the rest when it runs here. Running tasks may finish first."""
+    def close(self, *, now: bool = False) -> None:
+        """End this process's worker, and the rest when it runs here.
+
+        Running tasks may finish within the drain time, or with `now` hardly; what does not finish is run again at the next connect.
+        """
         self._closing.set()
         if self._heir is not None:
             self._heir.join()
         try:
             if self._owns:
                 self._write({})
-            self._programs.stop()
+            self._programs.stop(grace_s=_HURRY_S if now else None)
         finally:
             if self._lock >= 0:
                 os.close(self._lock)
@@ -147,13 +151,14 @@ class EmbeddedFarm:
 
     def _start_worker(self) -> None:
         app = apps.main_app()
-        stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(app or sys.argv[0] or "python").stem)[:40] or "python"
+        stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(app).stem).strip("-")[:40] or "python"
         self._programs.start_worker(
             f"worker-{stem}-{os.getpid()}",
             connect=self.address,
             slots=self._slots,
             app=[app] if app else [],
             allow_pickle=self._allow_pickle,
+            options=["--drain-s", str(_DRAIN_S)],
         )
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
@@ -166,13 +171,19 @@ class EmbeddedFarm:
         temporary.replace(self._directory / "farm.json")
 
     def _sweep(self) -> None:
-        """Remove what workers of killed processes left."""
+        """Remove what workers of ended processes left, but for the last logs."""
         for path in self._directory.glob("worker-*"):
-            pid = path.name.rpartition("-")[2]
-            if pid.isdigit() and not _alive(int(pid)):
+            if not _alive(_pid_of(path)):
                 shutil.rmtree(path, ignore_errors=True)
-                with contextlib.suppress(FileNotFoundError):
-                    (self._directory / "logs" / f"{path.name}.log").unlink()
+        logs = sorted(self._directory.glob("logs/worker-*.log"), key=lambda path: path.stat().st_mtime)
+        for path in logs[:-_LOGS_KEPT]:
+            if not _alive(_pid_of(path)):
+                path.unlink(missing_ok=True)
+
+
+def _pid_of(path: Path) -> int:
+    number = path.name.removesuffix(".log").rpartition("-")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def _read(directory: Path) -> dict[str, Any]:

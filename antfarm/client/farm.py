@@ -32,7 +32,7 @@ from antfarm.client.submission import (
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, WrongState
 from antfarm.model import JobStatus
-from antfarm.v1 import job_pb2, worker_pb2
+from antfarm.v1 import job_pb2
 
 R = TypeVar("R")
 
@@ -98,7 +98,7 @@ async def connect(
 class AsyncFarm:
     """A connection to a farm. Jobs belong to the orchestrator: closing this ends nothing but the connection."""
 
-    def __init__(self, connection: Connection, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(self, connection: Connection, on_close: Callable[..., None] | None = None) -> None:
         self.connection = connection
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
@@ -123,10 +123,13 @@ class AsyncFarm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.close(now=kind is not None and not issubclass(kind, Exception))
 
-    async def close(self) -> None:
-        """Send what was submitted, disconnect, and end an embedded farm (running tasks may finish within the drain time)."""
+    async def close(self, *, now: bool = False) -> None:
+        """Send what was submitted, disconnect, and end an embedded farm.
+
+        Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
+        """
         if self._closed:
             return
         self._closed = True
@@ -139,7 +142,7 @@ class AsyncFarm:
                 job.forget()
             await self.connection.close()
             if self._on_close is not None:
-                await asyncio.to_thread(self._on_close)
+                await asyncio.to_thread(self._on_close, now=now)
 
     # ---- submitting -------------------------------------------------------------------------------------------------
 
@@ -169,8 +172,9 @@ class AsyncFarm:
         except TypeError:
             known = None
         if known is None:
-            runnable = resolve(function, allow_pickle=self.connection.allow_pickle)
-            known = runnable, runnable.template({}, allow_pickle=self.connection.allow_pickle)
+            may_pickle = self.connection.allow_pickle
+            runnable = resolve(function, allow_pickle=may_pickle, offered=self.connection.offered)
+            known = runnable, runnable.template({}, allow_pickle=may_pickle)
             if not runnable.by_value:
                 if len(self._resolved) > 1000:  # someone makes tasks in a loop
                     self._resolved.clear()
@@ -224,9 +228,26 @@ class AsyncFarm:
         self, function: Function, iterables: Sequence[Any], common: Mapping[str, Any], **options: Any
     ) -> MapPlan:
         """The job of a map, with what the orchestrator must be asked for."""
-        counts = await self.counts(iterables)
+        return self.plan_counted(function, iterables, common, await self.counts(iterables), **options)
+
+    def plan_counted(
+        self,
+        function: Function,
+        iterables: Sequence[Any],
+        common: Mapping[str, Any],
+        counts: Mapping[str, int],
+        **options: Any,
+    ) -> MapPlan:
+        """As `plan`, when the orchestrator was asked before; may be called from any thread."""
+        connection = self.connection
         return plan_map(
-            function, iterables, common, counts=counts, allow_pickle=self.connection.allow_pickle, **options
+            function,
+            iterables,
+            common,
+            counts=counts,
+            allow_pickle=connection.allow_pickle,
+            offered=connection.offered,
+            **options,
         )
 
     @staticmethod
@@ -306,18 +327,10 @@ class AsyncFarm:
 
     async def offered(self, task_type: str) -> bool:
         """Whether a worker that is there can run the task type."""
-        token = ""
-        while True:
-            answer = await self.connection.call(
-                self.connection.workers.ListWorkers, worker_pb2.ListWorkersRequest(page_size=1000, page_token=token)
-            )
-            for worker in answer.workers:
-                stays = worker.state in (worker_pb2.WORKER_STATE_READY, worker_pb2.WORKER_STATE_SUSPECT)
-                if stays and any(offer in (task_type, f"{task_type}:plan") for offer in worker.task_types):
-                    return True
-            token = answer.next_page_token
-            if not token:
-                return False
+        async for worker in self.connection.workers_now():
+            if any(offer in (task_type, f"{task_type}:plan") for offer in worker.task_types):
+                return True
+        return False
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 

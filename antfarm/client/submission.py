@@ -12,19 +12,20 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 
 from antfarm import apps, builtin, model, payload
+from antfarm.builtin import ShellTask
 from antfarm.client.connection import Connection
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.errors import InvalidArgument, JobClosed
 from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobSpec
 from antfarm.payload import Input
-from antfarm.task import Options, Task, is_plain_task, template
+from antfarm.task import Options, Task, is_plain_task, task_name, template
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
 
@@ -62,30 +63,24 @@ class Runnable:
         return template(self.name, self.options, payload.encode_common(common, allow_pickle=allow_pickle))
 
 
-def resolve(function: Function, *, allow_pickle: bool) -> Runnable:
-    """How workers are asked for the function.
+def resolve(function: Function, *, allow_pickle: bool, offered: Container[str] = ()) -> Runnable:
+    """How workers are asked for the function: by its name, or, only where pickles are allowed and no worker offers the name, by value.
 
-    - a task, or a name that workers know: by its name;
-    - a plain function at the top level of the main script: by its name too (workers are given the script with --app);
-    - any other function: by value where pickles are allowed, else by its name when it has one that can be imported.
-
-    InvalidArgument in one line otherwise.
+    A function has a name when it is a task, or stands at the top level of a module. InvalidArgument in one line when neither way is open.
     """
     if isinstance(function, str):
         return Runnable(name=function, options=Options())
+    if isinstance(function, ShellTask):
+        return Runnable(name=function.name, options=function.options_set, bind=function.bind)
     if isinstance(function, Task):
-        if allow_pickle and function.function.__module__ == "__main__" and not apps.main_app():
+        if allow_pickle and function.name not in offered:
             return _by_value(function.function, function.options_set)
-        bind = getattr(function, "bind", None)
-        return Runnable(name=function.name, options=function.options_set, bind=bind)
+        return Runnable(name=function.name, options=function.options_set)
     if not callable(function):
         raise InvalidArgument(f"{function!r} is neither a function, nor a task, nor the name of one")
-    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    importable = getattr(apps.find_module(module or ""), name, None) is function and "." not in name
-    if importable and hasattr(function, "__qualname__") and (module != "__main__" or apps.main_app()):
-        of_main = module == "__main__" and is_plain_task(function, name)
-        if of_main or not allow_pickle:
-            return Runnable(name=Task(function).name, options=Options())
+    name = _top_level_name(function)
+    if name and (name in offered or not allow_pickle):
+        return Runnable(name=name, options=Options())
     if allow_pickle:
         return _by_value(function, Options())
     shown = getattr(function, "__qualname__", repr(function))
@@ -93,6 +88,17 @@ def resolve(function: Function, *, allow_pickle: bool) -> Runnable:
         f"{shown} has no name that a worker could know: put it at the top level of a module that workers load with --app, "
         "or allow pickles on both ends (connect(allow_pickle=True), workers with --allow-pickle)"
     )
+
+
+def _top_level_name(function: Callable[..., Any]) -> str:
+    """The task name of a function that an import of its module defines; "" for lambdas, inner functions, other callables."""
+    name = getattr(function, "__qualname__", "")
+    module = apps.find_module(getattr(function, "__module__", None) or "")
+    if module is None or getattr(module, name, None) is not function:
+        return ""
+    if not is_plain_task(function, name) or (module.__name__ == "__main__" and not apps.main_app()):
+        return ""
+    return task_name(function)
 
 
 def _by_value(function: Callable[..., Any], options: Options) -> Runnable:
@@ -154,11 +160,15 @@ def plan_map(
     key: Callable[..., Any] | Iterable[Any] | None = None,
     counts: Mapping[str, int] | None = None,
     allow_pickle: bool = False,
+    offered: Container[str] = (),
 ) -> MapPlan:
-    """The job of `map` or (with `star`) `starmap`. `counts` tells how many tasks each job among the iterables has."""
+    """The job of `map` or (with `star`) `starmap`.
+
+    `counts` tells how many tasks each job among the iterables has, `offered` what workers offer (see `resolve`).
+    """
     if not iterables:
         raise InvalidArgument("map needs at least one iterable of arguments")
-    runnable, inputs = resolve(function, allow_pickle=allow_pickle), Inputs()
+    runnable, inputs = resolve(function, allow_pickle=allow_pickle, offered=offered), Inputs()
     if star and not isinstance(iterables[0], AsyncIterable):
         calls: Any = (tuple(call) for call in iterables[0])
     elif star:

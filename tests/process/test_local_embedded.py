@@ -1,0 +1,269 @@
+"""The farm that `connect()` brings along: durable, shared by the processes of a user, gone when the last one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import antfarm
+
+pytestmark = pytest.mark.slow
+ROOT = Path(antfarm.__file__).parents[1]
+
+
+class User:
+    """Runs scripts as a user would, each with the same home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.state = home / "state" / "antfarm" / "local"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANTFARM_")}
+        self.environment = {**kept, "XDG_STATE_HOME": str(home / "state"), "PYTHONPATH": str(ROOT)}
+        self.started: list[subprocess.Popen[str]] = []
+
+    def script(self, name: str, text: str) -> Path:
+        path = self.home / name
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=self.home,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.started.append(process)
+        return process
+
+    def run(self, *words: str | Path, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        process = self.start(*words)
+        out, err = process.communicate(input, timeout=90)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def programs(self) -> list[str]:
+        """Command lines of the programs that run on this user's state."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if any(str(self.state) in word for word in words) and any(word.startswith("services.") for word in words):
+                found.append(" ".join(words))
+        return found
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    made = User(tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+    wait_until(lambda: not made.programs(), made.programs)
+
+
+def wait_until(
+    condition: Callable[[], object], state: Callable[[], object] = lambda: "", timeout_s: float = 60.0
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition did not come true in time: {state()}"
+        time.sleep(0.05)
+
+
+SQUARES = """
+    import sys
+    import antfarm as af
+
+    def square(x):
+        return x * x
+
+    if __name__ == "__main__":
+        with af.connect(*sys.argv[1:]) as farm:
+            job = farm.map(square, range(1000), job_id="squares-of-1000")
+            print(sum(job.results()))
+"""
+
+
+def test_a_script_runs_its_function_and_leaves_no_program(user: User) -> None:
+    script = user.script("squares.py", SQUARES)
+    first = user.run(script)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "332833500\n", "")
+    assert user.programs() == []
+    second = user.run(script)  # the job is there already: nothing is run again
+    assert (second.returncode, second.stdout) == (0, "332833500\n")
+
+
+def test_the_same_script_runs_on_other_workers_by_its_name(user: User) -> None:
+    from antfarm.local import LocalFarm
+
+    script = user.script("squares.py", SQUARES)
+    with LocalFarm(user.home / "farm") as farm:
+        farm.start_orchestrator()
+        for _ in range(3):
+            farm.start_worker(slots=1, app=[str(script)])
+        done = user.run(script, farm.address)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "332833500\n", "")
+
+
+def test_functions_without_a_name_work_on_a_farm_of_ones_own(user: User) -> None:
+    notebook = """
+        import collections, math
+        import antfarm as af
+        @af.task(retries=af.Retry(max_attempts=2))
+        def decorated(x): return x + 1
+        farm = af.connect()
+        k = 5
+        print(list(farm.map(lambda x: x + k, range(3)).results()))
+        print(list(farm.map(decorated, range(3)).results()))
+        print(list(farm.map(math.sqrt, [4, 9]).results()))
+        print(farm.submit(lambda: collections.Counter("aab")).result())
+    """
+    done = user.run("-", input=textwrap.dedent(notebook))
+    assert done.stdout == "[5, 6, 7]\n[1, 2, 3]\n[2.0, 3.0]\nCounter({'a': 2, 'b': 1})\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_a_script_without_the_guard_is_told_what_to_do(user: User) -> None:
+    script = user.script("noguard.py", "import antfarm as af\nfarm = af.connect()\n")
+    done = user.run(script)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert 'put that code under `if __name__ == "__main__":`' in last
+    assert user.programs() == []
+
+
+HOLDER = """
+    import sys
+    import antfarm as af
+
+    def name(x):
+        return f"holder {x}"
+
+    if __name__ == "__main__":
+        with af.connect() as farm:
+            print(farm.address, farm.submit(name, 1).result(), flush=True)
+            sys.stdin.readline()
+"""
+
+VISITOR = """
+    import sys
+    import antfarm as af
+
+    def name(x):
+        return f"visitor {x}"
+
+    if __name__ == "__main__":
+        with af.connect() as farm:
+            print(farm.address, farm.submit(name, 2).result(), flush=True)
+            sys.stdin.readline()
+            print(farm.submit(name, 3).result(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["goes home", "is killed"])
+def test_a_second_process_attaches_and_takes_over(user: User, end: str) -> None:
+    holder = user.start(user.script("holder.py", HOLDER))
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    address, said = holder.stdout.readline().split(" ", 1)
+    assert said == "holder 1\n"
+    visitor = user.start(user.script("visitor.py", VISITOR))
+    assert visitor.stdout is not None
+    assert visitor.stdin is not None
+    assert visitor.stdout.readline() == f"{address} visitor 2\n"
+    assert len([line for line in user.programs() if "services.orchestrator" in line]) == 1
+    if end == "goes home":
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.wait(60) == 0
+    else:
+        holder.kill()
+        holder.wait()
+    known = user.state / "farm.json"
+    wait_until(
+        lambda: json.loads(known.read_text()).get("pid") == visitor.pid, lambda: (known.read_text(), user.programs())
+    )
+    visitor.stdin.write("\n")
+    visitor.stdin.flush()
+    assert visitor.stdout.readline() == "visitor 3\n"
+    assert visitor.wait(60) == 0
+    assert json.loads(known.read_text())["orchestrator"] == address
+    wait_until(lambda: not user.programs(), user.programs)
+
+
+def test_work_of_a_killed_process_goes_on_at_the_next_connect(user: User) -> None:
+    script = user.script(
+        "later.py",
+        """
+        import os, sys, time
+        import antfarm as af
+
+        def slow(x):
+            if x == 5:
+                while not os.path.exists("go"):
+                    time.sleep(0.01)
+            return x
+
+        if __name__ == "__main__":
+            farm = af.connect(slots=1)
+            job = farm.map(slow, range(10), job_id="later")
+            print("submitted", flush=True)
+            print(list(job.results()), flush=True)
+        """,
+    )
+    first = user.start(script)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "submitted\n"
+    first.kill()
+    first.wait()
+    (user.home / "go").touch()
+    second = user.run(script)
+    assert second.stdout == "submitted\n[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n", second.stderr
+    wait_until(lambda: not user.programs(), user.programs)
+
+
+def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User) -> None:
+    script = user.script(
+        "endless.py",
+        """
+        import time
+        import antfarm as af
+
+        def endless(x):
+            print("started", flush=True)
+            time.sleep(1000)
+
+        if __name__ == "__main__":
+            with af.connect() as farm:
+                future = farm.submit(endless, 1)
+                print("submitted", flush=True)
+                future.result()
+        """,
+    )
+    process = user.start(script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "submitted\n"
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert process.wait(30) != 0
+    assert time.monotonic() - started < 9
+    wait_until(lambda: not user.programs(), user.programs)
