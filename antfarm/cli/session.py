@@ -35,7 +35,13 @@ def add_farm_flags(parser: argparse.ArgumentParser, *, again: bool = False) -> N
         "--output", choices=FORMATS, default=default("table"), help="form of what is shown; default: table"
     )
     for name, about in (("cert", "certificate"), ("key", "its private key"), ("ca", "CA of the farm")):
-        group.add_argument(f"--tls-{name}", metavar="FILE", default=default(""), help=f"{about} (PEM)")
+        variable = f"ANTFARM_TLS_{name.upper()}"
+        group.add_argument(
+            f"--tls-{name}",
+            metavar="FILE",
+            default=default(os.environ.get(variable, "")),
+            help=f"{about} (PEM); default: {variable}",
+        )
 
 
 def given_address(options: argparse.Namespace) -> str:
