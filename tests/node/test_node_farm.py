@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -173,3 +175,21 @@ async def _task(address: str, future: Any) -> task_pb2.Task:
                 raise
             return task_pb2.Task()
     return task
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed; it makes the certificates")
+def test_node_and_python_meet_under_mutual_tls(node: str, start: Start, python: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    make = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[:2])
+    subprocess.run(["bash", "-ec", make], cwd=tmp_path, check=True, capture_output=True)
+    tls = [
+        f"--tls-{name}={tmp_path}/{file}"
+        for name, file in (("cert", "node.pem"), ("key", "node.key"), ("ca", "ca.pem"))
+    ]
+    serve = (python, "-m", "services.orchestrator", "--port", "0", "--host", "0.0.0.0", "--state", tmp_path / "state")
+    address = "localhost:" + start(*serve, *tls).address().rpartition(":")[2]
+    start(node, "examples/node/worker.js", "--connect", address, "--id", "node-1", *tls).says("ready on")
+    done = client(node, address, *tls, "node.wordcount", "ants and ants")
+    assert (done.returncode, done.stdout, done.stderr) == (0, '{"and":1,"ants":2}\n', "")
+    refused = client(node, address, "--give-up-s", "0", "node.wordcount", "ants")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (3, "", 1)
