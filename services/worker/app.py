@@ -147,6 +147,7 @@ def _child_spec(settings: WorkerSettings, place: Place) -> ChildSpec:
     tls = (settings.tls_cert, settings.tls_key, settings.tls_ca)
     return ChildSpec(
         apps=settings.app,
+        installed_apps=settings.installed_apps,
         scratch=place.scratch,
         allow_pickle=settings.allow_pickle,
         tls=tls if any(tls) else (),

@@ -20,9 +20,8 @@ class WorkerSettings(ProgramSettings):
     slots: int = setting(
         0, "Tasks that run at the same time. Default: the number of CPUs, since a plain task keeps one busy."
     )
-    app: tuple[str, ...] = setting(
-        (), "Module or Python file with tasks, beside the installed `antfarm.apps`. Repeatable.", metavar="MODULE|FILE"
-    )
+    app: tuple[str, ...] = setting((), "Module or Python file with tasks, to offer. Repeatable.", metavar="MODULE|FILE")
+    installed_apps: bool = setting(True, "Offer the tasks of installed packages (`antfarm.apps` entry points) too.")
     label: tuple[str, ...] = setting((), "Label that jobs can ask for. Repeatable.", metavar="KEY=VALUE")
     resource: tuple[str, ...] = setting(
         (), "Resource that tasks can take a share of, e.g. gpu=1. Repeatable.", metavar="NAME=AMOUNT"

@@ -56,7 +56,8 @@ class WorkerProcess:
         self.ready_line = ""
 
     def start(self) -> WorkerProcess:
-        flags = ["--state", str(self.directory / "state"), "--connect", self._address, *self._flags]
+        flags = ["--state", str(self.directory / "state"), "--connect", self._address, "--no-installed-apps"]
+        flags += self._flags
         for app in self._apps:
             flags += ["--app", app]
         with self.log_path.open("w") as log:
@@ -99,7 +100,12 @@ class WorkerProcess:
 
     async def __aenter__(self) -> WorkerProcess:
         self.start()
-        await self.ready()
+        try:
+            await self.ready()
+        except BaseException:
+            self.process.kill()
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

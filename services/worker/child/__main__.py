@@ -57,7 +57,7 @@ def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
     child, make_runner = _child(mode)
     logger = capture(child.current_log)
     try:
-        load_apps(setup["apps"])
+        load_apps(setup["apps"], entry_points=setup["installed_apps"])
     except AntFarmError as error:
         channel.send((OUT_BROKEN, " ".join(str(error).split())))
         return

@@ -64,6 +64,7 @@ class Setup(TypedDict):
     """Content of IN_SETUP."""
 
     apps: list[str]
+    installed_apps: bool
     allow_pickle: bool
     scratch: str
     tls: list[str]

@@ -31,6 +31,8 @@ class Group:
     input_count: int = 0
     shared_inputs: dict[int, object] = field(default_factory=dict)
     """Inputs that are the same for all its tasks, once they are here."""
+    live: int = 0
+    """Its attempts in this worker; counted only where there are inputs, which go with the last one."""
 
 
 class TailText:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DECAY = 0.9
+DECAY = 0.98
 """What one more run leaves of the weight of all before it."""
 
 

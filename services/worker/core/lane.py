@@ -78,10 +78,15 @@ class Lane:
                 return attempt
         return None
 
-    def take_back(self) -> list[Attempt]:
-        """Plain: all behind the running one are not its any more; the caller tells the child not to start them."""
-        behind = list(self.fed)[1:]
-        while len(self.fed) > 1:
-            self.fed.pop()
-        self.bytes_fed = sum(len(attempt.payload) for attempt in self.fed)
+    def take_back(self, started_seq: int) -> list[Attempt]:
+        """Plain: what the child has not started (seq above `started_seq`) is not its any more, but for the first."""
+        kept: deque[Attempt] = deque()
+        behind = []
+        for position, attempt in enumerate(self.fed):
+            if position == 0 or attempt.seq <= started_seq:
+                kept.append(attempt)
+            else:
+                behind.append(attempt)
+        self.fed = kept
+        self.bytes_fed = sum(len(attempt.payload) for attempt in kept)
         return behind

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 from antfarm.model import SECOND_NS
-from services.worker.child.protocol import CANCEL, COOPERATIVE, DEAD_FROM, DEAD_TO, IN_CANCEL
+from services.worker.child.protocol import CANCEL, COOPERATIVE, CURRENT, DEAD_FROM, DEAD_TO, IN_CANCEL
 from services.worker.core.attempt import Attempt
 from services.worker.core.lane import Lane
 from services.worker.executors.feeder import Feeder
@@ -97,11 +97,13 @@ class Crew:
         """Send attempts to the lane's child."""
         self._children[lane.number].feed(self._feeders[lane.number].pack(attempts))
 
-    def take_back(self, lane: Lane, last_seq: int) -> None:
-        """Tell the child not to start what waits behind its running task."""
+    def take_back(self, lane: Lane) -> int:
+        """Tell the child not to start what it was fed and has not started. Seq of the task that it started last."""
         page = self._children[lane.number].page
-        page[DEAD_TO] = last_seq
-        page[DEAD_FROM] = lane.fed[0].seq
+        started = max(page[CURRENT], lane.fed[0].seq)
+        page[DEAD_TO] = lane.next_seq - 1
+        page[DEAD_FROM] = started
+        return started
 
     def listens(self, lane: Lane, attempt: Attempt) -> bool:
         """Whether the attempt would notice a request to stop."""

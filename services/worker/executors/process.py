@@ -64,6 +64,7 @@ class ChildSpec:
     """How all children of a worker are started."""
 
     apps: tuple[str, ...]
+    installed_apps: bool = True
     scratch: Path
     allow_pickle: bool = False
     tls: tuple[str, ...] = ()
@@ -173,7 +174,11 @@ class ChildProcess:
         self._loop.add_reader(self._noise, self._read_noise)
         self._loop.add_reader(self._pidfd, self._ended)
         setup = Setup(
-            apps=list(spec.apps), allow_pickle=spec.allow_pickle, scratch=str(self._scratch), tls=list(spec.tls)
+            apps=list(spec.apps),
+            installed_apps=spec.installed_apps,
+            allow_pickle=spec.allow_pickle,
+            scratch=str(self._scratch),
+            tls=list(spec.tls),
         )
         self.feed(msgpack.packb([IN_SETUP, setup]))
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from antfarm.errors import AntFarmError, InvalidArgument
 from antfarm.link import Link
 from antfarm.link.stream import now_ns
-from antfarm.model import SECOND_NS, Ending, FailureClass
+from antfarm.model import SECOND_NS, Ending
 from antfarm.v1 import work_queue_pb2
 from services.worker.child.protocol import (
     OUT_BROKEN,
@@ -39,13 +38,12 @@ from services.worker.core.window import WindowSizer
 from services.worker.executors.crew import Crew
 from services.worker.executors.process import ChildSpec
 from services.worker.runtime import translation
-from services.worker.runtime.inputs import InputReader, is_hopeless
+from services.worker.runtime.inputs import InputReader
+from services.worker.runtime.reporting import Reporter, death
 
 log = logging.getLogger("antfarm.worker")
 
 TICK_S = 0.05
-WORD_AFTER_NS = SECOND_NS // 4
-"""Attempts that run for this long are spoken of, at most this often."""
 GROUPS_KEPT = 256
 NOISE_CHARS_MAX = 8 * 1024
 _SUCCESSES = (OUT_DONE, OUT_SAVED)
@@ -84,6 +82,7 @@ class Driver:
         self._fetching: dict[Attempt, None] = {}  # waiting for their inputs
         self._fetches: set[asyncio.Task[None]] = set()
         self._link: Link
+        self._reporter = Reporter(self._forget_group)
         self._inputs: InputReader
         self._on_drain_asked = on_drain
         self._first_ready: asyncio.Future[dict[str, tuple[str, bool]]] | None = None
@@ -109,6 +108,7 @@ class Driver:
     def use(self, link: Link, inputs: InputReader) -> None:
         """The link to report to, before any work comes."""
         self._link, self._inputs = link, inputs
+        self._reporter.link = link
         self._resize()
 
     @property
@@ -125,8 +125,8 @@ class Driver:
         for lane in self._board.lanes.values():
             if not lane.is_loop and len(lane.fed) > 1:
                 self._take_back(lane)
-        self._release(self._board.withdraw(lambda attempt: True))
-        self._release(list(self._fetching))
+        self._reporter.released(self._board.withdraw(lambda attempt: True))
+        self._reporter.released(list(self._fetching))
         self._fetching.clear()
         self._watch()
         self._note_idle()
@@ -157,15 +157,16 @@ class Driver:
         for message in groups:
             is_async = self._types.get(message.template.type)
             if is_async is None:
-                self._refuse(message)
+                self._reporter.unknown_type(message)
                 continue
             group = self._group(message, is_async)
             attempts = [Attempt(group, a.index, a.attempt, a.payload, now) for a in message.assignments]
             size = sum([len(attempt.payload) for attempt in attempts])
             self._sizer.arrived(len(attempts), group.cost["cpu"], size)
+            group.live += len(attempts) if group.input_count else 0
             if self._draining:
-                self._release(attempts)
-            elif message.inputs:
+                self._reporter.released(attempts)
+            elif group.input_count:
                 self._fetching.update(dict.fromkeys(attempts))
                 task = asyncio.create_task(self._fetch(group, message, attempts))
                 self._fetches.add(task)
@@ -184,7 +185,7 @@ class Driver:
         waiting += [attempt for attempt in self._fetching if attempt.token in wanted]
         for attempt in waiting:
             self._fetching.pop(attempt, None)
-            self._report(attempt, translation.handed_back(attempt, Ending.REVOKED))
+        self._reporter.revoked(waiting)
         for lane, attempt in list(self._board.running()):
             if attempt.token in wanted:
                 self._stop(lane, attempt, Ending.REVOKED, cause)
@@ -193,14 +194,6 @@ class Driver:
     def on_drain(self, limit_s: float) -> None:
         """The orchestrator asks for a drain."""
         self._on_drain_asked(limit_s)
-
-    def _refuse(self, message: work_queue_pb2.TaskGroup) -> None:
-        kind = message.template.type
-        text = f"this worker does not know the task type {kind!r}; start it with --app and the module or file that defines it"
-        group = translation.group_from_wire(message, is_async=False, estimate=Estimate())
-        for assignment in message.assignments:
-            attempt = Attempt(group, assignment.index, assignment.attempt, b"", 0)
-            self._report(attempt, translation.failure(attempt, FailureClass.PERMANENT, "unknown task type", text))
 
     def _group(self, message: work_queue_pb2.TaskGroup, is_async: bool) -> Group:
         key = (message.job_id, message.epoch)
@@ -212,9 +205,14 @@ class Driver:
         group = translation.group_from_wire(message, is_async=is_async, estimate=estimate)
         self._groups[key] = group
         if len(self._groups) > GROUPS_KEPT:
-            _, oldest = self._groups.popitem(last=False)
-            self._inputs.forget(oldest)
+            del self._groups[next(iter(self._groups))]
         return group
+
+    def _forget_group(self, group: Group) -> None:
+        """The last attempt of a group with inputs has ended; they are read again should another one come."""
+        if self._groups.get((group.job_id, group.epoch)) is group:
+            del self._groups[group.job_id, group.epoch]
+        self._inputs.forget(group)
 
     async def _fetch(self, group: Group, message: work_queue_pb2.TaskGroup, attempts: list[Attempt]) -> None:
         error: AntFarmError | None = None
@@ -231,11 +229,7 @@ class Driver:
                 attempt.since_ns = now
             self._board.add(wanted, is_async=group.is_async)
         else:
-            failure_class = FailureClass.PERMANENT if is_hopeless(error) else FailureClass.INFRA
-            for attempt in wanted:
-                self._report(
-                    attempt, translation.failure(attempt, failure_class, "input", f"an input cannot be read: {error}")
-                )
+            self._reporter.without_input(wanted, error)
         self._pump()
 
     # ---- from the children ------------------------------------------------------------------------------------------
@@ -262,13 +256,13 @@ class Driver:
             if attempt is not None:
                 tally.ended.append(attempt)
                 tally.run_us.setdefault(attempt.group.estimate, []).append(run_us)
-                self._succeeded(attempt, run_us, result, saved[0] if saved else ())
+                self._reporter.succeeded(attempt, run_us, result, saved[0] if saved else ())
         elif kind == OUT_FAILED:
             check_failure(*record[2:])
             attempt = lane.finish(record[1])
             if attempt is not None:
                 tally.ended.append(attempt)
-                self._failed(attempt, *record[2:])
+                self._reporter.failed(attempt, *record[2:])
         elif kind == OUT_LOG:
             check_text(record[2])
             attempt = lane.find(record[1])
@@ -295,33 +289,6 @@ class Driver:
             self._board.settle(lane, tally.ended, now_ns())
             if lane.doomed and not lane.fed:
                 self._crew.kill(lane)  # a signal may still be on its way to it
-
-    def _succeeded(self, attempt: Attempt, run_us: int, result: bytes, saved: Any = ()) -> None:
-        if attempt.unsent_log:
-            self._link.running(translation.word(attempt, now_ns()))
-        if attempt.stop is not None and attempt.stop.ending is Ending.REVOKED:
-            self._report(attempt, translation.handed_back(attempt, Ending.REVOKED))
-        else:
-            self._report(attempt, translation.success(attempt, run_us, result, saved))
-
-    def _failed(self, attempt: Attempt, run_us: int, failure_class: int, kind: str, message: str, trace: str) -> None:
-        if attempt.stop is not None:
-            self._report_stopped(attempt)
-            return
-        if attempt.unsent_log:
-            self._link.running(translation.word(attempt, now_ns()))
-        self._report(attempt, translation.failure(attempt, failure_class, kind, message, trace, run_us=run_us))
-
-    def _report_stopped(self, attempt: Attempt) -> None:
-        stop = attempt.stop
-        assert stop is not None
-        if attempt.unsent_log:
-            self._link.running(translation.word(attempt, now_ns()))
-        if stop.ending is Ending.TIMED_OUT:
-            outcome = translation.failure(attempt, FailureClass.APP, "timeout", stop.cause, ending=Ending.TIMED_OUT)
-        else:
-            outcome = translation.handed_back(attempt, stop.ending)
-        self._report(attempt, outcome)
 
     def _on_ready(self, lane: Lane, types: list[list[Any]]) -> None:
         lane.ready = True
@@ -355,16 +322,18 @@ class Driver:
         if not lane.ready and not self._closed:
             self._crew.failed_to_start(now_ns())
             self._not_started(code, noise)
+        if self._closed:  # whatever ran is not reported: nobody stopped it but us
+            if not self._crew.size:
+                self._all_dead.set()
+            return
         if lane.is_loop:
             self._blame_loop(lane, left, code, noise)
         else:
             self._blame_plain(left, code, started_last)
-        if self._closed and not self._crew.size:
-            self._all_dead.set()
         self._pump()
 
     def _not_started(self, code: int, noise: str) -> None:
-        text = f"a child ended with {_death(code)} before it was ready: {' '.join(noise.split())[-500:]}"
+        text = f"a child ended with {death(code)} before it was ready: {' '.join(noise.split())[-500:]}"
         if self._first_ready is not None and not self._first_ready.done():
             self._first_ready.set_exception(InvalidArgument(text))
         elif not self._closed:
@@ -373,32 +342,18 @@ class Driver:
     def _blame_plain(self, left: list[Attempt], code: int, started_last: int) -> None:
         """The first task without a result was running; those behind it never started and are run by another child."""
         if left and (left[0].seq == started_last or left[0].stop is not None):
-            self._died(left.pop(0), code)
+            self._reporter.died(left.pop(0), code)
         self._board.put_back(left)
 
     def _blame_loop(self, lane: Lane, left: list[Attempt], code: int, noise: str) -> None:
         """Alone it is to blame; among several nobody knows, unless we killed the process because of one of them."""
-        others = [attempt for attempt in left if attempt.stop is None]
         for attempt in left:
             if attempt.stop is not None or len(left) == 1:
-                self._died(attempt, code)
+                self._reporter.died(attempt, code)
             elif lane.doomed:
-                self._report(attempt, translation.handed_back(attempt, Ending.RELEASED))
+                self._reporter.released([attempt], never_started=False)
             else:
-                attempt.add_log(noise)
-                text = f"the process that ran {len(others)} coroutines ended with {_death(code)}"
-                self._report(attempt, translation.failure(attempt, FailureClass.INFRA, _death(code), text))
-
-    def _died(self, attempt: Attempt, code: int) -> None:
-        if attempt.stop is not None:
-            self._report_stopped(attempt)
-            return
-        if attempt.unsent_log:
-            self._link.running(translation.word(attempt, now_ns()))
-        kind = _death(code)
-        hint = " (the machine may have run out of memory)" if code == -signal.SIGKILL else ""
-        text = f"the process that ran the task ended with {kind}{hint}"
-        self._report(attempt, translation.failure(attempt, FailureClass.CRASH, kind, text))
+                self._reporter.suspected(attempt, code, len(left), noise)
 
     # ---- doing ------------------------------------------------------------------------------------------------------
 
@@ -408,6 +363,8 @@ class Driver:
             return
         now = now_ns()
         board = self._board
+        if self._draining:  # a crash may have put back what had not started
+            self._reporter.released(board.withdraw(lambda attempt: True))
         for lane, attempts in board.dispatch(now):
             self._crew.feed(lane, attempts)
         plain, loop = board.lanes_wanted()
@@ -423,19 +380,8 @@ class Driver:
         if number is not None:
             self._board.open_lane(number, is_loop=is_loop)
 
-    def _report(self, attempt: Attempt, outcome: Any) -> None:
-        group = attempt.group
-        self._link.report(group.job_id, group.epoch, outcome)
-
-    def _release(self, attempts: Iterable[Attempt]) -> None:
-        for attempt in attempts:
-            self._report(attempt, translation.handed_back(attempt, Ending.RELEASED, never_started=True))
-
     def _take_back(self, lane: Lane) -> None:
-        last_seq = lane.next_seq - 1
-        behind = lane.take_back()
-        self._crew.take_back(lane, last_seq)
-        self._board.put_back(behind)
+        self._board.put_back(lane.take_back(self._crew.take_back(lane)))
 
     def _stop(self, lane: Lane, attempt: Attempt, ending: Ending, cause: str) -> None:
         if attempt.stop is not None:
@@ -484,7 +430,7 @@ class Driver:
             self._look_after(lane, attempt, now, lease_over=lease_over, drained=drained)
         for lane in self._board.stuck(now):
             self._take_back(lane)
-        self._release(self._board.stale(now))
+        self._reporter.released(self._board.stale(now))
         self._resize()
         self._pump()
 
@@ -498,11 +444,7 @@ class Driver:
             self._stop(lane, attempt, Ending.RELEASED, "the worker was drained")
         elif lease_over and attempt.group.exclusive:
             self._stop(lane, attempt, Ending.RELEASED, "the worker lost touch with its orchestrator")
-        if now - attempt.started_ns < WORD_AFTER_NS or now - attempt.last_word_ns < WORD_AFTER_NS:
-            return
-        if not attempt.last_word_ns or attempt.unsent_log or attempt.progress_ns > attempt.last_word_ns:
-            self._link.running(translation.word(attempt, now))
-            attempt.last_word_ns = now
+        self._reporter.speak(attempt, now)
 
     def _resize(self) -> None:
         """Ask for as much work as is of use."""
@@ -516,13 +458,3 @@ class Driver:
         if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
             self._window = wanted
             self._link.set_window(wanted)
-
-
-def _death(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

@@ -35,6 +35,7 @@ class InputReader:
     def __init__(self, directory: Path, channel: Callable[[], grpc.aio.Channel | None]) -> None:
         self._directory = directory
         self._channel = channel
+        self._reading: dict[tuple[Group, int], asyncio.Future[Any]] = {}
 
     async def fill(
         self, group: Group, dependencies: Sequence[common_pb2.Dependency], attempts: Sequence[Attempt]
@@ -44,8 +45,7 @@ class InputReader:
         for k, dependency in enumerate(dependencies):
             kind = int(dependency.kind)
             if kind == DependencyKind.ALL:
-                if k not in group.shared_inputs:
-                    group.shared_inputs[k] = await self._patiently(lambda d=dependency: self._whole_job(d.job_id))  # type: ignore[misc]
+                await self._share(group, k, dependency.job_id)
                 continue
             if kind != DependencyKind.EACH:
                 raise InvalidArgument(f"input {k}: dependency kind {kind} is not supported by this worker")
@@ -55,6 +55,17 @@ class InputReader:
                 inputs.append((k, results[index]))
         for attempt, inputs in zip(attempts, own, strict=True):
             attempt.inputs = inputs
+
+    async def _share(self, group: Group, k: int, job_id: str) -> None:
+        """Read an input of the whole group once, however many ask for it at the same time."""
+        if k in group.shared_inputs:
+            return
+        reading = self._reading.get((group, k))
+        if reading is None:
+            reading = asyncio.ensure_future(self._patiently(lambda: self._whole_job(job_id)))
+            self._reading[group, k] = reading
+            reading.add_done_callback(lambda _: self._reading.pop((group, k)))
+        group.shared_inputs[k] = await asyncio.shield(reading)
 
     async def _patiently(self, read: Callable[[], Any]) -> Any:
         while True:
