@@ -171,6 +171,38 @@ class IteratorContent:
             yield piece
 
 
+class FileSink:
+    """A new file that takes content: a piece is written in a thread while the caller fetches the next. An `async with` block closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._running: asyncio.Future[int] | None = None
+
+    async def __aenter__(self) -> FileSink:
+        self._file = await asyncio.to_thread(self._path.open, "xb")
+        return self
+
+    async def write(self, piece: bytes) -> None:
+        """Take the next bytes; an OSError may come one call later, or when the block ends."""
+        assert self._file is not None, "write inside the async with block"
+        await self._settle()
+        self._running = asyncio.get_running_loop().run_in_executor(None, self._file.write, piece)
+
+    async def _settle(self) -> None:
+        if self._running is not None:
+            await asyncio.wait((self._running,))  # not cancelled with us: the thread goes on writing
+            running, self._running = self._running, None
+            running.result()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        assert self._file is not None
+        try:
+            await self._settle()
+        finally:
+            await asyncio.to_thread(self._file.close)
+
+
 async def content_of(data: bytes | Path | AsyncIterable[bytes]) -> Content:
     """The content in any of its forms."""
     if isinstance(data, bytes):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -21,12 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import aiofiles
 import grpc.aio
 
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
-from antfarm.content import Content, Digest, content_of, items_in_thread, keep_freed_buffers
+from antfarm.content import Content, Digest, FileSink, content_of, items_in_thread, keep_freed_buffers
 from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
 from antfarm.model import BlobRef
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
@@ -38,10 +36,6 @@ _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 _LOST_WHILE_WRITING = "Internal error from Core"
 """What grpc.aio says when a write fails, whatever the call's own status (github.com/grpc/grpc/issues/36066). Storage hears a client out
 before it answers early, so only a lost connection comes as this."""
-_CONNECT_PREFIX = re.compile(
-    r"^failed to connect to all addresses; last error: [A-Z]+: \S+: (Failed to connect to remote host: connect: )?"
-)
-"""What gRPC says before the reason that matters."""
 _PAGE_BLOBS = 1000
 
 T = TypeVar("T")
@@ -153,7 +147,7 @@ class AsyncStorage:
         part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
         read = _Read(self, source, 0, 0)
         try:
-            async with aiofiles.open(part, "xb") as file, aclosing(read.pieces()) as pieces:
+            async with FileSink(part) as file, aclosing(read.pieces()) as pieces:
                 async for piece in pieces:
                     await file.write(piece)
             await asyncio.to_thread(os.replace, part, path)
@@ -214,8 +208,7 @@ class AsyncStorage:
         told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
         if told or not isinstance(found, Unavailable):
             return found
-        reason = _CONNECT_PREFIX.sub("", str(found)).removesuffix(": OK")
-        return Unavailable(f"storage at {self.address} cannot be reached ({reason})")
+        return Unavailable(f"storage at {self.address} cannot be reached: {found}")
 
 
 async def _repeated(attempt: Callable[[], Awaitable[T]]) -> T:
