@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ class WorkerSettings(ProgramSettings):
                 amounts[name] = float(value)
             except ValueError:
                 raise InvalidArgument(f"--resource {item}: {value!r} is not a number") from None
+            if not 0 <= amounts[name] < math.inf:
+                raise InvalidArgument(f"--resource {item}: must be a number of at least 0")
         return amounts
 
 

@@ -1,0 +1,87 @@
+"""The outbox file: what survives the process, and what a torn end or a full disk costs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.worker.runtime.spool import FileOutbox
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox"
+
+
+@pytest.fixture
+def outbox(path: Path) -> Iterator[FileOutbox]:
+    made = FileOutbox(path)
+    yield made
+    made.close()
+
+
+def reloaded(path: Path) -> list[bytes]:
+    again = FileOutbox(path)
+    try:
+        return list(again.load())
+    finally:
+        again.close()
+
+
+def test_messages_survive_in_order(outbox: FileOutbox, path: Path) -> None:
+    messages = [b"one", b"", b"x" * 100_000]
+    for message in messages:
+        outbox.append(message)
+    assert reloaded(path) == messages
+    assert outbox.size_bytes == path.stat().st_size
+
+
+def test_replace_keeps_exactly_what_it_is_given_and_nothing_empties_the_file(outbox: FileOutbox, path: Path) -> None:
+    outbox.append(b"old")
+    outbox.replace([b"new", b"er"])
+    outbox.append(b"after")
+    assert reloaded(path) == [b"new", b"er", b"after"]
+    outbox.replace([])
+    assert (path.stat().st_size, outbox.size_bytes) == (0, 0)
+    assert [p.name for p in path.parent.iterdir()] == ["outbox"]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 8, 10])
+def test_a_torn_end_is_left_out_and_later_messages_follow_what_is_whole(path: Path, cut: int) -> None:
+    first = FileOutbox(path)
+    first.append(b"whole")
+    first.append(b"torn")
+    first.close()
+    os.truncate(path, path.stat().st_size - cut)
+    second = FileOutbox(path)
+    assert list(second.load()) == [b"whole"]
+    second.append(b"next")
+    second.close()
+    assert reloaded(path) == [b"whole", b"next"]
+
+
+def test_a_flipped_bit_is_noticed(outbox: FileOutbox, path: Path) -> None:
+    outbox.append(b"good")
+    outbox.append(b"evil")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert reloaded(path) == [b"good"]
+
+
+def test_a_full_disk_is_complained_about_once_and_loses_nothing_that_was_written(
+    outbox: FileOutbox, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox.append(b"before")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+    outbox.append(b"does not fit")
+    outbox.append(b"neither")
+    outbox.replace([b"nor this"])
+    assert [record.message for record in caplog.records] == [f"{path}: no space left; reports are kept in memory only"]
+    monkeypatch.undo()
+    outbox.append(b"after")
+    assert reloaded(path) == [b"before", b"after"]

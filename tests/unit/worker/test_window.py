@@ -1,0 +1,55 @@
+"""How much work the worker asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.worker.core.estimate import Estimate
+from services.worker.core.window import PER_SLOT_MAX, WindowSizer, prefetch_per_slot
+
+
+@pytest.mark.parametrize(
+    ("mean_s", "expected"),
+    [(None, 1), (1e-6, PER_SLOT_MAX), (1e-3, 100), (0.01, 10), (0.2, 1), (0.999, 1), (1.0, 0), (60.0, 0)],
+)
+def test_a_tenth_of_a_second_of_work_waits_per_slot_and_long_tasks_do_not_wait(
+    mean_s: float | None, expected: int
+) -> None:
+    assert prefetch_per_slot(mean_s, 100, 2) == expected
+
+
+def test_waiting_payloads_are_bounded_in_bytes() -> None:
+    assert prefetch_per_slot(1e-6, 64 * 1024, 8) == 64
+    assert prefetch_per_slot(1e-6, 64 * 1024, 4096) == 1
+
+
+def test_the_window_learns_from_ends_and_sees_long_tasks_before_they_end() -> None:
+    sizer = WindowSizer()
+    assert sizer.window(4, 0.0) == 8
+    sizer.ended(10_000 * 1000, 1000)
+    assert sizer.window(4, 0.0) == 4 + 4 * 10
+    assert sizer.window(4, 5.0) == 4
+    assert sizer.window(4, 0.0) == 44
+
+
+def test_tasks_that_take_a_part_of_a_slot_widen_it() -> None:
+    sizer = WindowSizer()
+    for _ in range(100):
+        sizer.arrived(10, 0.1, 100)
+    assert 19 <= sizer.window(2, 5.0) <= 20
+    for _ in range(100):
+        sizer.arrived(10, 2.0, 100)
+    assert sizer.window(2, 5.0) == 2, "never below the slots, which the protocol demands"
+
+
+def test_an_estimate_follows_and_one_outlier_does_not_rule_it() -> None:
+    estimate = Estimate()
+    assert estimate.depth(0.02, 256) == 0
+    estimate.learn(100 * 500, 500)
+    assert estimate.mean_s == pytest.approx(1e-4)
+    estimate.learn(10_000, 1)
+    assert estimate.mean_s is not None
+    assert estimate.mean_s < 4e-4
+    estimate.learn(2_000_000 * 300, 300)
+    assert estimate.mean_s == pytest.approx(2.0, rel=0.01)
+    assert estimate.depth(0.02, 256) == 0
