@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import antfarm
-from antfarm import net
+from antfarm import net, storage
 from antfarm.errors import BlobNotFound, DiskFull, Unavailable
 from antfarm.model import BlobRef
 from antfarm.storage import Storage
@@ -516,13 +516,14 @@ def certificates(directory: Path, name: str) -> list[Path]:
     return paths
 
 
-def test_mutual_tls(start: Callable[..., Program], tmp_path: Path) -> None:
+def test_mutual_tls(start: Callable[..., Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blobs travel between certificates of one CA; another CA's client and a client without TLS get nothing."""
     cert, key, ca = certificates(tmp_path, "farm")
     program = start("--tls-cert", str(cert), "--tls-key", str(key), "--tls-ca", str(ca))
     with Storage(program.address, net.Tls(cert=cert, key=key, ca=ca)) as client:
         assert client.get(client.put("k", bytes(3 * MIB))) == bytes(3 * MIB)
     other_cert, other_key, _ = certificates(tmp_path, "other")
+    monkeypatch.setattr(storage, "_PAUSES_MAX_S", (0.01,))
     for tls in (net.Tls(cert=other_cert, key=other_key, ca=ca), None):
         with Storage(program.address, tls) as client, pytest.raises(Unavailable):
             client.get("k")
