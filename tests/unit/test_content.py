@@ -25,6 +25,10 @@ async def items(*given: bytes) -> AsyncIterator[bytes]:
         yield item
 
 
+def is_open(path: Path) -> bool:
+    return any(os.path.realpath(f"/proc/self/fd/{fd}") == str(path) for fd in os.listdir("/proc/self/fd"))
+
+
 @pytest.mark.parametrize("data", [b"", b"x", DATA[:PIECE_BYTES], DATA], ids=len)
 async def test_bytes_and_files_come_in_even_pieces_and_may_be_repeated(tmp_path: Path, data: bytes) -> None:
     """Both say beforehand what they know, and what they sent afterwards, each time."""
@@ -65,8 +69,7 @@ async def test_a_file_that_is_left_early_is_closed(tmp_path: Path) -> None:
     content = await content_of(tmp_path / "file")
     async with aclosing(content.pieces()) as pieces:
         await anext(pieces)
-    open_files = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
-    assert str(tmp_path / "file") not in open_files
+    assert not is_open(tmp_path / "file")
 
 
 async def test_a_blocking_iterator_is_taken_in_large_steps() -> None:
@@ -74,9 +77,7 @@ async def test_a_blocking_iterator_is_taken_in_large_steps() -> None:
     given = [b"", *(bytes([n % 256]) * 100 for n in range(20_000)), b""]
     pieces = [piece async for piece in items_in_thread(given)]
     assert b"".join(pieces) == b"".join(given)
-    assert len(pieces) == -(
-        -2_000_000 // (PIECE_BYTES + 52)
-    )  # 5,243 items make the first piece of at least PIECE_BYTES
+    assert len(pieces) == 4
 
 
 async def test_an_error_of_a_blocking_iterator_arrives() -> None:
@@ -110,14 +111,9 @@ async def test_a_sink_writes_everything_and_never_over_a_file(tmp_path: Path) ->
             raise AssertionError("entered")
 
 
-async def test_a_sink_that_cannot_write_says_so() -> None:
+async def test_a_sink_that_cannot_write_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is an OSError, at the latest at the end of the block."""
-    sink = FileSink(Path("/dev/full"))
-
-    def reopened(*args: object) -> object:
-        return open("/dev/full", "wb")  # noqa: SIM115 - the sink closes it
-
-    sink._path = type("Full", (), {"open": staticmethod(reopened)})()
+    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))
     with pytest.raises(OSError, match="No space left on device"):
-        async with sink:
+        async with FileSink(Path("new")) as sink:
             await sink.write(DATA)
