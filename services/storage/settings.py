@@ -12,7 +12,10 @@ from antfarm.settings import ProgramSettings, setting
 
 def _default_directory() -> Path:
     state_home = os.environ.get("XDG_STATE_HOME", "")  # must be absolute by the XDG base directory specification
-    base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+    try:
+        base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+    except RuntimeError:  # a service's user has no home
+        base = Path("/var/lib")
     return base / "antfarm" / "storage"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import select
@@ -21,6 +22,7 @@ import pytest
 
 from antfarm.settings import ProgramSettings
 from services.orchestrator.settings import OrchestratorSettings
+from services.storage import settings as storage_settings
 from services.storage.settings import StorageSettings
 from services.worker.settings import WorkerSettings
 
@@ -103,6 +105,19 @@ def test_every_variable_that_the_pages_and_drop_ins_name_is_a_setting() -> None:
     named = {word for page in UNITS.iterdir() for word in re.findall(r"\bANTFARM_[A-Z_]+", page.read_text())}
     assert named - known == set()
     assert {"ANTFARM_TLS_CERT", "ANTFARM_CONNECT", "ANTFARM_AS"} <= named
+
+
+def test_programs_of_users_without_a_home_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DynamicUser= makes such users; a default that is not used must not end the program."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert importlib.reload(storage_settings).StorageSettings().backend == "file:/var/lib/antfarm/storage"
+    monkeypatch.undo()
+    importlib.reload(storage_settings)
 
 
 # ---- the programs as systemd starts them -----------------------------------------------------------------------------
