@@ -16,13 +16,24 @@ def check(state: State) -> None:
             assert state.jobs[number].live.get(index) is attempt, "I10: at most one live attempt per task"
         assert not (worker.lost or worker.gone) or not worker.live, "a lost worker holds no live attempt"
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
-    live: dict[str, int] = {}
-    for job in state.jobs.values():
-        if job.template.limit is not None:
-            live[job.template.limit.name] = live.get(job.template.limit.name, 0) + len(job.live)
-    for name, count in state.limits.items():
-        assert live.get(name, 0) == count, f"concurrency limit {name}: counts {count}, live are {live.get(name, 0)}"
+    _check_lanes(state)
     assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
+
+
+def _check_lanes(state: State) -> None:
+    for name, limit in state.limits.items():
+        named = [job for job in state.jobs.values() if job.lane.limit is limit]
+        assert limit.live == sum(len(job.live) for job in named), f"concurrency limit {name} counts its live attempts"
+        bounds = {job.template.limit.max_active for job in named if job.template.limit is not None and not job.ended}
+        assert set(limit.bounds) == bounds, f"concurrency limit {name} is bound by all jobs that have not ended"
+    for lane in state.lanes.values():
+        jobs = [job for job in state.jobs.values() if job.lane is lane]
+        assert lane.jobs == len(jobs), "lanes count their jobs"
+        assert len(lane) == sum(job.offered for job in jobs), "lanes offer each job once"
+        offered = [share.weight for share in lane.shares.values() if share.offered]
+        assert lane.weight == sum(offered), "lanes weigh as much as the shares that they offer"
+    for job in state.jobs.values():
+        assert job.offered or job.paused or not job.ready, "a job with ready tasks is on offer"
 
 
 def _check_job(state: State, job: Job) -> None:

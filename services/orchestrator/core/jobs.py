@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,8 +12,9 @@ from antfarm.model import Failure, FailureClass, JobId, JobSpec, TaskState
 from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import Reply, SendRevoke
 from services.orchestrator.core.events import HeldToken
+from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import PARENT_PREFIX, Attempt, Job, dependency_failed
+from services.orchestrator.core.state import Attempt, Job, dependency_failed
 from services.orchestrator.core.turn import Turn
 
 _WAITING = int(TaskState.WAITING)
@@ -131,10 +133,8 @@ def rearm_deadlines(turn: Turn, job: Job) -> None:
 
 def submitted_ns(turn: Turn, job: Job, index: int) -> int:
     """When a task was submitted, on the turn's clock."""
-    for first, count, wall_ns in job.batches:
-        if first <= index < first + count:
-            return turn.now - max(turn.wall_ns - wall_ns, 0)
-    return turn.now
+    _, _, wall_ns = job.batches[bisect_right(job.batches, index, key=lambda batch: batch[0]) - 1]
+    return turn.now - max(turn.wall_ns - wall_ns, 0)
 
 
 def close(turn: Turn, event: events.CloseJob) -> None:

@@ -25,7 +25,6 @@ def recover(turn: Turn) -> None:
             continue
         if state.awaited:
             job.recovered, job.ready = job.ready, Ready()
-            state.ready_jobs.pop(job.number, None)
         for index, note in job.notes.items():
             if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
                 reports.orphan(turn, job, index)
@@ -44,7 +43,7 @@ def end_recovery(turn: Turn) -> None:
     for job in state.jobs.values():
         if job.recovered:
             job.ready.prepend(job.recovered)
-            state.offer(job)
+            job.lane.offer(job)
 
 
 def extend(turn: Turn, gap_ns: int) -> None:

@@ -23,8 +23,9 @@ from antfarm.model import (
 )
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
+from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import PARENT_PREFIX, Job, Parent, State
+from services.orchestrator.core.state import Job, Parent, State
 from services.orchestrator.core.turn import Turn
 from services.orchestrator.core.workers import offers
 

@@ -27,6 +27,7 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import records
+from services.orchestrator.core.lanes import Lane, LaneKey, Limit, Share, key_of
 from services.orchestrator.core.ready import Ready
 
 _QUEUED = int(TaskState.QUEUED)
@@ -100,40 +101,22 @@ class TaskNote:
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
 
-class Share:
-    """What is dealt out fairly: a job of a client, or all jobs that one job of the up-stream orchestrator was expanded into.
-
-    Between shares, the one with the least `pass_value` (virtual time) is served next; within one, jobs go by their `rank`, so that what came first
-    is done first instead of everything at the end.
-    """
-
-    __slots__ = ("jobs", "pass_value")
-
-    def __init__(self) -> None:
-        self.pass_value = 0.0
-        self.jobs = 0
-        """Jobs that have it."""
-
-
 class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
         "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "epoch", "job_id", "live", "notes", "number", "outcome_seqs", "paused", "payload_bytes", "payloads", "rank",
+        "ended_seq", "ended_wall_ns", "epoch", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
+        "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
 
+    share: Share
+    """Set by its lane, with `rank`."""
+    rank: int
+
     def __init__(
-        self,
-        number: int,
-        job_id: JobId,
-        spec: JobSpec,
-        wall_ns: int,
-        retry_of: str,
-        epoch: int,
-        share: Share,
-        rank: int,
+        self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str, epoch: int, lane: Lane
     ) -> None:
         self.number = number
         self.epoch = epoch
@@ -174,7 +157,10 @@ class Job:
         self.notes: dict[int, TaskNote] = {}
         self.dependencies: list[tuple[Job, DependencyKind, int]] = []
         self.dependents: list[tuple[Job, DependencyKind, int]] = []
-        self.share, self.rank = share, rank
+        self.lane = lane
+        self.offered = False
+        """True while it is in its lane's heap."""
+        lane.add(self)
 
     @property
     def task_count(self) -> int:
@@ -231,7 +217,6 @@ class Worker:
         "descendants",
         "drain_limit_ns",
         "failed",
-        "fits",
         "frames",
         "frames_after",
         "gone",
@@ -239,6 +224,7 @@ class Worker:
         "host",
         "incarnation",
         "labels",
+        "lanes",
         "lease_ns",
         "live",
         "lost",
@@ -251,6 +237,7 @@ class Worker:
         "suspect",
         "task_types",
         "used",
+        "virtual_time",
         "window",
         "worker_id",
     )  # fmt: skip
@@ -282,8 +269,9 @@ class Worker:
         self.live: dict[tuple[int, int], Attempt] = {}
         self.used: dict[str, float] = {}
         """Resources, other than slots, that live attempts take."""
-        self.fits: dict[int, bool] = {}
-        """Job number -> whether its tasks can run here; forgotten at each attach."""
+        self.lanes: dict[LaneKey, float] = {}
+        """Lanes that it was given work of -> the lane's virtual time here; forgotten at each attach."""
+        self.virtual_time = 0.0
         self.succeeded = 0
         self.failed = 0
 
@@ -343,10 +331,8 @@ class State:
         # Volatile from here on.
         self.workers: dict[str, Worker] = {}
         self.sessions: dict[str, Worker] = {}
-        self.ready_jobs: dict[int, Job] = {}
-        """Jobs whose ready set may hold something. Paused ones stay in it."""
-        self.limits: dict[str, int] = {}
-        """Concurrency limit -> live attempts under it."""
+        self.lanes: dict[LaneKey, Lane] = {}
+        self.limits: dict[str, Limit] = {}
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
         """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, never removed."""
         self.timer_tie = 0
@@ -355,9 +341,6 @@ class State:
         """Workers of the last epoch that have not come back."""
         self.payload_bytes = 0
         self.disk_low = False
-        self.virtual_time = 0.0
-        self.shares: dict[str, Share] = {}
-        """By `share_of`; gone with the last job of it."""
         self.touched: dict[int, None] = {}
         """Jobs that changed since the views last looked."""
 
@@ -372,36 +355,26 @@ class State:
         """A task that was out already is QUEUED again."""
         job.set_state(index, _QUEUED)
         job.ready.add_returned(index)
-        self.offer(job)
-
-    def offer(self, job: Job) -> None:
-        """The job's ready set may hold something. One that comes back gets no credit for the time it had nothing to do."""
-        if job.number not in self.ready_jobs:
-            job.share.pass_value = max(job.share.pass_value, self.virtual_time)
-            self.ready_jobs[job.number] = job
+        job.lane.offer(job)
 
     def begin(self, attempt: Attempt) -> None:
         """An attempt becomes live. The caller sets the task's state to ACTIVE."""
-        job = attempt.job
+        job, worker = attempt.job, attempt.worker
         job.live[attempt.index] = attempt
-        worker = attempt.worker
         worker.live[job.number, attempt.index] = attempt
-        template = job.spec.template
-        if template.limit is not None:
-            self.limits[template.limit.name] = self.limits.get(template.limit.name, 0) + 1
-        for name, amount in template.resources.items():
+        if job.lane.limit is not None:
+            job.lane.limit.live += 1
+        for name, amount in job.spec.template.resources.items():
             worker.used[name] = worker.used.get(name, 0.0) + amount
 
     def finish(self, attempt: Attempt) -> None:
         """An attempt is no longer live."""
-        job = attempt.job
-        worker = attempt.worker
-        job.live.pop(attempt.index, None)
-        worker.live.pop((job.number, attempt.index), None)
-        template = job.spec.template
-        if template.limit is not None:
-            self.limits[template.limit.name] -= 1
-        for name, amount in template.resources.items():
+        job, worker = attempt.job, attempt.worker
+        del job.live[attempt.index]
+        del worker.live[job.number, attempt.index]
+        if job.lane.limit is not None:
+            job.lane.limit.live -= 1
+        for name, amount in job.spec.template.resources.items():
             worker.used[name] -= amount
 
     # ---- durable ------------------------------------------------------------------------------------------------------
@@ -421,8 +394,7 @@ class State:
                 self.jobs[record.job].closed = True
                 self._touch_ended(self.jobs[record.job])
             case records.JobPaused():
-                self.jobs[record.job].paused = record.paused
-                self.touched[record.job] = None
+                self._apply_paused(record)
             case records.AttemptFailed():
                 self._apply_attempt_failed(record)
             case records.AttemptIssued():
@@ -432,8 +404,7 @@ class State:
             case records.JobCancelled():
                 self._apply_cancelled(seq, record)
             case records.JobEnded():
-                self.jobs[record.job].ended_wall_ns = record.wall_ns
-                self.jobs[record.job].ended_seq = seq
+                self._apply_job_ended(seq, record)
             case records.JobPurged():
                 self._apply_purged(record)
             case records.EpochStarted():
@@ -460,10 +431,8 @@ class State:
                 assert_never(record)
 
     def _apply_created(self, record: records.JobCreated) -> None:
-        key, rank = share_of(record.job_id, record.job)
-        share = self.shares.setdefault(key, Share())
-        share.jobs += 1
-        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, self.epoch, share, rank)
+        lane = self._lane(record.spec)
+        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, self.epoch, lane)
         for dependency in record.spec.dependencies:
             other = self.by_id.get(dependency.job_id)
             if other is None:
@@ -474,6 +443,29 @@ class State:
         self.by_id[job.job_id] = job
         self.next_job = job.number + 1
         self.touched[job.number] = None
+
+    def _lane(self, spec: JobSpec) -> Lane:
+        """The lane for a new job of this spec, whose limit it binds."""
+        key, limit = key_of(spec), None
+        if spec.template.limit is not None:
+            limit = self.limits.setdefault(spec.template.limit.name, Limit())
+            limit.bind(spec.template.limit.max_active)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key, spec.template, limit)
+        return lane
+
+    def _apply_paused(self, record: records.JobPaused) -> None:
+        job = self.jobs[record.job]
+        job.paused = record.paused
+        job.lane.offer(job)
+        self.touched[record.job] = None
+
+    def _apply_job_ended(self, seq: int, record: records.JobEnded) -> None:
+        job = self.jobs[record.job]
+        job.ended_wall_ns, job.ended_seq = record.wall_ns, seq
+        if job.lane.limit is not None and job.template.limit is not None:
+            job.lane.limit.unbind(job.template.limit.max_active)
 
     def _apply_added(self, record: records.TasksAdded) -> None:
         job = self.jobs[record.job]
@@ -493,7 +485,7 @@ class State:
         self.touched[job.number] = None
         if not job.dependencies:
             job.ready.add_range(first, first + count)
-            self.offer(job)
+            job.lane.offer(job)
             return
         for index in range(first, first + count):
             self._release(job, index)
@@ -548,7 +540,7 @@ class State:
         if all(dependency_ready(other, kind, index + offset) for other, kind, offset in job.dependencies):
             job.set_state(index, _QUEUED)
             job.ready.add_range(index, index + 1)
-            self.offer(job)
+            job.lane.offer(job)
 
     def _apply_attempt_failed(self, record: records.AttemptFailed) -> None:
         job = self.jobs[record.job]
@@ -595,28 +587,13 @@ class State:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
-        job.share.jobs -= 1
-        if not job.share.jobs:
-            del self.shares[share_of(job.job_id, job.number)[0]]
-        self.ready_jobs.pop(job.number, None)
+        job.lane.remove(job)
+        if not job.lane.jobs:
+            del self.lanes[job.lane.key]
         self.payload_bytes -= job.payload_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
         self.touched[job.number] = None
-
-
-PARENT_PREFIX = "up/"
-"""Start of the ids of jobs that a task of the up-stream orchestrator was expanded into: up/<job>/<index>/<stage>."""
-
-
-def share_of(job_id: str, number: int) -> tuple[str, int]:
-    """(share, rank within it) of a job."""
-    if job_id.startswith(PARENT_PREFIX):
-        parent, _, _ = job_id.rpartition("/")
-        parent_job, _, index = parent.rpartition("/")
-        if index.isdigit():
-            return parent_job, int(index)
-    return job_id, number
 
 
 def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:

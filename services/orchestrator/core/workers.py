@@ -106,7 +106,8 @@ def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
     worker.lease_ns = turn.config.orchestrator_lease_ns if event.orchestrator else turn.config.lease_ns
     worker.lost = worker.gone = False
     worker.frames = 0
-    worker.fits = {}
+    worker.lanes.clear()
+    worker.virtual_time = 0.0
     turn.state.sessions[event.session] = worker
 
 

@@ -1,0 +1,179 @@
+"""Lanes: which job is next among those that the same workers can run.
+
+A lane holds the jobs with the same needs: task type, labels, resources, concurrency limit. So whether a worker fits, and how many more tasks there is room
+for, is asked once per lane and not once per job, and ten thousand jobs cost no more than ten.
+
+Within a lane, shares are dealt by stride scheduling: each has a virtual time (`pass_value`) that advances with what it gets, slower for higher priorities
+(each step up quadruples the share), and the one that is furthest behind is next. Between lanes each worker deals its room by the same rule, a lane
+counting as much as the shares in it. Virtual times are compared only among those who compete: what other workers do pushes nobody back.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, NewType
+
+if TYPE_CHECKING:
+    from antfarm.model import JobId, JobSpec, TaskTemplate
+    from services.orchestrator.core.state import Job
+
+LaneKey = NewType("LaneKey", tuple[object, ...])
+
+PARENT_PREFIX = "up/"
+"""Start of the ids of jobs that a task of the up-stream orchestrator was expanded into: up/<job>/<index>/<stage>."""
+_WEIGHT_OF_PRIORITY_0 = 4**10
+
+
+class Share:
+    """What is dealt out fairly: a job of a client, or all jobs that one job of the up-stream orchestrator was expanded into.
+
+    Within one, jobs go by their `rank`, so that what came first is done first instead of everything at the end.
+    """
+
+    __slots__ = ("jobs", "offered", "pass_value", "weight")
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self.pass_value = 0.0
+        self.jobs = 0
+        """Jobs that have it."""
+        self.offered = 0
+        """Those of them that are in their lane's heap."""
+
+
+class Limit:
+    """A concurrency limit: how many attempts live under one name, and how many may."""
+
+    __slots__ = ("bounds", "live")
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.bounds: dict[int, int] = {}
+        """max_active -> jobs that say so and have not ended."""
+
+    @property
+    def room(self) -> int:
+        """Attempts that may be added. The smallest bound of all jobs that name the limit holds."""
+        return max(min(self.bounds, default=0) - self.live, 0)
+
+    def bind(self, max_active: int) -> None:
+        """A job names the limit."""
+        self.bounds[max_active] = self.bounds.get(max_active, 0) + 1
+
+    def unbind(self, max_active: int) -> None:
+        """It has ended."""
+        self.bounds[max_active] -= 1
+        if not self.bounds[max_active]:
+            del self.bounds[max_active]
+
+
+class Lane:
+    """Jobs with the same needs, those that may have a ready task in the order in which they are next."""
+
+    __slots__ = ("_heap", "jobs", "key", "limit", "shares", "template", "virtual_time", "weight")
+
+    def __init__(self, key: LaneKey, template: TaskTemplate, limit: Limit | None) -> None:
+        self.key = key
+        self.template = template
+        """Of any of its jobs: in what decides about fitness they are equal."""
+        self.limit = limit
+        self.jobs = 0
+        self.shares: dict[str, Share] = {}
+        self.weight = 0
+        """Sum of the weights of shares with an offered job."""
+        self.virtual_time = 0.0
+        self._heap: list[tuple[float, int, int, Job]] = []
+        """(pass value as it was, rank, number, job) of offered jobs; a pass value only grows, so an old one comes up early and is put right."""
+
+    def __len__(self) -> int:
+        """Jobs on offer."""
+        return len(self._heap)
+
+    def add(self, job: Job) -> None:
+        """A job came to be."""
+        name, job.rank = share_of(job.job_id, job.number)
+        share = self.shares.get(name)
+        if share is None:
+            share = self.shares[name] = Share(4 ** (10 + job.spec.priority))
+        share.jobs += 1
+        self.jobs += 1
+        job.share = share
+
+    def remove(self, job: Job) -> None:
+        """A job was purged."""
+        job.share.jobs -= 1
+        self.jobs -= 1
+        if not job.share.jobs:
+            self.shares.pop(share_of(job.job_id, job.number)[0], None)
+
+    def offer(self, job: Job) -> None:
+        """A job may have a ready task. One that comes back gets no credit for the time it had nothing to do."""
+        if job.offered or job.paused:
+            return
+        job.offered = True
+        share = job.share
+        if not share.offered:
+            share.pass_value = max(share.pass_value, self.virtual_time)
+            self.weight += share.weight
+        share.offered += 1
+        heappush(self._heap, (share.pass_value, job.rank, job.number, job))
+
+    def next(self) -> Job | None:
+        """The job that is next; it stays on offer. None when no job has a ready task, as far as is known."""
+        heap = self._heap
+        while heap:
+            pass_value, rank, number, job = heap[0]
+            if job.paused or not job.ready:
+                self.withdraw()
+            elif pass_value < job.share.pass_value:
+                heapreplace(heap, (job.share.pass_value, rank, number, job))
+            else:
+                return job
+        return None
+
+    def withdraw(self) -> Job:
+        """Take the job that is next off the offer."""
+        job = heappop(self._heap)[3]
+        job.offered = False
+        job.share.offered -= 1
+        if not job.share.offered:
+            self.weight -= job.share.weight
+        return job
+
+    def charge(self, job: Job, tasks: int) -> None:
+        """The job that is next was given that many tasks."""
+        share = job.share
+        self.virtual_time = max(self.virtual_time, share.pass_value)
+        share.pass_value += tasks * _WEIGHT_OF_PRIORITY_0 / share.weight
+
+    def waiting(self, enough: int) -> int:
+        """Tasks that may be ready, counted up to `enough`."""
+        total = 0
+        for _, _, _, job in self._heap:
+            if total >= enough:
+                break
+            total += job.ready.size(enough - total)
+        return min(total, enough)
+
+
+def key_of(spec: JobSpec) -> LaneKey:
+    """The lane that jobs of this spec are in."""
+    template = spec.template
+    return LaneKey(
+        (
+            template.type,
+            tuple(sorted(template.labels.items())),
+            tuple(sorted(template.resources.items())),
+            template.limit.name if template.limit is not None else None,
+        )
+    )
+
+
+def share_of(job_id: JobId, number: int) -> tuple[str, int]:
+    """(share, rank within it) of a job."""
+    if job_id.startswith(PARENT_PREFIX):
+        parent, _, _ = job_id.rpartition("/")
+        parent_job, _, index = parent.rpartition("/")
+        if index.isdigit():
+            return parent_job, int(index)
+    return job_id, number

@@ -1,0 +1,375 @@
+"""Placement: ready tasks go to fit workers within their credit, in fair shares, spread out, and nothing starves."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+from orchestrator_harness import Harness, Worker, create_event, failure, retrying
+
+from antfarm.model import PAYLOAD_BYTES_MAX, ConcurrencyLimit, Ending, TaskTemplate
+from services.orchestrator.core import effects, events
+from services.orchestrator.core.turn import CoreConfig
+
+
+def served(farm: Harness, workers: list[Worker], rounds: int) -> Counter[str]:
+    """How many tasks of each job are run when the workers run what they hold again and again."""
+    counts: Counter[str] = Counter()
+    for _ in range(rounds):
+        for worker in workers:
+            worker.take()
+            if worker.held:
+                token = next(iter(worker.held))
+                counts[token[0]] += 1
+                worker.run([token])
+                worker.take()
+    return counts
+
+
+def test_tasks_go_out_in_the_order_of_their_index(farm: Harness) -> None:
+    worker = farm.worker(slots=3)
+    farm.create("j", 5)
+    assert [token[1] for token in worker.take()] == [0, 1, 2]
+    worker.run([("j", 1, 1, 1)])
+    assert [token[1] for token in worker.take()] == [3]
+
+
+def test_a_window_beyond_the_slots_is_filled_after_everybody_has_work(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1", slots=2, window=4), farm.worker("w2", slots=2, window=4)
+    farm.create("a", 4)
+    assert (len(w1.take()), len(w2.take())) == (2, 2)
+    farm.create("b", 10)
+    assert (len(w1.take()), len(w2.take())) == (2, 2)
+    assert farm.states("b") == "AAAAQQQQQQ"
+
+
+def test_few_tasks_spread_over_many_workers(farm: Harness) -> None:
+    workers = [farm.worker(f"w{i}", slots=8, window=16) for i in range(4)]
+    farm.create("a", 4)
+    assert [len(worker.take()) for worker in workers] == [1, 1, 1, 1]
+    farm.create("b", 4)
+    assert [len(worker.take()) for worker in workers] == [1, 1, 1, 1]
+
+
+def test_the_emptiest_worker_is_served_first(farm: Harness) -> None:
+    w1 = farm.worker("w1", slots=4)
+    farm.create("a", 3)
+    w1.take()
+    w2 = farm.worker("w2", slots=4)
+    farm.create("b", 1)
+    assert (len(w1.take()), len(w2.take())) == (0, 1)
+
+
+def test_credit_bounds_what_is_outstanding(farm: Harness) -> None:
+    worker = farm.worker(slots=2, window=3)
+    farm.create("j", 10)
+    assert len(worker.take()) == 3
+    worker.credit(2)
+    worker.run(list(worker.held)[:1])
+    assert worker.take() == []
+    worker.run(list(worker.held)[:1])
+    assert len(worker.take()) == 1
+    worker.credit(0)
+    worker.run()
+    assert worker.take() == []
+    worker.credit(5)
+    assert len(worker.take()) == 5
+
+
+def test_only_a_worker_that_knows_the_type_gets_the_task(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1", types=("a", "b")), farm.worker("w2", types=("c",))
+    farm.create("x", 1, type="c")
+    assert w1.take() == []
+    assert len(w2.take()) == 1
+    farm.create("y", 1, type="d")
+    assert w1.take() == w2.take() == []
+    assert farm.states("y") == "Q"
+
+
+def test_labels_must_be_carried_with_exactly_these_values(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1", labels={"zone": "a"}), farm.worker("w2", labels={"zone": "b", "gpu": "yes"})
+    farm.create("x", 1, labels={"zone": "b"})
+    assert w1.take() == []
+    assert len(w2.take()) == 1
+    farm.create("y", 1, labels={"zone": "a", "gpu": "yes"})
+    assert w1.take() == []
+
+
+def test_resources_bound_what_runs_side_by_side(farm: Harness) -> None:
+    w1 = farm.worker("w1", slots=8, resources={"gpu": 2.0, "mem": 10.0})
+    farm.worker("w2", slots=8)
+    farm.create("x", 5, resources={"gpu": 1.0})
+    assert len(w1.take()) == 2
+    farm.create("y", 5, resources={"mem": 3.0})
+    assert len(w1.take()) == 3
+    w1.run([("x", 0, 1, 1)])
+    assert w1.take() == [("x", 2, 1, 1)]
+    farm.create("z", 1, resources={"gpu": 3.0})
+    assert farm.states("z") == "Q"
+    farm.create("cpu", 3, resources={"cpu": 4.0})
+    assert [token[0] for token in w1.take()].count("cpu") in (0, 1, 2, 3)
+    farm.drop(effects.SendTasks)
+
+
+def test_a_concurrency_limit_holds_over_jobs_and_workers(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1", slots=4), farm.worker("w2", slots=4)
+    limit = ConcurrencyLimit(name="web", max_active=3)
+    farm.create("x", 5, limit=limit)
+    farm.create("y", 5, limit=limit)
+    farm.create("free", 2)
+    taken = w1.take() + w2.take()
+    assert sum(token[0] != "free" for token in taken) == 3
+    assert sum(token[0] == "free" for token in taken) == 2
+    for worker in (w1, w2):
+        worker.run()
+    assert sum(token[0] != "free" for token in w1.take() + w2.take()) == 3
+
+
+def test_the_smallest_bound_of_all_jobs_that_name_a_limit_holds_until_they_have_ended(farm: Harness) -> None:
+    worker = farm.worker(slots=10)
+    farm.create("strict", 2, limit=ConcurrencyLimit(name="web", max_active=2))
+    strict = worker.take()
+    assert len(strict) == 2
+    farm.create("lax", 10, limit=ConcurrencyLimit(name="web", max_active=5))
+    assert worker.take() == []  # all of strict's tasks run, and its bound holds for all
+    worker.run(strict[:1])
+    assert len(worker.take()) == 1
+    worker.run(strict[1:])
+    assert len(worker.take()) == 4
+    farm.restart()
+    worker.attach()
+    assert worker.take() == []
+    assert len(farm.job("lax").live) == 5
+
+
+def test_a_limit_is_free_again_when_an_attempt_is_lost_or_cancelled(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1"), farm.worker("w2")
+    farm.create("j", 2, limit=ConcurrencyLimit(name="web", max_active=1))
+    assert len(w1.take()) == 1
+    w1.detach()
+    farm.wait(13, beating=[w2])
+    assert len(w2.take()) == 1
+    farm.cancel_task("j", next(iter(w2.held))[1])
+    farm.drop(effects.Audit, effects.SendRevoke)
+    assert len(w2.take()) == 1
+    assert farm.state.limits["web"].live == 1
+
+
+# ---- fair shares -----------------------------------------------------------------------------------------------------
+
+
+def test_jobs_share_evenly(farm: Harness) -> None:
+    worker = farm.worker()
+    for job_id in "abc":
+        farm.create(job_id, 300)
+    counts = served(farm, [worker], 90)
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_batch_of_credit_is_shared_too(farm: Harness) -> None:
+    farm.create("a", 300)
+    farm.create("b", 300)
+    worker = farm.worker(slots=100)
+    counts = Counter(token[0] for token in worker.take())
+    assert abs(counts["a"] - counts["b"]) <= 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, -1])
+def test_each_step_of_priority_quadruples_the_share(farm: Harness, steps: int) -> None:
+    worker = farm.worker()
+    farm.create("plain", 400)
+    farm.create("other", 400, priority=steps)
+    counts = served(farm, [worker], 340)
+    ratio = counts["other"] / counts["plain"]
+    assert ratio == pytest.approx(4.0**steps, rel=0.15)
+
+
+def test_a_low_priority_does_not_starve(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("high", 600, priority=3)
+    farm.create("low", 10, priority=-1)
+    counts = served(farm, [worker], 500)
+    assert 1 <= counts["low"] <= 4
+
+
+def test_a_job_that_comes_later_is_not_put_behind_those_before(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("old", 1_000)
+    served(farm, [worker], 200)
+    farm.create("new", 1_000)
+    counts = served(farm, [worker], 100)
+    assert abs(counts["old"] - counts["new"]) <= 2
+
+
+def test_a_job_that_had_nothing_to_do_gets_no_credit_for_it(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("a", 1_000)
+    farm.create("b", 1, close=False)
+    served(farm, [worker], 200)
+    farm.append("b", 1, 500)
+    counts = served(farm, [worker], 100)
+    assert abs(counts["a"] - counts["b"]) <= 2
+
+
+def test_what_runs_on_other_workers_does_not_matter(farm: Harness) -> None:
+    """A busy type must not push a newcomer of a slow type behind all those of the slow type that came before it."""
+    quick, slow = farm.worker("quick", types=("quick",)), farm.worker("slow", types=("slow",))
+    farm.create("x", 300, type="quick")
+    farm.create("y", 100, type="slow")
+    served(farm, [quick], 200)
+    served(farm, [slow], 5)
+    farm.create("z", 100, type="slow")
+    counts = served(farm, [slow], 50)
+    assert abs(counts["y"] - counts["z"]) <= 2
+
+
+def test_a_worker_of_several_types_shares_between_jobs_not_between_types(farm: Harness) -> None:
+    worker = farm.worker(types=("t", "u"))
+    farm.create("t1", 500)
+    farm.create("t2", 500)
+    farm.create("u1", 500, type="u")
+    counts = served(farm, [worker], 120)
+    assert max(counts.values()) - min(counts.values()) <= 3
+
+
+def test_a_worker_that_joins_two_types_starves_neither(farm: Harness) -> None:
+    quick = farm.worker("quick", types=("quick",))
+    farm.create("x", 300, type="quick")
+    farm.create("y", 100, type="slow")
+    served(farm, [quick], 200)
+    quick.credit(0)
+    both = farm.worker("both", types=("quick", "slow"))
+    counts = served(farm, [both], 50)
+    assert abs(counts["x"] - counts["y"]) <= 4
+
+
+def test_a_trickle_gets_its_share_and_not_more(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("bulk", 1_000)
+    farm.create("drops", 1, close=False)
+    counts: Counter[str] = Counter()
+    for _ in range(100):
+        worker.take()
+        (token,) = worker.held
+        counts[token[0]] += 1
+        worker.run()
+        if token[0] == "drops":
+            farm.append("drops", farm.job("drops").task_count, 1)
+    worker.take()
+    assert 40 <= counts["drops"] <= 55
+
+
+def test_parts_of_one_parents_job_are_one_share_and_go_in_their_order(farm: Harness) -> None:
+    worker = farm.worker(types=("t", "c"))
+    farm.create("mine", 100)
+    worker.take()
+    for index in (1, 0):
+        parent = events.ParentAssigned(
+            job_id="top", index=index, epoch=1, attempt=1, template=TaskTemplate(type="c"), payload=b""
+        )
+        farm.do(parent)
+        farm.claim(effects.StartParent)
+    counts = served(farm, [worker], 4)
+    assert counts["up/top/0/tasks"] == counts["up/top/1/tasks"] == 1
+    farm.drop(effects.ReportParent)
+
+
+# ---- where it failed before -------------------------------------------------------------------------------------------
+
+
+def test_a_retry_goes_elsewhere_while_there_is_an_elsewhere(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1"), farm.worker("w2")
+    farm.create("j", 1, retry=retrying(5, 0.0))
+    holder, other = (w1, w2) if w1.take() else (w2, w1)
+    if other is w1:
+        holder.take()
+    (token,) = holder.held
+    holder.fail(token)
+    assert holder.take() == []
+    assert len(other.take()) == 1
+    other.fail(next(iter(other.held)))
+    assert len(w1.take() + w2.take()) == 1
+
+
+def test_a_retry_waits_for_another_worker_only_while_that_one_may_work(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1"), farm.worker("w2")
+    farm.create("busy", 1, labels={}, close=False)
+    w1.take()
+    farm.create("j", 1, retry=retrying(5, 0.0))
+    farm.drop(effects.SendTasks)
+    w2.held = {("j", 0, 1, 1): b""}
+    w2.fail(("j", 0, 1, 1))
+    assert farm.states("j") == "Q"
+    assert w2.take() == []
+    w1.detach()
+    assert w2.take() == [("j", 0, 1, 2)]
+
+
+def test_what_is_avoided_does_not_hold_up_the_rest_of_the_job(farm: Harness) -> None:
+    w1 = farm.worker("w1")
+    farm.create("j", 3, retry=retrying(5, 0.0))
+    (token,) = w1.take()
+    farm.worker("w2", slots=1)
+    farm.drop(effects.SendTasks)
+    w1.fail(token)
+    assert w1.take() == [("j", 2, 1, 1)]
+
+
+# ---- frames ----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_bounded_in_tasks_and_bytes() -> None:
+    farm = Harness(CoreConfig(frame_tasks_max=10, frame_bytes_max=10_000))
+    farm.worker(slots=50)
+    farm.create("small", 25)
+    frames = farm.claim_all(effects.SendTasks)
+    assert [sum(len(group) for _, group in frame.groups) for frame in frames] == [10, 10, 5]
+    farm.create("big", [b"x" * 2_500] * 5)
+    frames = farm.claim_all(effects.SendTasks)
+    assert [sum(len(group) for _, group in frame.groups) for frame in frames] == [2, 2, 1]
+    assert farm.state.workers["w1"].frames == 6
+    farm.close()
+
+
+def test_what_a_group_says_once_counts_towards_the_frame(farm: Harness) -> None:
+    for number in range(100):
+        farm.create(f"j{number}", 1, common_payload=b"x" * PAYLOAD_BYTES_MAX)
+    farm.worker(slots=100)
+    frames = farm.claim_all(effects.SendTasks)
+    assert sum(len(frame.groups) for frame in frames) == 100
+    assert max(len(frame.groups) for frame in frames) * PAYLOAD_BYTES_MAX < 2 << 20
+
+
+@pytest.mark.slow
+def test_ten_thousand_jobs_of_one_task_are_placed_in_reasonable_time() -> None:
+    farm = Harness()
+    for number in range(10_000):  # without the check of all invariants after each
+        farm.feed(create_event(number, f"j{number}", 1))
+    worker = farm.worker(slots=2, window=4)
+    farm.drop(effects.Reply)
+    worker.take()
+    began = time.perf_counter()
+    for _ in range(1_000):
+        token = next(iter(worker.held))
+        outcome = worker.outcome(token)
+        farm.feed(events.Outcomes(session=worker.session, job_id=token[0], epoch=1, outcomes=[outcome]))
+        step = farm.core.place(farm.now)
+        del worker.held[token]
+        for effect in step.effects:
+            if isinstance(effect, effects.SendTasks):
+                for number, group in effect.groups:
+                    for task in group:
+                        worker.held[farm.state.jobs[number].job_id, task.index, 1, task.attempt] = b""
+    assert len(worker.held) == 4
+    assert time.perf_counter() - began < 0.5
+
+
+def test_an_outcome_of_every_kind_frees_the_slot(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("j", 5, retry=retrying(2, 100.0))
+    for ending in (Ending.SUCCEEDED, Ending.FAILED, Ending.TIMED_OUT, Ending.RELEASED):
+        (token,) = worker.take()
+        kwargs = {} if ending is Ending.SUCCEEDED else {"failure": failure()}
+        worker.report(token, ending, **kwargs)
+    assert len(worker.take()) == 1
