@@ -170,9 +170,9 @@ def test_a_job_closed_before_its_last_task_ended_fails_the_surplus_at_its_end(fa
 
 
 def test_a_cascade_through_a_thousand_jobs_ends(farm: Harness) -> None:
-    farm.feed(create_event(0, "j0", 1))
+    farm.feed(create_event(10_000, "j0", 1))
     for number in range(1, 1_000):
-        farm.feed(create_event(number, f"j{number}", 1, dependencies=(each(f"j{number - 1}"),)))
+        farm.feed(create_event(10_000 + number, f"j{number}", 1, dependencies=(each(f"j{number - 1}"),)))
     farm.cancel("j0")
     farm.drop(effects.Reply)
     assert farm.job("j999").state is JobState.FAILED
