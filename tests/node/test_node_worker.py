@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from antfarm import errors
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 
 pytestmark = pytest.mark.slow
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "node"
 ACCEPTED = report_queue_pb2.VERDICT_CODE_ACCEPTED
 
 
@@ -237,3 +239,12 @@ def test_wrong_flags_are_one_line(node: str, start: Callable[..., Any]) -> None:
         program = start(node, "examples/node/worker.js", *flags)
         assert program.wait() == 2
         assert program.lines == [f"worker.js: {words}"]
+
+
+def test_the_lock_file_pins_every_package_and_names_no_server() -> None:
+    lock = json.loads((EXAMPLE / "package-lock.json").read_text())
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert [name for name, entry in packages.items() if not entry["integrity"].startswith("sha512-")] == []
+    assert [name for name, entry in packages.items() if "resolved" in entry] == []
+    wanted = json.loads((EXAMPLE / "package.json").read_text())["dependencies"]
+    assert all(version[0].isdigit() for version in wanted.values())
