@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from antfarm.errors import InvalidArgument
+
 PIECE_BYTES = 512 * 1024
 """Content in one message. Measured: smaller pieces cost calls, larger ones cache misses."""
 _LARGEST_BUFFER_BYTES = 8 * 1024 * 1024
@@ -62,6 +64,10 @@ class Digest:
         running, self._running = self._running, None
         if running is not None:
             await running
+
+
+Source = bytes | bytearray | memoryview | Path | AsyncIterable[bytes]
+"""The forms that content may have."""
 
 
 class Content(Protocol):
@@ -203,13 +209,15 @@ class FileSink:
             await asyncio.to_thread(self._file.close)
 
 
-async def content_of(data: bytes | Path | AsyncIterable[bytes]) -> Content:
-    """The content in any of its forms."""
-    if isinstance(data, bytes):
-        return await BytesContent.of(data)
+async def content_of(data: Source) -> Content:
+    """The content in any of its forms. InvalidArgument for anything else, a path given as text above all."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return await BytesContent.of(bytes(data))
     if isinstance(data, Path):
         return await FileContent.of(data)
-    return IteratorContent(data)
+    if isinstance(data, AsyncIterable):
+        return IteratorContent(data)
+    raise InvalidArgument(f"content is bytes, a pathlib.Path or an iterator of bytes, not {type(data).__name__}")
 
 
 async def items_in_thread(items: Iterable[bytes]) -> AsyncIterator[bytes]:

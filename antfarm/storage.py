@@ -14,7 +14,7 @@ import asyncio
 import os
 import random
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ import grpc.aio
 
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
-from antfarm.content import Content, Digest, FileSink, content_of, items_in_thread, keep_freed_buffers
+from antfarm.content import Content, Digest, FileSink, Source, content_of, items_in_thread, keep_freed_buffers
 from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
 from antfarm.model import BlobRef
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
@@ -76,7 +76,7 @@ class AsyncStorage:
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
-    async def put(self, key: str, data: bytes | Path | AsyncIterable[bytes]) -> BlobRef:
+    async def put(self, key: str, data: Source) -> BlobRef:
         """Store content under a key; durable when it returns. The same content again is fine, other content raises Conflict.
 
         Args:
@@ -293,11 +293,11 @@ class Storage:
         """Close the connection; a later call opens a new one."""
         loop_thread().run(self._storage.aclose())
 
-    def put(self, key: str, data: bytes | Path | Iterable[bytes]) -> BlobRef:
+    def put(self, key: str, data: bytes | bytearray | memoryview | Path | Iterable[bytes]) -> BlobRef:
         """See `AsyncStorage.put`. An iterator, for example a file open for reading, is read in a thread."""
-        if isinstance(data, bytes | Path):
-            return loop_thread().run(self._storage.put(key, data))
-        return loop_thread().run(self._storage.put(key, items_in_thread(data)))
+        if isinstance(data, Iterable) and not isinstance(data, bytes | bytearray | memoryview | str):
+            return loop_thread().run(self._storage.put(key, items_in_thread(data)))
+        return loop_thread().run(self._storage.put(key, data))
 
     def get(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> bytes:
         """See `AsyncStorage.get`."""

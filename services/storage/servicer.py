@@ -51,7 +51,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
 
     @contextmanager
     def _stream(self) -> Iterator[None]:
-        """A call that carries content. Overloaded at the bound, because each holds a few pieces in memory."""
+        """A call that goes through content. Overloaded at the bound, because each holds a few pieces in memory."""
         if self._streams >= self._streams_max:
             raise Overloaded(f"storage is busy with {self._streams} streams; try again", retry_after_s=1.0)
         self._streams += 1
@@ -66,13 +66,13 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     ) -> blob_pb2.WriteBlobResponse:
         """See the protocol."""
         frames = _Frames(request_iterator)
-        with self._stream():
-            try:
+        try:
+            with self._stream():
                 written = await self._write(frames)
-            except AntFarmError:
-                await _hear_out(frames, context)
-                raise
+        except AntFarmError:
             await _hear_out(frames, context)
+            raise
+        await _hear_out(frames, context)
         return blob_pb2.WriteBlobResponse(blob=wire.blob_to_wire(written.blob), existed=written.existed)
 
     async def _write(self, frames: _Frames) -> Written:
@@ -143,7 +143,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
 
     async def VerifyBlob(self, request: blob_pb2.VerifyBlobRequest, context: Context) -> blob_pb2.VerifyBlobResponse:
         """See the protocol."""
-        with self._call():
+        with self._stream():
             blob = await self._backend.verify(check_key(request.key))
         return blob_pb2.VerifyBlobResponse(blob=wire.blob_to_wire(blob))
 

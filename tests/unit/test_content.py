@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from antfarm.content import PIECE_BYTES, Content, Digest, FileSink, content_of, items_in_thread
+from antfarm.errors import InvalidArgument
 
 DATA = os.urandom(PIECE_BYTES * 3 + 17)
 
@@ -63,6 +64,13 @@ async def test_iterators_come_in_even_pieces(given: list[bytes]) -> None:
     assert content.digest.size_bytes == sum(map(len, given))
 
 
+@pytest.mark.parametrize("data", ["/some/path", 5, None, [b"x"]])
+async def test_what_is_no_content_is_refused(data: object) -> None:
+    """One line that names the forms; a path given as text is the likeliest mistake."""
+    with pytest.raises(InvalidArgument, match=r"^content is bytes, a pathlib.Path or an iterator of bytes, not "):
+        await content_of(data)  # type: ignore[arg-type]
+
+
 async def test_a_file_that_is_left_early_is_closed(tmp_path: Path) -> None:
     """Also while a piece is read ahead."""
     (tmp_path / "file").write_bytes(DATA)
@@ -113,7 +121,8 @@ async def test_a_sink_writes_everything_and_never_over_a_file(tmp_path: Path) ->
 
 async def test_a_sink_that_cannot_write_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is an OSError, at the latest at the end of the block."""
-    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+    monkeypatch.setattr(Path, "open", lambda *_: full)
     with pytest.raises(OSError, match="No space left on device"):
         async with FileSink(Path("new")) as sink:
             await sink.write(DATA)

@@ -49,6 +49,14 @@ def _path_of(key: str) -> tuple[list[str], str]:
     return names[:-1], names[-1] + "@"
 
 
+_ToSync = list[tuple[int, tuple[str, ...] | None]]
+
+
+def _close(to_sync: _ToSync) -> None:
+    for fd, _ in to_sync:
+        os.close(fd)
+
+
 @contextmanager
 def _nothing_else(key: str) -> Iterator[None]:
     """What was put into the tree by others, a symbolic link above all, makes DataLoss where it stands in a blob's way."""
@@ -70,9 +78,8 @@ class Tree:
         # All below: read and changed under the lock only.
         self._committing: set[str] = set()  # keys whose file is linked but perhaps not durable: invisible
         self._unsynced: set[tuple[str, ...]] = set()  # directories whose entry in their parent is perhaps not durable
-        self._entries: OrderedDict[tuple[str, ...], list[str]] = (
-            OrderedDict()
-        )  # remembered directories, sorted; last used last
+        # Remembered directories with their sorted entries; the one used last stands last.
+        self._entries: OrderedDict[tuple[str, ...], list[str]] = OrderedDict()
         self._remembered = 0  # names in _entries, a directory itself counting as one
         self._failed = ""  # a directory's sync failed: what is on disk is unknown, so nothing is added until a restart
 
@@ -81,14 +88,16 @@ class Tree:
     def open(self, key: str) -> int:
         """A descriptor of the blob's file. BlobNotFound; DataLoss when something else stands in its place."""
         directories, name = _path_of(key)
-        with self._lock:
-            if key in self._committing:
-                raise BlobNotFound(f"no blob {key}")
         try:
             with _nothing_else(key), self._opened(directories) as fds:
                 fd = os.open(name, _FILE_FLAGS, dir_fd=fds[-1])
         except FileNotFoundError:
             raise BlobNotFound(f"no blob {key}") from None
+        with self._lock:
+            is_visible = key not in self._committing
+        if not is_visible:
+            os.close(fd)
+            raise BlobNotFound(f"no blob {key}")
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise damaged(key, _SOMETHING_ELSE)
@@ -109,8 +118,12 @@ class Tree:
                 raise Unavailable(self._failed)
             try:
                 with _nothing_else(key), self._opened(directories, create=True) as fds:
-                    os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=fds[-1], follow_symlinks=False)
                     to_sync = self._to_sync(directories, fds)
+                    try:
+                        os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=fds[-1], follow_symlinks=False)
+                    except OSError:
+                        _close(to_sync)
+                        raise
             except FileExistsError:
                 return False
             except OSError:
@@ -201,19 +214,19 @@ class Tree:
             for fd in fds[1:]:
                 os.close(fd)
 
-    def _to_sync(self, directories: list[str], fds: list[int]) -> list[tuple[int, tuple[str, ...] | None]]:
+    def _to_sync(self, directories: list[str], fds: list[int]) -> _ToSync:
         """Copies of the descriptors to sync, deepest first, with the directory whose entry that makes durable (None: the file's).
 
         Another writer may have made a directory and not yet synced its parent: whoever puts a blob in it syncs the parent too.
         """
-        found: list[tuple[int, tuple[str, ...] | None]] = [(os.dup(fds[-1]), None)]
+        found: _ToSync = [(os.dup(fds[-1]), None)]
         for depth in range(len(directories), 0, -1):
             path = tuple(directories[:depth])
             if path in self._unsynced:
                 found.append((os.dup(fds[depth - 1]), path))
         return found
 
-    def _sync(self, to_sync: list[tuple[int, tuple[str, ...] | None]]) -> None:
+    def _sync(self, to_sync: _ToSync) -> None:
         try:
             for fd, path in to_sync:
                 os.fsync(fd)
@@ -227,8 +240,7 @@ class Tree:
                 )
             raise
         finally:
-            for fd, _ in to_sync:
-                os.close(fd)
+            _close(to_sync)
 
     # ---- listing ----------------------------------------------------------------------------------------------------
 
