@@ -263,7 +263,7 @@ class LocalFarm:
         self._check_others(None)
 
     def _check_others(self, one: Program | None) -> None:
-        for program in self.programs.values():
+        for program in list(self.programs.values()):  # others may be started in other threads meanwhile
             if program is not one and program.process is not None and not program.running:
                 raise Unavailable(f"{program.name} died: {_last_line(program.log)} (log: {program.log})")
 

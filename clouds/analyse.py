@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from clouds import coverage, picture
+from clouds import coverage, method, picture
 from clouds.box import Box
 from clouds.errors import BadPicture, CloudsError
 
@@ -86,8 +86,8 @@ def analyse_picture(
         "sha256": hashlib.sha256(picture_bytes).hexdigest(),
         "fetched_at": None,
         "provisional": None,
-        "method": coverage.METHOD,
-        "method_version": coverage.METHOD_VERSION,
+        "method": method.METHOD,
+        "method_version": method.METHOD_VERSION,
         "parameters": parameters,
         "snow_screen": snow is not None,
         "snow_risk": risk,
@@ -180,7 +180,7 @@ def _snow_risk(box: Box | None, day: date | None, unscreened: float | None) -> b
     """Tell whether snow may be counted as cloud; None when it is not known where or when."""
     if unscreened is not None and unscreened <= coverage.UNSCREENED_MAX:
         return False
-    return coverage.snow_screen_wanted(box, day) if box is not None and day is not None else None
+    return method.snow_screen_wanted(box, day) if box is not None and day is not None else None
 
 
 def _warnings(measured: coverage.Measure, snow_risk: bool | None, unscreened: float | None) -> list[str]:

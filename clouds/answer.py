@@ -16,10 +16,8 @@ from email.utils import parsedate_to_datetime
 
 from PIL import Image
 
-from clouds.errors import CloudsError
-
-SIDE_MAX = 8200
-"""The most pixels a picture may have on a side; NASA's own client asks for no more."""
+from clouds.errors import CloudsError, Refused, ServiceDown, Throttled
+from clouds.service import SIDE_MAX
 
 SIZE_SLACK = 2
 """By how many pixels a picture may miss the size asked for: the server rounds in its own way."""
@@ -36,33 +34,6 @@ RETRY_AFTER_MAX_S = 3600.0
 _MAGIC = {"image/jpeg": b"\xff\xd8\xff", "image/png": b"\x89PNG\r\n\x1a\n"}
 _NAMED = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG", "GIF": b"GIF8", "TIFF": b"II*\x00", "ZIP": b"PK\x03\x04"}
 _PASSING = re.compile(r"gateway|temporar|unavailable|maintenance|try again|too many|overload|timed? ?out", re.I)
-
-
-class Refused(CloudsError):
-    """The service will not give this picture, and would not the next time either. Do not retry; tell the person.
-
-    `status` is the HTTP status, `code` the service's own word for it ("" if none), `body` the first 500 characters.
-    """
-
-    def __init__(self, message: str, *, status: int = 0, code: str = "", body: str = "") -> None:
-        super().__init__(message)
-        self.status, self.code, self.body = status, code, body
-
-
-class ServiceDown(CloudsError, OSError):
-    """The service could not answer properly just now: retry with growing, jittered pauses.
-
-    An OSError too, so that a retry policy on weather of every kind covers it. `retry_after_s` is the pause the
-    server asked for, in seconds, or None.
-    """
-
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class Throttled(ServiceDown):
-    """We ask too often (429): wait `retry_after_s` if given, and ask for less at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

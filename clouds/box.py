@@ -4,13 +4,17 @@ Responsible for reading, checking and printing a box. Knows nothing of pictures 
 impossible box brings a valid, wholly black picture from the service and no error, so it must be refused here.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from clouds.errors import BadBox
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _ORDER = "lat_min,lon_min,lat_max,lon_max in degrees, latitude first"
 
@@ -47,7 +51,7 @@ class Box:
             )
 
     @classmethod
-    def parse(cls, text: str) -> "Box":
+    def parse(cls, text: str) -> Box:
         """Read "lat_min,lon_min,lat_max,lon_max" (commas or white space between); raises BadBox."""
         parts = text.replace(",", " ").split()
         if len(parts) != 4:
@@ -60,7 +64,7 @@ class Box:
 
     def __str__(self) -> str:
         """The form that `parse` reads and that the service's BBOX takes for EPSG:4326."""
-        return ",".join(_number(value) for value in self.as_tuple())
+        return ",".join(number(value) for value in self.as_tuple())
 
     def as_tuple(self) -> tuple[float, float, float, float]:
         """Return (lat_min, lon_min, lat_max, lon_max)."""
@@ -84,6 +88,8 @@ class Box:
         """
         if height < 1:
             raise ValueError("a picture has at least one row")
+        import numpy as np  # whoever names a box, as every worker of a farm does, need not wait for it
+
         edges = np.sin(np.radians(np.linspace(self.lat_max, self.lat_min, height + 1)))
         return edges[:-1] - edges[1:]
 
@@ -92,8 +98,8 @@ SWEDEN = Box(lat_min=54.6985, lon_min=10.3525, lat_max=69.8203, lon_max=24.7862)
 """The application's default box."""
 
 
-def _number(value: float) -> str:
-    """The shortest text that reads back to the same number, without exponent or a needless `.0`."""
+def number(value: float) -> str:
+    """Return the shortest text that reads back to the same number, without exponent or a needless `.0`."""
     text = repr(float(value))
     if "e" in text:
         text = f"{value:.12f}".rstrip("0")

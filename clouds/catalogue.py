@@ -3,7 +3,8 @@
 A series is one service, layers, box, size and format; its key is a digest of them, so that runs over overlapping ranges share their days. Per day:
 
     clouds/<series>/<day>/source.jpg, source.json            the bytes as received, and where they came from
-    clouds/<series>/<day>/bands721.jpg, bands721.json        the Bands 7-2-1 picture of the same pass, where the snow screen wants it
+    clouds/<series>/<day>/bands721.jpg, bands721.json        the Bands 7-2-1 picture of the same pass, where the snow screen wants it;
+                                                             the JSON alone where the service refused it, with the reason
     clouds/<series>/<day>/<method>/overlay.jpg, mask.png, thumbnail.jpg, fold.npz, result.json
 
 The JSON is written last and makes the day's step done. Blobs never change; a day that was young when it was fetched lies in a folder that says so,
@@ -12,14 +13,11 @@ The JSON is written last and makes the day's step done. Blobs never change; a da
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from clouds import coverage
-
-_KEY = re.compile(r"clouds/[^/]+/(\d{4}-\d\d-\d\d)(?:\.provisional-(\d{4}-\d\d-\d\d))?/(.+)")
+from clouds.method import METHOD, METHOD_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class Series:
 
 def method_folder(*, snow_screen: bool) -> str:
     """Folder of an analysis within its day: another method or version stands beside it and replaces nothing."""
-    return f"{coverage.METHOD}{coverage.METHOD_VERSION}{'-snow' if snow_screen else ''}/"
+    return f"{METHOD}{METHOD_VERSION}{'-snow' if snow_screen else ''}/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +58,17 @@ def known_days(
     keys: Iterable[str], days: Iterable[date], series: Series, *, today: date, wants_snow: frozenset[date]
 ) -> Known:
     """Read a listing of the series: a day counts only with all the pictures and the method that are wanted now."""
-    have = {key for key in keys if _KEY.fullmatch(key)}
+    have = frozenset(keys)
     analysed: dict[date, str] = {}
     downloaded = set()
     for day in days:
         folder = series.folder(day, today)
-        result = next(
-            (
-                key
-                for snow in ((True, False) if day in wants_snow else (False,))
-                if (key := f"{folder}{method_folder(snow_screen=snow)}result.json") in have
-            ),
-            None,
-        )
-        if result is not None:
+        screened = day in wants_snow and f"{folder}bands721.{series.extension}" in have
+        answered = day not in wants_snow or f"{folder}bands721.json" in have
+        result = f"{folder}{method_folder(snow_screen=screened)}result.json"
+        if answered and result in have:
             analysed[day] = result
-        elif f"{folder}source.json" in have:
+        elif answered and f"{folder}source.json" in have:
             downloaded.add(day)
     return Known(analysed=analysed, downloaded=frozenset(downloaded))
 

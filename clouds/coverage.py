@@ -20,7 +20,6 @@ the same costs twenty times the time. The saturation test written as `V // 4 > V
 """
 
 from dataclasses import dataclass
-from datetime import date
 from typing import Final, TypeVar
 
 import numpy as np
@@ -31,9 +30,6 @@ from clouds.box import Box
 Bytes2D = npt.NDArray[np.uint8]
 Bools2D = npt.NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-METHOD: Final = "F"
-METHOD_VERSION: Final = 1
 
 CLEAR: Final = 0
 CLOUD: Final = 1
@@ -57,7 +53,6 @@ FLAT_RANGE: Final = 24
 VALID_MIN: Final = 0.5  # a picture observed less than this says little of its box and stays out of means
 
 SNOW_THRESHOLD: Final = 0.5
-SNOW_LATITUDE: Final = 45.0
 UNSCREENED_MAX: Final = 0.05  # share of a picture that the snow screen may miss before it does not count as screened
 
 _STRIP_ROWS: Final = 64  # strips of rows that fit the processor's cache
@@ -79,7 +74,7 @@ PARAMETERS: Final[dict[str, object]] = {
     "flat_blue": list(FLAT_BLUE),
     "flat_range": FLAT_RANGE,
 }
-"""What a result records beside METHOD and METHOD_VERSION so that it can be told from another."""
+"""What a result records beside the method and its version so that it can be told from another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,12 +167,6 @@ def unscreened_fraction(cover: Cover, bands721: Bytes2D) -> float:
     valid = cover.mask != NO_DATA
     unseen = no_data(_largest(bands721[..., 0], bands721[..., 1], bands721[..., 2]))
     return _ratio(int(np.count_nonzero(valid & unseen)), int(np.count_nonzero(valid))) or 0.0
-
-
-def snow_screen_wanted(box: Box, day: date) -> bool:
-    """Tell whether snow is likely enough that colour alone misleads: beyond 45 degrees in the cold half of the year."""
-    northern_winter = not 4 <= day.month <= 9
-    return box.lat_max > SNOW_LATITUDE if northern_winter else box.lat_min < -SNOW_LATITUDE
 
 
 def measure(cover: Cover, box: Box | None = None) -> Measure:

@@ -6,65 +6,138 @@ queues as any worker does, so that the same run works on farms of many machines 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from antfarm.errors import Unavailable
-from antfarm.local import LocalFarm
+import antfarm
+from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.local import LocalFarm, Program
+from antfarm.program import STOP_WITH_STDIN
 from clouds.errors import CloudsError
 
 STAGES = {"download": "clouds.download", "analysis": "clouds.analyse"}
 WATCH_S = 0.25
-STANDIN_START_S = 30.0
+RESTART_PAUSE_MAX_S = 10.0
+CLAIM_S = 60.0
+"""How long the programs of a run that was killed may take to end."""
 _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_": str(512 << 20)}
 """Large arrays come and go: keeping their memory saves a quarter of the time of an analysis (page faults)."""
 
+Say = Callable[[str], None]
 
-def start(farm: LocalFarm, *, workers: int) -> str:
-    """Start all programs; returns the address of the top orchestrator.
 
-    Args:
-        workers: analysis workers, each with one task at a time; one more worker does the downloads, which mostly wait.
-    """
-    for name, value in _ALLOCATOR.items():
-        os.environ.setdefault(name, value)  # children take it over
-    farm.start_storage()
-    top = farm.start_orchestrator("top")
-    for stage, task_type in STAGES.items():
-        farm.start_orchestrator(stage, upstream=top, as_=task_type)
-    farm.start_worker("download-1", connect=farm.program("download").address, slots=8)
-    for number in range(1, workers + 1):
-        farm.start_worker(f"analysis-{number}", connect=farm.program("analysis").address, slots=1)
-    return top
+# ---- the state directory ----------------------------------------------------------------------------------------------
+
+
+def default_state() -> Path:
+    """Where the farm of a run keeps its state, and so the pictures of earlier runs."""
+    state_home = os.environ.get("XDG_STATE_HOME", "")
+    base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+    return base / "antfarm" / "clouds"
 
 
 @contextmanager
-def supervised(farm: LocalFarm, say: Callable[[str], None]) -> Iterator[None]:
+def claimed(state: Path, say: Say) -> Iterator[LocalFarm]:
+    """A farm on the state directory, which no other run uses meanwhile; its programs end with the block.
+
+    Raises CloudsError when another run has it. The programs hold the claim too: after a run that was killed, wait until they have ended.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CloudsError(f"{error.filename}: {error.strerror}; give another --state") from None
+    try:
+        _claim(lock, state, say)
+        with LocalFarm(state) as farm:
+            farm.inherit = (lock,)
+            yield farm
+    finally:
+        os.close(lock)
+
+
+def _claim(lock: int, state: Path, say: Say) -> None:
+    """Lock the directory and write this process's number into the lock."""
+    deadline, told = time.monotonic() + CLAIM_S, False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+        if owner.isdigit() and _alive(int(owner)):
+            raise CloudsError(f"process {owner} runs a farm on {state}; wait for it, or give another --state")
+        if time.monotonic() > deadline:
+            raise CloudsError(f"programs of an earlier run still use {state}; end them, or give another --state")
+        if not told:
+            told = True
+            say("waiting for the programs of an earlier run to end ...")
+        time.sleep(0.1)
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---- the programs -----------------------------------------------------------------------------------------------------
+
+
+def start(farm: LocalFarm, *, workers: int, download_workers: int = 1) -> str:
+    """Start all programs, Storage only where it does not run yet; returns the address of the top orchestrator.
+
+    Args:
+        workers: analysis workers, each with one task at a time.
+        download_workers: each with several tasks at a time, for downloads mostly wait.
+    """
+    for name, value in _ALLOCATOR.items():
+        os.environ.setdefault(name, value)  # children take it over
+    if not farm.storage_address:
+        farm.start_storage()
+    top = farm.start_orchestrator("top")
+    _together(*(partial(farm.start_orchestrator, stage, upstream=top, as_=types) for stage, types in STAGES.items()))
+    download, analysis = (farm.program(stage).address for stage in STAGES)
+    _together(
+        *(
+            partial(farm.start_worker, f"download-{number + 1}", connect=download, slots=8)
+            for number in range(download_workers)
+        ),
+        *(partial(farm.start_worker, f"analysis-{number + 1}", connect=analysis, slots=1) for number in range(workers)),
+    )
+    return top
+
+
+def _together(*starts: Callable[[], object]) -> None:
+    """Run the starts side by side; raises what the first of them raised, once all have ended."""
+    with ThreadPoolExecutor(len(starts)) as threads:
+        for started in [threads.submit(one) for one in starts]:
+            started.result()
+
+
+@contextmanager
+def supervised(farm: LocalFarm, say: Say) -> Iterator[None]:
     """Start programs of the farm again when they die, as systemd would; `say` is told in one line."""
     ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(WATCH_S):
-            for program in list(farm.programs.values()):
-                process = program.process
-                if process is None or process.poll() is None:
-                    continue
-                how = (
-                    signal.Signals(-process.returncode).name if process.returncode < 0 else f"exit {process.returncode}"
-                )
-                try:
-                    farm.restart(program.name)
-                    say(f"{program.name} ended ({how}) and was started again")
-                except Unavailable as error:
-                    say(f"{program.name} ended ({how}) and cannot be started again yet: {error}")
-
-    thread = threading.Thread(target=watch, name="supervisor", daemon=True)
+    supervisor = _Supervisor(farm, say)
+    thread = threading.Thread(target=supervisor.watch, args=(ended,), name="supervisor", daemon=True)
     thread.start()
     try:
         yield
@@ -73,35 +146,84 @@ def supervised(farm: LocalFarm, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def standin(arguments: list[str]) -> Iterator[str]:
-    """Run the stand-in server as a process of its own; yields the address of its snapshot service."""
-    command = [sys.executable, "-P", "-m", "clouds.standin", "--port", "0", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if "ready on" not in line:
-            assert process.stderr is not None
-            reason = process.stderr.read().strip().splitlines() or ["it ended without a word"]
-            raise CloudsError(f"the stand-in server did not start: {reason[-1]}")
-        yield f"http://{line.split()[-1]}/api/v1/snapshot"
-    finally:
-        process.terminate()
+class _Supervisor:
+    """Looks after the programs of a farm, in a thread of its own."""
+
+    def __init__(self, farm: LocalFarm, say: Say) -> None:
+        self._farm, self._say = farm, say
+        self._down: dict[str, tuple[float, float]] = {}
+        """Program that could not be started again -> (when to try next, the pause after that)."""
+
+    def watch(self, ended: threading.Event) -> None:
+        """Look again and again until `ended`."""
+        while not ended.wait(WATCH_S):
+            for program in list(self._farm.programs.values()):
+                if not ended.is_set():
+                    self._look_after(program)
+
+    def _look_after(self, program: Program) -> None:
+        name = program.name
+        if name in self._down:
+            if time.monotonic() >= self._down[name][0]:
+                self._restart(name, "")
+            return
+        process = program.process
+        if process is not None and process.poll() is not None:
+            code = process.returncode
+            self._restart(name, signal.Signals(-code).name if code < 0 else f"exit code {code}")
+
+    def _restart(self, name: str, how: str) -> None:
+        """Start it again; when that fails, later, after pauses that double. `how` is how it ended, "" when that is told already."""
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+            self._farm.restart(name)
+        except AntFarmError as error:
+            if how:
+                self._say(f"{name} ended ({how}) and cannot be started again yet: {' '.join(str(error).split())}")
+            pause_s = self._down[name][1] if name in self._down else WATCH_S
+            self._down[name] = (time.monotonic() + pause_s, min(2 * pause_s, RESTART_PAUSE_MAX_S))
+        else:
+            self._down.pop(name, None)
+            self._say(f"{name} ended ({how}) and was started again" if how else f"{name} was started again")
 
 
-def default_state() -> Path:
-    """Where the farm of a run keeps its state, and so the pictures of earlier runs."""
-    state_home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
-    return base / "antfarm" / "clouds"
+# ---- the stand-in -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def standin(*arguments: str) -> Iterator[Callable[[], str]]:
+    """Run the stand-in server as a process of its own; yields what waits until it serves and returns its address, http://HOST:PORT.
+
+    It ends with the block, or with this process however that ends.
+    """
+    root = str(Path(antfarm.__file__).resolve().parents[1])
+    paths = os.pathsep.join(path for path in (root, os.environ.get("PYTHONPATH", "")) if path)
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "clouds.standin", "--port", "0", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, "PYTHONPATH": paths, STOP_WITH_STDIN: "1"},
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        output = process.stdout
+
+        def address() -> str:
+            line = output.readline().decode()
+            if "ready on" in line:
+                return f"http://{line.split()[-1]}"
+            said.seek(0)
+            reason = said.read().decode("utf-8", "replace").strip().splitlines() or ["it ended without a word"]
+            raise InvalidArgument(f"the stand-in server did not start: {reason[-1]}")
+
+        try:
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()

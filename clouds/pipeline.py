@@ -1,29 +1,29 @@
 """A run: which days are missing, the two jobs that bring them, and the report over all of them.
 
 The days go in small groups. Group i of the analysis waits for group i of the download alone, on the orchestrator's side, so that days flow
-through both stages with no barrier over the range. The report is made from what lies in Storage, whichever run brought it there.
+through both stages with no barrier over the range. What is there is what lies in Storage, whichever run brought it: the days that are missing are
+those that Storage lacks, and the report is made from what Storage has in the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
-from antfarm import aio
+from antfarm import Outcome, aio
 from antfarm.storage import AsyncStorage
-from clouds import coverage, fold, report, series
-from clouds.box import Box
-from clouds.catalogue import known_days
-from clouds.errors import CloudsError
+from clouds.catalogue import Known, known_days
 from clouds.tasks import Request
 
-READS_MAX = 16
-"""Blobs that are read at the same time for the report."""
+HOPELESS_DAYS = 20
+"""So many days without a single picture, and none from before: the service is not asked for the rest."""
+CANCEL_S = 10.0
+"""How long an interrupted run waits for the farm to hear of it; the next run cancels what is left."""
+_OWNER = "clouds.owner"
+
 Say = Callable[["Progress"], None]
 
 
@@ -36,11 +36,15 @@ class Progress:
     """Analysed by an earlier run."""
     had: int = 0
     """Downloaded by an earlier run, to be analysed."""
-    missing: int = 0
-    """To be downloaded."""
     downloaded: int = 0
+    """By this run or before, of those to be analysed."""
     analysed: int = 0
     failed: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """Days that this run has to bring."""
+        return self.asked - self.known
 
     @property
     def ended(self) -> int:
@@ -48,154 +52,120 @@ class Progress:
         return self.analysed + self.failed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What came of a run."""
-
-    progress: Progress
-    report: Path
-    series: series.Series
-
-
-@dataclass(slots=True)
-class _Found:
-    """What is known of the days as the run goes on."""
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """What is known of the days of a request as a run goes on."""
 
     keys: dict[date, str]
     """Day -> key of its result.json."""
-    failed: dict[date, str] = field(default_factory=dict)
+    failed: dict[date, str]
+    """Day -> why it has none."""
+    wanted: tuple[date, ...]
+    """Days that had no result when the run began."""
+    progress: Progress
 
 
-async def run(
-    farm: aio.Farm,
-    request: Request,
-    out: Path,
-    *,
-    group: int,
-    say: Say,
-    title: str,
-    provenance: dict[str, object],
-) -> Run:
-    """Bring the days of the request that are missing, then write the report over all of them to `out`.
+async def survey(storage: AsyncStorage, request: Request) -> Found:
+    """Look what Storage has of the days asked for."""
+    known = await _known(storage, request)
+    wanted = tuple(day for day in request.days if day not in known.analysed)
+    progress = Progress(asked=len(request.days), known=len(known.analysed), had=len(known.downloaded))
+    return Found(keys=dict(known.analysed), failed={}, wanted=wanted, progress=progress)
+
+
+async def _known(storage: AsyncStorage, request: Request) -> Known:
+    catalogue = request.catalogue
+    keys = [blob.key async for blob in storage.list(catalogue.prefix)]
+    today = datetime.now(UTC).date()
+    return known_days(keys, request.days, catalogue, today=today, wants_snow=frozenset(request.snow_days))
+
+
+async def bring(farm: aio.Farm, request: Request, found: Found, *, group: int, owner: str, say: Say) -> None:
+    """Run both stages over the wanted days; `found` then holds a result or a reason for each.
 
     Args:
         group: days that go through the stages together; small ones flow better, large ones cost less.
+        owner: who can run only once at a time. Jobs that an earlier run of the same owner left unfinished are cancelled.
         say: told whenever something has changed.
     """
-    storage = farm.connection.storage()
-    catalogue = request.catalogue
-    keys = [blob.key async for blob in storage.list(catalogue.prefix)]
-    known = known_days(
-        keys,
-        request.days,
-        catalogue,
-        today=datetime.now(UTC).date(),
-        wants_snow=frozenset(request.snow_days),
-    )
-    wanted = [day for day in request.days if day not in known.analysed]
-    progress = Progress(
-        asked=len(request.days),
-        known=len(known.analysed),
-        had=len(known.downloaded),
-        missing=len(wanted) - len(known.downloaded),
-    )
-    say(progress)
-    found = _Found(dict(known.analysed))
-    if wanted:
-        await _bring(farm, request, wanted, group, found, progress, say)
-    made = await _report(storage, request, found, out, title, provenance)
-    return Run(progress=progress, report=out / "report.html", series=made)
-
-
-async def _bring(
-    farm: aio.Farm, request: Request, wanted: Sequence[date], group: int, found: _Found, progress: Progress, say: Say
-) -> None:
-    """Run both stages over the wanted days."""
-    groups = [tuple(wanted[start : start + group]) for start in range(0, len(wanted), group)]
+    await _cancel_leftovers(farm, owner)
+    groups = [found.wanted[start : start + group] for start in range(0, len(found.wanted), group)]
     snow = frozenset(request.snow_days)
     requests = [replace(request, days=days, snow_days=tuple(day for day in days if day in snow)) for days in groups]
-    name = f"clouds {wanted[0]} to {wanted[-1]}"
-    downloads = await farm.map("clouds.download", requests, name=f"{name}: download")
-    analyses = await farm.map("clouds.analyse", downloads, requests, name=f"{name}: analyse")
+    name, labels = f"clouds {found.wanted[0]} to {found.wanted[-1]}", {_OWNER: owner}
+    jobs: list[aio.Job[Any]] = []
     try:
+        jobs.append(await farm.map("clouds.download", requests, name=f"{name}: download", labels=labels))
+        jobs.append(await farm.map("clouds.analyse", jobs[0], requests, name=f"{name}: analyse", labels=labels))
         await asyncio.gather(
-            _follow(downloads, groups, found, progress, say, analysed=False),
-            _follow(analyses, groups, found, progress, say, analysed=True),
+            _follow_downloads(farm, jobs, groups, found, say), _follow_analyses(jobs[1], groups, found, say)
         )
     except asyncio.CancelledError:
-        await asyncio.shield(farm.cancel(analyses, downloads, cause="the run was interrupted"))
+        # Nobody is left to wait for the days that are still to come.
+        async with asyncio.timeout(CANCEL_S):
+            await farm.cancel(jobs, cause="the run was interrupted")
         raise
+    await _look_again(farm.connection.storage(), request, found, say)
 
 
-async def _follow(
-    job: aio.Job[Any],
-    groups: Sequence[Sequence[date]],
-    found: _Found,
-    progress: Progress,
-    say: Say,
-    *,
-    analysed: bool,
+async def _cancel_leftovers(farm: aio.Farm, owner: str) -> None:
+    async for status in farm.jobs():
+        if not status.state.terminal and status.spec.labels.get(_OWNER) == owner:
+            await (await farm.job(status.job_id)).cancel("its run has ended and another has begun")
+
+
+async def _follow_downloads(
+    farm: aio.Farm, jobs: Sequence[aio.Job[Any]], groups: Sequence[Sequence[date]], found: Found, say: Say
 ) -> None:
+    progress, failed = found.progress, 0
+    async for ended in jobs[0].as_completed():
+        outcome = await ended.outcome()
+        if outcome.ok:
+            progress.downloaded += len(outcome.value["days"])
+            failed += len(outcome.value["failed"])
+            found.failed.update(_by_date(outcome.value["failed"]))
+            say(progress)
+        else:
+            failed += len(groups[outcome.index])
+            found.failed.update(dict.fromkeys(groups[outcome.index], _reason(outcome)))
+        if failed >= HOPELESS_DAYS and not (progress.downloaded or progress.known or progress.had):
+            await farm.cancel(jobs, cause=f"not asked for: each of the first {failed} days failed")
+            return
+
+
+async def _follow_analyses(job: aio.Job[Any], groups: Sequence[Sequence[date]], found: Found, say: Say) -> None:
+    progress = found.progress
     async for ended in job.as_completed():
         outcome = await ended.outcome()
-        if not analysed:
-            progress.downloaded += len(outcome.value["days"]) if outcome.ok else 0
-        elif outcome.ok:
+        if outcome.ok:
             for entry in outcome.value["days"]:
                 found.keys[date.fromisoformat(entry["day"])] = entry["key"]
-            found.failed.update({date.fromisoformat(day): why for day, why in outcome.value["failed"].items()})
             progress.analysed += len(outcome.value["days"])
-            progress.failed += len(outcome.value["failed"])
+            failed = _by_date(outcome.value["failed"])
         else:
-            assert outcome.failure is not None
-            found.failed.update(dict.fromkeys(groups[outcome.index], outcome.failure.message))
-            progress.failed += len(groups[outcome.index])
+            failed = dict.fromkeys(groups[outcome.index], _reason(outcome))
+        for day, reason in failed.items():
+            found.failed.setdefault(day, reason)  # what the download said is the cause of what comes after
+        progress.failed += len(failed)
         say(progress)
 
 
-async def _report(
-    storage: AsyncStorage, request: Request, found: _Found, out: Path, title: str, provenance: dict[str, object]
-) -> series.Series:
-    """Read what Storage has of the days, and write series and page."""
-    places = asyncio.Semaphore(READS_MAX)
-
-    async def read(key: str) -> bytes:
-        async with places:
-            return await storage.get(key)
-
-    days = sorted(found.keys)
-    folders = {day: found.keys[day].removesuffix("result.json") for day in days}
-    texts = await asyncio.gather(*(read(found.keys[day]) for day in days))
-    results = {day: json.loads(text) for day, text in zip(days, texts, strict=True)}
-    pictures = await asyncio.gather(*(read(f"{folders[day]}thumbnail.jpg") for day in days))
-    thumbnails = dict(zip(days, pictures, strict=True))
-    whole = fold.empty(request.grid)
-    for start in range(0, len(days), READS_MAX):
-        parts = await asyncio.gather(*(read(f"{folders[day]}fold.npz") for day in days[start : start + READS_MAX]))
-        for part in parts:
-            whole = fold.merge(whole, fold.from_bytes(part))
-    made = series.build_series(request.days, results, found.failed)
-    await asyncio.to_thread(
-        report.write_report,
-        out,
-        made,
-        whole if days else None,
-        thumbnails,
-        provenance,
-        box=request.box,
-        title=title,
-    )
-    return made
+async def _look_again(storage: AsyncStorage, request: Request, found: Found, say: Say) -> None:
+    """A group may fail whose days were done (its summary was lost, say): what Storage has counts."""
+    if not found.failed:
+        return
+    known = await _known(storage, request)
+    for day in [day for day in found.failed if day in known.analysed]:
+        found.keys[day] = known.analysed[day]
+        del found.failed[day]
+        found.progress.analysed += 1
+        found.progress.failed -= 1
+    say(found.progress)
 
 
-def snow_days(days: Sequence[date], area: object, mode: str) -> tuple[date, ...]:
-    """The days that want the snow screen: `auto` asks the latitude and the season, `on` and `off` say it themselves."""
-    if mode == "off":
-        return ()
-    if mode == "on":
-        return tuple(days)
-    if mode != "auto":
-        raise CloudsError(f"--snow-screen {mode}: give auto, on or off")
-    if not isinstance(area, Box):
-        return tuple(days)  # projected systems are polar ones
-    return tuple(day for day in days if coverage.snow_screen_wanted(area, day))
+def _reason(outcome: Outcome) -> str:
+    return "no reason given" if outcome.failure is None else outcome.failure.message or outcome.failure.kind
+
+
+def _by_date(failed: dict[str, str]) -> dict[date, str]:
+    return {date.fromisoformat(day): reason for day, reason in failed.items()}

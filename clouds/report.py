@@ -22,9 +22,8 @@ from clouds.errors import BadPicture, CloudsError
 from clouds.fold import Fold
 from clouds.picture import decode_small
 from clouds.series import STATUSES, Row, Series, Status
+from clouds.service import ACKNOWLEDGEMENT
 from clouds.wording import data_url, long_day, percent, plain, script_json, some_days
-
-ACKNOWLEDGEMENT: Final = "We acknowledge the use of imagery provided by NASA Worldview / GIBS, part of NASA ESDIS."
 
 _STATUS_NAMES: Final[dict[Status, str]] = {
     "used": "used",

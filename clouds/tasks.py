@@ -1,48 +1,51 @@
 """What the farm runs for Clouds: two stages, each a plan, a task a day, and a summary.
 
 `clouds.download` turns a group of days into one `clouds.fetch` a day; `clouds.analyse` turns what that group has downloaded into one
-`clouds.measure` a day and folds the group's mean map. Every task first looks whether its work is in Storage already, so that repeating one costs a
-look. Nothing is stored that did not pass every check.
+`clouds.measure` a day. Every task first looks whether its work is in Storage already, so that repeating one costs a look. Nothing is stored that did
+not pass every check.
+
+Every worker of every farm where Clouds is installed imports this module, so whatever loads arrays, pictures or HTTP is imported by the tasks that
+need it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import antfarm as af
-from antfarm.errors import BlobNotFound, Conflict
-from antfarm.storage import AsyncStorage, Storage
-from clouds import analyse, fold, worldview
-from clouds.answer import Refused, ServiceDown, Throttled
+from antfarm.errors import BlobNotFound, Conflict, DataLoss, Weather
 from clouds.box import Box
 from clouds.catalogue import Series, method_folder
-from clouds.errors import CloudsError
+from clouds.errors import CloudsError, DayUnavailable, Refused, ServiceDown
+from clouds.service import Extent, Service
 
-FETCH_RETRIES = af.Retry(max_attempts=6, on=(ServiceDown, OSError), backoff=1.0, backoff_max=60.0)
-"""The service's weather is waited out; what it refuses, and what is wrong with the question, is not asked again."""
-RETRY_AFTER_MAX_S = 120.0
-"""A longer Retry-After is waited for between attempts instead of within one."""
+if TYPE_CHECKING:
+    from antfarm.storage import AsyncStorage, Storage
+    from clouds.worldview import Snapshot
+
+FETCH_RETRIES = af.Retry(max_attempts=6, on=(ServiceDown, OSError, Weather, DataLoss), backoff=1.0, backoff_max=60.0)
+"""The weather of the service, and of Storage, is waited out; what the service refuses, and what is wrong with the question, is not asked again."""
+PAUSE_MAX_S = 300.0
+"""The longest pause the service may ask for and get; a day that would wait longer is left to a later run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a run asks of both stages for a group of days."""
 
-    service: worldview.Service
-    area: Box | worldview.Extent
+    service: Service
+    area: Box | Extent
     series: str
     days: tuple[date, ...]
     snow_days: tuple[date, ...] = ()
     """Days that want the Bands 7-2-1 picture beside the true-colour one."""
     requests_max: int = 3
     """Requests to the service at the same time, for the whole farm."""
-    grid: tuple[int, int] = (0, 0)
-    """Rows and columns of the mean map."""
 
     @property
     def catalogue(self) -> Series:
@@ -55,13 +58,19 @@ class Request:
         """The box in degrees; None in a projected system, which has no rows of one latitude."""
         return self.area if isinstance(self.area, Box) else None
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """The (width, height) in which pictures are expected, which the mean map is laid out for."""
+        return self.service.sizes(self.area)[-1]
+
 
 # ---- stage 1: download ----------------------------------------------------------------------------------------------
 
 
 def plan_download(request: Request) -> af.Expansion:
     """One fetch a day. The limit on requests is farm-wide: all downloads from one service go by its name."""
-    limit = af.Limit(f"clouds:{request.service.name or request.service.url}"[:120], request.requests_max)
+    service = hashlib.sha256((request.service.name or request.service.url).encode()).hexdigest()[:16]
+    limit = af.Limit(f"clouds:{service}", request.requests_max)
     return af.Expansion(
         task=fetch.options(limit=limit),
         calls=[(day, day in request.snow_days) for day in request.days],
@@ -74,7 +83,7 @@ def summarise_download(outcomes: Sequence[af.Outcome], request: Request) -> dict
     return _by_day(outcomes, request.days, "downloaded")
 
 
-@af.task(name="clouds.fetch", version="1", retries=FETCH_RETRIES, timeouts=af.Timeouts(run="10m"), idempotent=True)
+@af.task(name="clouds.fetch", version="1", retries=FETCH_RETRIES, timeouts=af.Timeouts(run="20m"), idempotent=True)
 async def fetch(day: date, snow: bool, ctx: af.Context, *, request: Request) -> dict[str, Any]:
     """Download one day into Storage, with the Bands 7-2-1 picture where wanted. Returns where it lies and what came.
 
@@ -84,17 +93,29 @@ async def fetch(day: date, snow: bool, ctx: af.Context, *, request: Request) -> 
     source = await _obtain(ctx, request, request.service, day, folder, "source")
     answer: dict[str, Any] = {"day": day.isoformat(), "folder": folder, "snow": False, **source}
     if snow:
-        try:
-            await _obtain(ctx, request, request.service.bands721(), day, folder, "bands721")
-            answer["snow"] = True
-        except (Refused, worldview.DayUnavailable) as error:
-            ctx.log.warning("no Bands 7-2-1 picture of %s: %s", day, error)
-            answer["note"] = f"no snow screen: {error}"
+        reason = await _obtain_bands721(ctx, request, day, folder)
+        answer["snow"] = not reason
+        if reason:
+            answer["note"] = f"no snow screen: {reason}"
     return answer
 
 
+async def _obtain_bands721(ctx: af.Context, request: Request, day: date, folder: str) -> str:
+    """The 7-2-1 picture in Storage, or why the service has none, which then stands for the day as the picture would."""
+    try:
+        facts = await _obtain(ctx, request, request.service.bands721(), day, folder, "bands721")
+    except (Refused, DayUnavailable) as error:
+        ctx.log.warning("no Bands 7-2-1 picture of %s: %s", day, error)
+        facts = {"refused": str(error)}
+        try:
+            await ctx.storage.put(f"{folder}bands721.json", json.dumps(facts).encode())
+        except Conflict:
+            facts = json.loads(await ctx.storage.get(f"{folder}bands721.json"))
+    return str(facts.get("refused", ""))
+
+
 async def _obtain(
-    ctx: af.Context, request: Request, service: worldview.Service, day: date, folder: str, name: str
+    ctx: af.Context, request: Request, service: Service, day: date, folder: str, name: str
 ) -> dict[str, Any]:
     """One picture in Storage and the facts about it: those of an earlier attempt when it came so far."""
     storage: AsyncStorage = ctx.storage
@@ -104,7 +125,7 @@ async def _obtain(
     except BlobNotFound:
         pass
     ctx.progress(0.1, f"fetching {name} of {day}")
-    snapshot = await _ask(service, request, day)
+    snapshot = await _ask(ctx, service, request.area, day)
     key = f"{folder}{name}.{request.catalogue.extension}"
     facts = {
         "key": key,
@@ -138,13 +159,22 @@ async def _adopt(ctx: af.Context, folder: str, name: str, key: str, facts: dict[
     return {**facts, "cached": True}
 
 
-async def _ask(service: worldview.Service, request: Request, day: date) -> worldview.Snapshot:
-    """One attempt. A pause that the service asks for is kept here, because it must hold back the whole farm's place as well."""
+async def _ask(ctx: af.Context, service: Service, area: Box | Extent, day: date) -> Snapshot:
+    """One attempt. A pause that the service asks for is kept here, because it must hold back one of the farm's places as well."""
+    import asyncio
+
+    from clouds import worldview
+
     async with worldview.open_session(service) as session:
         try:
-            return await worldview.fetch(session, service, request.area, day)
-        except Throttled as error:
-            await asyncio.sleep(min(error.retry_after_s or 0.0, RETRY_AFTER_MAX_S))
+            return await worldview.fetch(session, service, area, day)
+        except ServiceDown as error:
+            pause_s = error.retry_after_s or 0.0
+            if pause_s > PAUSE_MAX_S:
+                raise af.PermanentError(f"{error}; that is too long to wait for, run the same again later") from error
+            if pause_s:
+                ctx.progress(0.1, f"waiting {pause_s:.0f} s as the service asks")
+                await asyncio.sleep(pause_s)
             raise
 
 
@@ -160,24 +190,19 @@ def plan_analyse(downloaded: dict[str, Any], request: Request) -> af.Expansion:
     )
 
 
-def summarise_analyse(
-    outcomes: Sequence[af.Outcome], downloaded: dict[str, Any], request: Request, ctx: af.Context
-) -> dict[str, Any]:
-    """The days' results in short, what failed in either stage, and the group's part of the mean map."""
+def summarise_analyse(outcomes: Sequence[af.Outcome], downloaded: dict[str, Any], request: Request) -> dict[str, Any]:
+    """The days' results in short, and what failed in either stage."""
     days = tuple(date.fromisoformat(facts["day"]) for facts in downloaded["days"])
     summary = _by_day(outcomes, days, "analysed")
     summary["failed"] = {**downloaded["failed"], **summary["failed"]}
-    storage: Storage = ctx.storage
-    part = fold.empty(request.grid)
-    for entry in summary["days"]:
-        part = fold.merge(part, fold.from_bytes(storage.get(entry["folder"] + "fold.npz")))
-    summary["fold"] = ctx.save("fold.npz", fold.to_bytes(part)) if summary["days"] else None
     return summary
 
 
 @af.task(name="clouds.measure", version="1", timeouts=af.Timeouts(run="5m"), idempotent=True)
 def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dict[str, Any]:
     """Analyse one downloaded day: overlay, mask, thumbnail, its part of the map, and at last result.json, into Storage."""
+    from clouds import analyse, fold
+
     storage: Storage = ctx.storage
     day = date.fromisoformat(source["day"])
     folder = source["folder"] + method_folder(snow_screen=source["snow"])
@@ -195,7 +220,7 @@ def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dic
     except CloudsError as error:
         raise af.PermanentError(str(error)) from error
     result = done.result | {
-        "box": [float(part) for part in str(request.area).split(",")],
+        "box": list(request.area.as_tuple()),
         "crs": request.service.crs,
         "layers": list(request.service.layers),
         "service": request.service.url,
@@ -204,19 +229,25 @@ def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dic
         "warnings": [*source["warnings"], *([source["note"]] if "note" in source else []), *done.result["warnings"]],
         "seconds": done.result["seconds"] | {"fetch": source["fetch_s"]},
     }
-    day_fold = fold.fold_day(done.rgb, done.cover.mask, day, request.grid)
+    day_fold = fold.fold_day(done.rgb, done.cover.mask, day, fold.grid_shape(*request.picture_size))
     for name, content in (
         ("overlay.jpg", done.overlay_jpg),
         ("mask.png", done.mask_png),
         ("thumbnail.jpg", done.thumbnail_jpg),
         ("fold.npz", fold.to_bytes(day_fold)),
     ):
-        storage.put(folder + name, content)
+        _put_first(storage, folder + name, content)
+    entry["cached"] = not _put_first(storage, entry["key"], analyse.result_json(result))
+    return entry
+
+
+def _put_first(storage: Storage, key: str, content: bytes) -> bool:
+    """Store what the first attempt to come so far may say for all; False when another has said the same in other bytes."""
     try:
-        storage.put(entry["key"], json.dumps(result).encode())
+        storage.put(key, content)
     except Conflict:
-        return entry  # another attempt has told the same with other times
-    return {**entry, "cached": False}
+        return False
+    return True
 
 
 # ---- both -----------------------------------------------------------------------------------------------------------

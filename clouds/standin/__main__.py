@@ -1,16 +1,16 @@
 """`python -m clouds.standin`: the stand-in server as a program of its own.
 
-Prints `stand-in ready on HOST:PORT` when it listens. SIGTERM and SIGINT end it at once, with exit code 0. What it
-cannot use is said in one line on standard error, with exit code 2.
+Prints `stand-in ready on HOST:PORT` when it listens. SIGTERM and SIGINT end it at once, with exit code 0; so does the
+end of its standard input where the parent asks for that (`antfarm.program`). What it cannot use is said in one line on standard error, with exit code 2.
 """
 
 import argparse
 import asyncio
-import signal
 import sys
 from datetime import date
 from pathlib import Path
 
+from antfarm.program import stop_on_signals
 from clouds.errors import CloudsError
 from clouds.standin import (
     Fault,
@@ -41,10 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _serve(source: Source, settings: Settings) -> None:
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    ended = stop_on_signals()
     async with start_standin(source, settings) as standin:
         print(f"stand-in ready on {settings.host}:{standin.port}", flush=True)
         await ended.wait()

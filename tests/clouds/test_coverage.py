@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clouds import coverage
 from clouds.box import SWEDEN, Box
-from clouds.coverage import CLEAR, CLOUD, NO_DATA, Cover, find_cloud, measure, no_data, snow_or_ice, snow_screen_wanted
+from clouds.coverage import CLEAR, CLOUD, NO_DATA, Cover, find_cloud, measure, no_data, snow_or_ice
+from clouds.method import snow_screen_wanted
 
 SEA = (14, 24, 48)
 LAND = (60, 70, 40)

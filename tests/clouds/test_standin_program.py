@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from clouds.box import Box
+from clouds.errors import ServiceDown
+from clouds.service import Service
 from clouds.standin.__main__ import main
-from clouds.worldview import Service, ServiceDown, fetch, open_session
+from clouds.worldview import fetch, open_session
 
 ROOT = Path(__file__).parents[2]
 BOX = Box(lat_min=40, lon_min=5, lat_max=44, lon_max=10)

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from clouds.box import Box
-from clouds.errors import CloudsError
+from clouds.errors import CloudsError, Refused, ServiceDown, Throttled
+from clouds.service import Service
 from clouds.standin import (
     FaultPlan,
     FolderSource,
@@ -27,7 +28,7 @@ from clouds.standin import (
     parse_fault,
     start_standin,
 )
-from clouds.worldview import Refused, Service, ServiceDown, Throttled, fetch, open_session
+from clouds.worldview import fetch, open_session
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "worldview"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared pictures are not beside the repository")

@@ -7,16 +7,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from clouds.box import SWEDEN, Box
-from clouds.errors import CloudsError
-from clouds.worldview import (
-    DayUnavailable,
-    Extent,
-    Service,
-    build_url,
-    cache_key,
-    check_day,
-    repeated_pictures,
-)
+from clouds.errors import CloudsError, DayUnavailable
+from clouds.service import Extent, Service, build_url, cache_key, check_day
 
 DAY = date(2021, 2, 16)
 TROPICS = Box(lat_min=10, lon_min=-58, lat_max=20, lon_max=-48)
@@ -180,16 +172,3 @@ def test_days_before_a_layer_are_not_asked_for_because_another_day_would_come() 
         check_day(Service(), date(2000, 2, 23), now)
     with pytest.raises(DayUnavailable, match="2002-07-03"):
         check_day(Service(layers=("MODIS_Aqua_CorrectedReflectance_TrueColor",)), date(2001, 1, 1), now)
-
-
-def test_days_with_the_same_bytes_are_all_flagged() -> None:
-    first, second, third, fourth, fifth = (date(2021, 1, day) for day in range(1, 6))
-    digests = {fifth: "b", first: "a", second: "b", third: "c", fourth: "a"}
-    assert repeated_pictures(digests) == [(first, fourth), (second, fifth)]
-
-
-def test_black_days_are_not_suspected_of_being_another_day() -> None:
-    days = [date(2021, 1, day) for day in range(1, 4)]
-    digests = dict.fromkeys(days, "black")
-    assert repeated_pictures(digests, no_data=set(days)) == []
-    assert repeated_pictures(digests, no_data={days[0]}) == [(days[1], days[2])]

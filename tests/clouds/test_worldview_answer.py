@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clouds.answer import Answer, Picture, check, retry_after_s, service_words
-from clouds.worldview import Refused, ServiceDown, Throttled
+from clouds.errors import Refused, ServiceDown, Throttled
 
 NOW = datetime(2021, 6, 1, 12, 0, tzinfo=UTC)
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "worldview"

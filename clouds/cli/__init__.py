@@ -1,0 +1,1 @@
+"""What `python -m clouds` reads from its command line and shows on the terminal."""
