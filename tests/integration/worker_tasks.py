@@ -195,3 +195,34 @@ async def aio_talk(word: str, ctx: Context) -> int:
     ctx.progress(0.9)
     await asyncio.sleep(0.4)
     return ctx.index
+
+
+@task(name="note")
+def note(path: str, line: str, seconds: float = 0.0) -> str:
+    """Leaves one line per execution."""
+    with open(path, "a") as file:
+        file.write(f"{line}\n")
+    time.sleep(seconds)
+    return line
+
+
+@task(name="save")
+def save(name: str, text: str, ctx: Context) -> object:
+    return ctx.save(name, text.encode())
+
+
+@task(name="aio.save")
+async def aio_save(name: str, text: str, ctx: Context) -> object:
+    path = ctx.scratch / "file"
+    path.write_text(text)
+    return await ctx.save(name, path)
+
+
+@task(name="aio.big")
+async def aio_big(size: int) -> str:
+    return "y" * size
+
+
+@task(name="length")
+def length(text: str) -> int:
+    return len(text)
