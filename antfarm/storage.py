@@ -235,7 +235,9 @@ class _Read:
     def __init__(self, storage: AsyncStorage, source: str | BlobRef, offset: int, length: int) -> None:
         self._storage = storage
         self._key = source.key if isinstance(source, BlobRef) else source
-        self.blob = source if isinstance(source, BlobRef) else None  # what it must be, then what it is: the same
+        self.blob: BlobRef | None = None  # what it must be, then what it is: the same
+        if isinstance(source, BlobRef):  # made plain, because a File never equals a BlobRef
+            self.blob = BlobRef(key=source.key, size_bytes=source.size_bytes, sha256=source.sha256)
         self._position = offset
         self._end = offset + length if length else None
         self._digest = Digest() if offset == 0 and length == 0 else None
