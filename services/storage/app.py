@@ -42,7 +42,7 @@ async def serve(settings: StorageSettings) -> int:
         await server.start()
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving %s", directory)
-        program.ready(f"storage ready on {settings.host}:{port}")
+        program.ready(f"storage ready on {net.join_address(settings.host, port)}")
         watchdog = asyncio.create_task(program.watchdog())
         try:
             await stop.wait()

@@ -219,11 +219,16 @@ class Tree:
 
         Another writer may have made a directory and not yet synced its parent: whoever puts a blob in it syncs the parent too.
         """
-        found: _ToSync = [(os.dup(fds[-1]), None)]
-        for depth in range(len(directories), 0, -1):
-            path = tuple(directories[:depth])
-            if path in self._unsynced:
-                found.append((os.dup(fds[depth - 1]), path))
+        found: _ToSync = []
+        try:
+            found.append((os.dup(fds[-1]), None))
+            for depth in range(len(directories), 0, -1):
+                path = tuple(directories[:depth])
+                if path in self._unsynced:
+                    found.append((os.dup(fds[depth - 1]), path))
+        except OSError:
+            _close(found)
+            raise
         return found
 
     def _sync(self, to_sync: _ToSync) -> None:
