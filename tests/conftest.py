@@ -5,3 +5,30 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # must precede the first import of grpc
+
+from pathlib import Path
+
+import pytest
+
+
+def children() -> dict[int, str]:
+    """Child processes of this one that have not been reaped, with their command lines."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            found[int(pid)] = command.strip() or "(a zombie)"
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No test may leave a process behind."""
+    left = {pid: command for pid, command in children().items() if "resource_tracker" not in command}
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for pid, command in left.items():
+        print(f"\nleft behind: process {pid}: {command[:200]}")  # noqa: T201 - the report of the run
