@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from antfarm.errors import TaskExpired as TaskExpired
     from antfarm.errors import TaskFailed as TaskFailed
     from antfarm.errors import TaskLost as TaskLost
-    from antfarm.payload import File as File
+    from antfarm.form import File as File
     from antfarm.pipeline import Expansion as Expansion
     from antfarm.pipeline import Outcome as Outcome
     from antfarm.pipeline import stage as stage
@@ -45,7 +45,7 @@ _HOMES = {
     "client.blocking": "connect Farm Job Future",
     "builtin": "shell",
     "context": "Context current_context",
-    "payload": "File",
+    "form": "File",
     "pipeline": "stage Expansion Outcome",
     "errors": "AntFarmError PermanentError TaskError TaskFailed TaskCrashed TaskLost TaskCancelled TaskExpired DependencyFailed",
 }

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from antfarm.errors import InvalidArgument, WrongState
+from antfarm.form import File
 from antfarm.model import BlobRef
-from antfarm.payload import File
 
 PROGRESS_TEXT_BYTES_MAX = 256
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antfarm import errors, payload
+from antfarm.form import add_form
 from antfarm.model import PAYLOAD_BYTES_MAX, BlobRef, Failure, FailureClass, TaskResult, TaskState
 from antfarm.task import Options, Task, register, template
 
@@ -128,7 +129,7 @@ class Expansion:
         return {"$expansion": {"template": encoded_template, "payloads": payloads}}
 
 
-payload.add_form(Expansion, Expansion.form)
+add_form(Expansion, Expansion.form)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

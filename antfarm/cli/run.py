@@ -19,7 +19,7 @@ from antfarm.cli.session import exit_code, given_address, open_farm
 from antfarm.cli.submit import add_job_flags, job_options
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
-from antfarm.client.submission import MapPlan
+from antfarm.client.plan import MapPlan
 from antfarm.model import JobSpec, JobStatus, TaskResult, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.task import template
@@ -79,7 +79,7 @@ async def run(options: argparse.Namespace) -> int:
         max_failures=options.max_failures,
     )
     calls: Any = words.combinations(lists) if lists else _stdin_arguments()
-    plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted)
+    plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:
         return await _Run(farm, plan, options, noted).end()
 

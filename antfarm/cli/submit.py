@@ -15,7 +15,7 @@ from typing import Any
 from antfarm import payload
 from antfarm.cli.job import follow, job_row
 from antfarm.cli.session import open_farm, output
-from antfarm.client.submission import MapPlan
+from antfarm.client.plan import MapPlan
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
 from antfarm.model import JobSpec
@@ -106,7 +106,7 @@ async def submit(options: argparse.Namespace) -> int:
         priority=options.priority,
         max_failures=options.max_failures,
     )
-    plan = MapPlan(spec=spec, calls=calls, encode=lambda call: payload.encode_call(*call), keys=None)
+    plan = MapPlan(spec=spec, calls=calls, encode=lambda call: payload.encode_call(*call), keys=None, ready=True)
     async with open_farm(options) as farm:
         job = await farm.run(plan, options.job_id)
         output(options).rows([job_row(await job.status())])

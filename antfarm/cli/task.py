@@ -113,8 +113,8 @@ async def show_task(options: argparse.Namespace) -> int:
         row["took"] = show(task.result.run_duration.ToMicroseconds() / 1e6)
         row["result"] = task.result.result[:400].decode("utf-8", "replace")
         row["outputs"] = [blob.key for blob in task.result.outputs]
-    if task.HasField("last_failure"):
-        failure = task.last_failure
+    if task.HasField("last_failure") or task.result.HasField("failure"):
+        failure = task.last_failure if task.HasField("last_failure") else task.result.failure
         row["failure class"] = failure_from_wire(failure).failure_class.name.lower()
         row["failure"] = _failure(failure)
         row["traceback"] = failure.traceback

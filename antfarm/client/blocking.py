@@ -5,6 +5,7 @@ What runs the user's code stays in the user's thread: iterables are read and enc
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from antfarm.client.connection import PATIENCE_S
 from antfarm.client.executor import FarmExecutor
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob, Order, fraction_done, outcome_of_failure, value_of
-from antfarm.client.submission import Function, MapPlan, batches
+from antfarm.client.plan import Function, MapPlan
+from antfarm.client.writer import Feed, JobWriter, batches
 from antfarm.duration import Duration
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError
 from antfarm.model import JobStatus, TaskState
@@ -329,16 +331,40 @@ class Farm:
         if isinstance(plan.calls, AsyncIterable):
             return Job(run(self.aio.run(plan, job_id)))
         writer = self.aio.writer(plan, job_id)
-        try:
-            for batch, last in batches(plan.payloads()):
-                run(writer.send(batch, last=last))
-            run(writer.finish())
-        except BaseException:
-            run(writer.abandon())
-            raise
+        if plan.ready:
+            try:
+                for batch, last in batches(plan.payloads()):
+                    run(writer.send(batch, last=last))
+                run(writer.finish())
+            except BaseException:
+                run(writer.abandon())
+                raise
+        else:
+            self._feed(plan, writer)
         return Job(run(self._started(plan, writer)))
 
-    async def _started(self, plan: MapPlan, writer: Any) -> AsyncJob[Any]:
+    def _feed(self, plan: MapPlan, writer: JobWriter) -> None:
+        """Run the user's iterables in this thread, while the loop sends what they have yielded."""
+        loop = loop_thread()
+        feed = loop.run(self._make_feed(writer))
+        sending = asyncio.run_coroutine_threadsafe(feed.run(), loop.loop)
+        try:
+            for encoded in plan.payloads():
+                if feed.put(encoded):
+                    loop.run(feed.room())
+                if feed.failed:
+                    break
+            feed.end()
+            sending.result()
+        except BaseException:
+            sending.cancel()
+            raise
+
+    @staticmethod
+    async def _make_feed(writer: JobWriter) -> Feed:
+        return Feed(writer, asyncio.get_running_loop())
+
+    async def _started(self, plan: MapPlan, writer: JobWriter) -> AsyncJob[Any]:
         return self.aio.started(plan, writer)
 
     # ---- waiting ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from typing import Any
 from antfarm import model
 from antfarm.client.connection import Connection
 from antfarm.client.job import AsyncFuture, AsyncJob
-from antfarm.client.submission import BATCH_TASKS_MAX, JobWriter, SubmitPlan, new_job_id
+from antfarm.client.plan import SubmitPlan
+from antfarm.client.writer import BATCH_TASKS_MAX, JobWriter, new_job_id, weight
 from antfarm.errors import AntFarmError, Internal, Unavailable
 from antfarm.model import BATCH_BYTES_MAX, Dependency, JobSpec
 
@@ -67,7 +68,7 @@ class Coalescer:
                 self._pending.append(pending)
             index = len(pending.payloads)
             pending.payloads.append(plan.payload)
-            pending.size_bytes += min(len(plan.payload), model.PAYLOAD_BYTES_MAX) + 8
+            pending.size_bytes += weight(plan.payload)
             pending.job.task_count = index + 1
             if not self._scheduled:
                 self._scheduled = True
@@ -123,6 +124,6 @@ def _fits(pending: _Pending, plan: SubmitPlan) -> bool:
     return (
         (pending.template is plan.template or pending.template == plan.template)
         and count < BATCH_TASKS_MAX
-        and pending.size_bytes + len(plan.payload) < BATCH_BYTES_MAX
+        and pending.size_bytes + weight(plan.payload) < BATCH_BYTES_MAX
         and plan.dependencies(count) == pending.dependencies
     )

@@ -17,18 +17,8 @@ from antfarm.client.coalescer import Coalescer
 from antfarm.client.connection import PATIENCE_S, Connection
 from antfarm.client.handle import JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob
-from antfarm.client.submission import (
-    Function,
-    JobWriter,
-    MapPlan,
-    Runnable,
-    SubmitPlan,
-    batches,
-    new_job_id,
-    plan_map,
-    plan_submit,
-    resolve,
-)
+from antfarm.client.plan import Function, MapPlan, Runnable, SubmitPlan, plan_map, plan_submit, resolve
+from antfarm.client.writer import Feed, JobWriter, batches, new_job_id
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, WrongState
 from antfarm.model import JobStatus
@@ -265,15 +255,33 @@ class AsyncFarm:
 
     async def send(self, plan: MapPlan, writer: JobWriter) -> None:
         """Send all of a planned job; returns when it is durable."""
+        if isinstance(plan.calls, AsyncIterable):
+            await self._feed(plan, plan.calls, writer)
+            return
         try:
-            if isinstance(plan.calls, AsyncIterable):
-                await self._send_async(plan, writer)
-            else:
-                for batch, last in batches(plan.payloads()):
-                    await writer.send(batch, last=last)
+            for batch, last in batches(plan.payloads()):
+                await writer.send(batch, last=last)
             await writer.finish()
         except BaseException:
             await writer.abandon()
+            raise
+
+    @staticmethod
+    async def _feed(plan: MapPlan, calls: AsyncIterable[tuple[Any, ...]], writer: JobWriter) -> None:
+        """Calls from an asynchronous source, sent as they come."""
+        feed = Feed(writer, asyncio.get_running_loop())
+        sending = asyncio.create_task(feed.run())
+        try:
+            async for call in calls:
+                if feed.put(plan.encode(call)):
+                    await feed.room()
+                if feed.failed:
+                    break
+            feed.end()
+            await sending
+        except BaseException:
+            sending.cancel()
+            await asyncio.wait({sending})
             raise
 
     def writer(self, plan: MapPlan, job_id: str = "") -> JobWriter:
@@ -286,22 +294,6 @@ class AsyncFarm:
         self._jobs.add(job)
         self.notice(job, plan.spec.template.type)
         return job
-
-    @staticmethod
-    async def _send_async(plan: MapPlan, writer: JobWriter) -> None:
-        """Calls from an asynchronous source; each batch is what comes within a tenth of a second."""
-        assert isinstance(plan.calls, AsyncIterable)
-        encoded: list[bytes] = []
-        flushed = asyncio.get_running_loop().time()
-        async for call in plan.calls:
-            encoded.append(plan.encode(call))
-            now = asyncio.get_running_loop().time()
-            if now - flushed > 0.1 or len(encoded) >= 1000:
-                for batch, _ in batches(encoded):
-                    await writer.send(batch, last=False)
-                encoded, flushed = [], now
-        for batch, last in batches(encoded):
-            await writer.send(batch, last=last)
 
     def notice(self, job: AsyncJob[Any], task_type: str) -> None:
         """Say once per task type when no worker offers it, since the tasks would wait without a word."""

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from antfarm import model, wire
 from antfarm.client.connection import Connection
 from antfarm.client.handle import FutureHandle, JobHandle
-from antfarm.client.submission import new_job_id
+from antfarm.client.writer import new_job_id
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFound, Unavailable
 from antfarm.model import JobStatus, TaskState

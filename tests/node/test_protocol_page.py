@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import antfarm as af
-from antfarm import errors, payload
+from antfarm import errors
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,9 +70,8 @@ def test_every_reason_of_an_error_is_named() -> None:
 
 
 def test_every_form_of_a_value_is_named_and_none_that_is_not() -> None:
-    source = Path(payload.__file__).read_text(encoding="utf-8") + (ROOT / "antfarm" / "pipeline.py").read_text(
-        encoding="utf-8"
-    )
+    homes = ("payload", "form", "pipeline")
+    source = "".join((ROOT / "antfarm" / f"{home}.py").read_text(encoding="utf-8") for home in homes)
     forms = set(re.findall(r'"(\$[a-z]+)"', source))
     assert set(re.findall(r'"(\$[a-z]+)"', PAGE)) == forms
 

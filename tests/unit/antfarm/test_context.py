@@ -12,8 +12,8 @@ import pytest
 
 from antfarm.context import Context, current_context, use_context
 from antfarm.errors import InvalidArgument, WrongState
+from antfarm.form import File
 from antfarm.model import BlobRef
-from antfarm.payload import File
 
 
 class Store:

@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from antfarm import payload
+from antfarm import form, payload
 from antfarm.errors import InvalidArgument
+from antfarm.form import File, Input
 from antfarm.model import PAYLOAD_BYTES_MAX, BlobRef
-from antfarm.payload import File, Input
 from antfarm.v1 import job_pb2
 
 
@@ -142,7 +142,7 @@ def test_hostile_bytes_are_a_value_or_one_clear_error(data: bytes) -> None:
             pass  # any other exception fails the test
 
 
-tags = st.sampled_from([*sorted(payload._RAISE), "$input", "$blob", "$nonsense"])
+tags = st.sampled_from([*sorted(form._RAISE), "$input", "$blob", "$nonsense"])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.builds(lambda t, v: {t: v}, tags, inner),

@@ -1,39 +1,32 @@
-"""From a function and its arguments to a job: what it is called, what it depends on, its payloads in batches, sent so that nothing is lost.
+"""From a function and its arguments to a job: what workers are asked for, what the job depends on, how each call is encoded.
 
-`plan_map` and `plan_submit` are pure; `JobWriter` sends. A job is created with its first batch; what follows is streamed, and after a broken
-call the writer asks how many tasks the orchestrator has and goes on from there. What is not acknowledged yet is kept (a few MiB),
-so memory is constant however many tasks a generator yields.
+Pure: nothing is sent and nobody is asked. Handles on other jobs and tasks become dependencies; the farm waits for them, not the client.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import re
-import secrets
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
-
 from antfarm import apps, builtin, model, payload
 from antfarm.builtin import ShellTask
-from antfarm.client.connection import Connection
 from antfarm.client.handle import FutureHandle, JobHandle
-from antfarm.errors import InvalidArgument, JobClosed
-from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobSpec
-from antfarm.payload import Input
+from antfarm.errors import InvalidArgument
+from antfarm.form import Input
+from antfarm.model import Dependency, DependencyKind, JobSpec
 from antfarm.task import Options, Task, is_plain_task, task_name, template
-from antfarm.v1 import job_pb2
-from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
-
-BATCH_TASKS_MAX = 4_000
-"""Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
-_FLUSH_AFTER_S = 0.1
-_WINDOW_BATCHES = 8
-"""Batches under way in one AppendTasks call; each call's answer makes them durable."""
 
 Function = Callable[..., Any] | Task[..., Any] | str
 
@@ -116,6 +109,8 @@ class MapPlan:
     encode: Callable[[tuple[Any, ...]], bytes]
     calls: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]]
     keys: Sequence[Any] | None
+    ready: bool
+    """All calls are at hand, so that reading them cannot block."""
 
     def payloads(self) -> Iterator[bytes]:
         """The payloads in order; runs the user's generators."""
@@ -200,7 +195,8 @@ def plan_map(
         max_failures=max_failures,
         labels=dict(labels or {}),
     )
-    return MapPlan(spec=spec, encode=encode, calls=calls, keys=keys if noted is None else noted)
+    ready = all(isinstance(each, Sized | JobHandle) for each in iterables)
+    return MapPlan(spec=spec, encode=encode, calls=calls, keys=keys if noted is None else noted, ready=ready)
 
 
 def _checked_priority(priority: int) -> int:
@@ -323,147 +319,3 @@ def plan_submit(
         whole=tuple(whole),
         payload=runnable.encode(args, kwargs, allow_pickle=allow_pickle),
     )
-
-
-# ---- sending --------------------------------------------------------------------------------------------------------
-
-
-def new_job_id(task_name: str) -> str:
-    """A fresh id that people recognise, e.g. "squares.square-3f9a0c12be"."""
-    stem = re.sub(r"[^A-Za-z0-9._-]", "-", task_name).strip(".-_")[:64] or "job"
-    return f"{stem}-{secrets.token_hex(5)}"
-
-
-def batches(payloads: Iterable[bytes]) -> Iterator[tuple[list[bytes], bool]]:
-    """(batch, last) of payloads: up to BATCH_TASKS_MAX or BATCH_BYTES_MAX, and sooner when the source is slow.
-
-    The last batch may be empty. Payloads above the inline limit are left as they are; the writer spills them.
-    """
-    batch: list[bytes] = []
-    size, flushed = 0, time.monotonic()
-    for encoded in payloads:
-        weight = min(len(encoded), model.PAYLOAD_BYTES_MAX) + 8
-        if size + weight > BATCH_BYTES_MAX or len(batch) >= BATCH_TASKS_MAX:
-            yield batch, False
-            batch, size, flushed = [], 0, time.monotonic()
-        batch.append(encoded)
-        size += weight
-        if not len(batch) & 15 or size > 65536 or time.monotonic() - flushed > _FLUSH_AFTER_S:
-            now = time.monotonic()
-            if now - flushed > _FLUSH_AFTER_S:
-                yield batch, False
-                batch, size, flushed = [], 0, now
-    yield batch, True
-
-
-class JobWriter:
-    """Creates a job and appends to it. `send` takes batches and waits only when too much is under way; `finish` waits for the end."""
-
-    def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
-        self.job_id = job_id
-        self.status: model.JobStatus | None = None
-        self.created = asyncio.Event()
-        """Set when the orchestrator has the job."""
-        self._connection = connection
-        self._spec = spec
-        self._sent = 0
-        self._queue: asyncio.Queue[job_pb2.AppendTasksRequest] = asyncio.Queue(maxsize=_WINDOW_BATCHES)
-        self._pump: asyncio.Task[None] | None = None
-        self._existed_closed = False
-
-    @property
-    def task_count(self) -> int:
-        """Tasks that the job has by now."""
-        return max(self._sent, self.status.task_count if self.status is not None else 0)
-
-    async def send(self, batch: list[bytes], *, last: bool) -> None:
-        """Take one batch. With the first one the job is created; an error of an earlier batch is raised here."""
-        if any(len(encoded) > model.PAYLOAD_BYTES_MAX for encoded in batch):
-            batch = [await self._connection.spill(encoded) for encoded in batch]
-        if self.status is None:
-            await self._create(batch, last)
-        elif not self._existed_closed:
-            await self._append(batch, last)
-
-    async def _create(self, batch: list[bytes], last: bool) -> None:
-        spec = spec_to_wire(self._spec)
-        if len(spec.template.common_payload) > model.PAYLOAD_BYTES_MAX:
-            spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
-        request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
-        answer = await self._connection.call(self._connection.jobs.CreateJob, request)
-        self.status = status_from_wire(answer.job)
-        self.created.set()
-        self._sent = len(batch)
-        self._existed_closed = answer.existed and self.status.state != model.JobState.OPEN and not last
-
-    async def _append(self, batch: list[bytes], last: bool) -> None:
-        request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
-        self._sent += len(batch)
-        if self._pump is None:
-            self._pump = asyncio.create_task(self._run_pump())
-        put = asyncio.ensure_future(self._queue.put(request))
-        await asyncio.wait({put, self._pump}, return_when=asyncio.FIRST_COMPLETED)
-        if not put.done():
-            put.cancel()
-            await self._pump  # it failed: nobody will take more
-
-    async def finish(self) -> None:
-        """Return when everything is durable and the job is closed."""
-        if self._pump is not None:
-            await self._pump
-
-    async def abandon(self) -> None:
-        """Stop sending, after an error in the user's generator. The job stays open with what it has; cancel it or go on later."""
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.wait({self._pump})
-
-    async def _run_pump(self) -> None:
-        ended = False
-        while not ended:
-            window = [await self._queue.get()]
-            while len(window) < _WINDOW_BATCHES and not self._queue.empty():
-                window.append(self._queue.get_nowait())
-            await self._push(window)
-            ended = window[-1].close
-
-    async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
-        """Make the batches durable, in one call or, after broken ones, in several."""
-        patience = self._connection.patience()
-        while window:
-            call = self._connection.jobs.AppendTasks()
-            try:
-                for request in window:
-                    await call.write(request)
-                await call.done_writing()
-                await call
-                return
-            except grpc.aio.AioRpcError as error:
-                await self._recover(patience, error, window)
-            except asyncio.InvalidStateError:  # the call ended while we wrote: its status says why
-                try:
-                    await call
-                except grpc.aio.AioRpcError as error:
-                    await self._recover(patience, error, window)
-            finally:
-                call.cancel()
-
-    async def _recover(
-        self, patience: Any, error: grpc.aio.AioRpcError, window: list[job_pb2.AppendTasksRequest]
-    ) -> None:
-        """Wait, then drop from the window what the orchestrator has; raise where trying again cannot help."""
-        ours = error_from_rpc(error)
-        if isinstance(ours, JobClosed):
-            have = await self._count()
-            if window[-1].close and have == window[-1].first_index + len(window[-1].payloads):
-                window.clear()  # our own closing batch arrived, its answer did not
-                return
-        await patience.bear(ours)
-        have = await self._count()
-        while window and not window[0].close and window[0].first_index + len(window[0].payloads) <= have:
-            patience.relieved()
-            del window[0]
-
-    async def _count(self) -> int:
-        answer = await self._connection.call(self._connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=self.job_id))
-        return answer.job.task_count

@@ -1,0 +1,236 @@
+"""Sending a job so that nothing is lost: `JobWriter` in batches, `Feed` from sources of unknown pace.
+
+A job is created with its first batch; what follows is streamed, and after a broken call the writer asks how many tasks the orchestrator has
+and goes on from there. What is not acknowledged yet is kept (a few MiB), so memory is constant however many tasks a source yields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+
+import grpc.aio
+
+from antfarm import model
+from antfarm.client.connection import Connection, Patience
+from antfarm.errors import JobClosed
+from antfarm.model import BATCH_BYTES_MAX, JobSpec
+from antfarm.v1 import job_pb2
+from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
+
+BATCH_TASKS_MAX = 4_000
+"""Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
+_WINDOW_BATCHES = 8
+"""Batches under way in one AppendTasks call; each call's answer makes them durable."""
+_FEED_BYTES_MAX = 4 * BATCH_BYTES_MAX
+_FEED_TASKS_MAX = 4 * BATCH_TASKS_MAX
+
+
+def new_job_id(task_name: str) -> str:
+    """A fresh id that people recognise, e.g. "squares.square-3f9a0c12be"."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", task_name).strip(".-_")[:64] or "job"
+    return f"{stem}-{secrets.token_hex(5)}"
+
+
+def batches(payloads: Iterable[bytes]) -> Iterator[tuple[list[bytes], bool]]:
+    """(batch, last) of payloads, each batch up to BATCH_TASKS_MAX and BATCH_BYTES_MAX; the last one may be empty.
+
+    Payloads above the inline limit are left as they are; the writer spills them.
+    """
+    batch: list[bytes] = []
+    size = 0
+    for encoded in payloads:
+        size += weight(encoded)
+        if size > BATCH_BYTES_MAX or len(batch) >= BATCH_TASKS_MAX:
+            yield batch, False
+            batch, size = [], weight(encoded)
+        batch.append(encoded)
+    yield batch, True
+
+
+def weight(encoded: bytes) -> int:
+    """What a payload takes of a message: above the inline limit only a reference travels."""
+    length = len(encoded)
+    return length + 8 if length <= model.PAYLOAD_BYTES_MAX else 512
+
+
+class JobWriter:
+    """Creates a job and appends to it. `send` takes batches and waits only when too much is under way; `finish` waits for the end."""
+
+    def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
+        self.job_id = job_id
+        self.status: model.JobStatus | None = None
+        self.created = asyncio.Event()
+        """Set when the orchestrator has the job."""
+        self._connection = connection
+        self._spec = spec
+        self._sent = 0
+        self._queue: asyncio.Queue[job_pb2.AppendTasksRequest] = asyncio.Queue(maxsize=_WINDOW_BATCHES)
+        self._pump: asyncio.Task[None] | None = None
+        self._existed_closed = False
+
+    @property
+    def task_count(self) -> int:
+        """Tasks that the job has by now."""
+        return max(self._sent, self.status.task_count if self.status is not None else 0)
+
+    async def send(self, batch: list[bytes], *, last: bool) -> None:
+        """Take one batch. With the first one the job is created; an error of an earlier batch is raised here."""
+        if any(len(encoded) > model.PAYLOAD_BYTES_MAX for encoded in batch):
+            batch = [await self._connection.spill(encoded) for encoded in batch]
+        if self.status is None:
+            await self._create(batch, last)
+        elif not self._existed_closed:
+            await self._append(batch, last)
+
+    async def _create(self, batch: list[bytes], last: bool) -> None:
+        spec = spec_to_wire(self._spec)
+        if len(spec.template.common_payload) > model.PAYLOAD_BYTES_MAX:
+            spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
+        request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
+        answer = await self._connection.call(self._connection.jobs.CreateJob, request)
+        self.status = status_from_wire(answer.job)
+        self.created.set()
+        self._sent = len(batch)
+        self._existed_closed = answer.existed and self.status.state != model.JobState.OPEN and not last
+
+    async def _append(self, batch: list[bytes], last: bool) -> None:
+        request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
+        self._sent += len(batch)
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._run_pump())
+        put = asyncio.ensure_future(self._queue.put(request))
+        await asyncio.wait({put, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+        if not put.done():
+            put.cancel()
+            await self._pump  # it failed: nobody will take more
+
+    async def finish(self) -> None:
+        """Return when everything is durable and the job is closed."""
+        if self._pump is not None:
+            await self._pump
+
+    async def abandon(self) -> None:
+        """Stop sending, after an error in the user's generator. The job stays open with what it has; cancel it or go on later."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.wait({self._pump})
+
+    async def _run_pump(self) -> None:
+        ended = False
+        while not ended:
+            window = [await self._queue.get()]
+            while len(window) < _WINDOW_BATCHES and not self._queue.empty():
+                window.append(self._queue.get_nowait())
+            await self._push(window)
+            ended = window[-1].close
+
+    async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
+        """Make the batches durable, in one call or, after broken ones, in several."""
+        patience = self._connection.patience()
+        while window:
+            call = self._connection.jobs.AppendTasks()
+            try:
+                for request in window:
+                    await call.write(request)
+                await call.done_writing()
+                await call
+                return
+            except grpc.aio.AioRpcError as error:
+                await self._recover(patience, error, window)
+            except asyncio.InvalidStateError:  # the call ended while we wrote: its status says why
+                try:
+                    await call
+                except grpc.aio.AioRpcError as error:
+                    await self._recover(patience, error, window)
+            finally:
+                call.cancel()
+
+    async def _recover(
+        self, patience: Patience, error: grpc.aio.AioRpcError, window: list[job_pb2.AppendTasksRequest]
+    ) -> None:
+        """Wait, then drop from the window what the orchestrator has; raise where trying again cannot help."""
+        ours = error_from_rpc(error)
+        if isinstance(ours, JobClosed):
+            have = await self._count()
+            if window[-1].close and have == window[-1].first_index + len(window[-1].payloads):
+                window.clear()  # our own closing batch arrived, its answer did not
+                return
+        await patience.bear(ours)
+        have = await self._count()
+        while window and not window[0].close and window[0].first_index + len(window[0].payloads) <= have:
+            patience.relieved()
+            del window[0]
+
+    async def _count(self) -> int:
+        answer = await self._connection.call(self._connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=self.job_id))
+        return answer.job.task_count
+
+
+class Feed:
+    """Takes payloads one by one, at whatever pace they come and from whatever thread, and sends what is there whenever the writer is free.
+
+    A slow source is not held back by batching, a fast one fills batches while the former travel. `run` sends, on the loop.
+    """
+
+    def __init__(self, writer: JobWriter, loop: asyncio.AbstractEventLoop) -> None:
+        self._writer = writer
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._waiting: list[bytes] = []
+        self._size_bytes = 0
+        self._ended = False
+        self._failed = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def put(self, encoded: bytes) -> bool:
+        """Take one more; True when the caller should await `room` before the next."""
+        with self._lock:
+            self._waiting.append(encoded)
+            self._size_bytes += weight(encoded)
+            count = len(self._waiting)
+            full = self._size_bytes > _FEED_BYTES_MAX or count >= _FEED_TASKS_MAX or self._failed
+        if count == 1:
+            self._loop.call_soon_threadsafe(self._news.set)
+        return full
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self._ended = True
+        self._loop.call_soon_threadsafe(self._news.set)
+
+    async def room(self) -> None:
+        """Return when there is room again, or when sending failed, which `run` raises."""
+        while not self._failed and (self._size_bytes > _FEED_BYTES_MAX or len(self._waiting) >= _FEED_TASKS_MAX):
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def failed(self) -> bool:
+        """True when sending has ended with an error: there is no use in putting more."""
+        return self._failed
+
+    async def run(self) -> None:
+        """Send until the end and return when all of it is durable."""
+        try:
+            ended = False
+            while not ended:
+                await self._news.wait()
+                self._news.clear()
+                with self._lock:
+                    ended = self._ended
+                    taken, self._waiting, self._size_bytes = self._waiting, [], 0
+                self._room.set()
+                if taken or ended:
+                    for batch, last in batches(taken):
+                        await self._writer.send(batch, last=last and ended)
+            await self._writer.finish()
+        except BaseException:
+            self._failed = True
+            self._room.set()
+            await self._writer.abandon()
+            raise

@@ -1,0 +1,388 @@
+"""The command line on real programs: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import client_app
+import pytest
+
+import antfarm as af
+from antfarm.local import LocalFarm
+
+pytestmark = pytest.mark.slow
+APP = str(Path(client_app.__file__))
+ROOT = Path(af.__file__).parents[1]
+
+
+class Cli:
+    """Runs `antfarm` against one farm."""
+
+    def __init__(self, farm: LocalFarm, home: Path) -> None:
+        self.farm = farm
+        self.home = home
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANTFARM_")}
+        self.environment = {**kept, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(home / "state")}
+
+    def start(self, *words: str, connect: bool = True) -> subprocess.Popen[str]:
+        environment = {**self.environment, **({"ANTFARM_ADDRESS": self.farm.address} if connect else {})}
+        return subprocess.Popen(
+            [sys.executable, "-m", "antfarm.cli", *words],
+            cwd=self.home,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def __call__(self, *words: str, code: int = 0, input: str | None = None, connect: bool = True) -> tuple[str, str]:
+        process = self.start(*words, connect=connect)
+        out, err = process.communicate(input, timeout=60)
+        assert process.returncode == code, (out, err)
+        assert "Traceback" not in err
+        return out, err
+
+    def json(self, *words: str) -> list[dict[str, object]]:
+        out, _ = self(*words, "--output", "json")
+        found = json.loads(out)
+        return found if isinstance(found, list) else [found]
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[LocalFarm]:
+    with LocalFarm() as farm:
+        farm.start_storage()
+        farm.start_orchestrator()
+        farm.start_worker(slots=2, app=[APP])
+        yield farm
+
+
+@pytest.fixture
+def cli(programs: LocalFarm, tmp_path: Path) -> Cli:
+    return Cli(programs, tmp_path)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.05)
+
+
+# ---- run ------------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_outputs_in_input_order_on_request(cli: Cli) -> None:
+    out, err = cli("run", "-k", "--", "echo", "<{}>", ":::", "c", "a b", "$HOME")
+    assert out == "<c>\n<a b>\n<$HOME>\n"
+    assert err == ""
+
+
+def test_run_takes_lines_of_standard_input(cli: Cli) -> None:
+    out, _ = cli("run", "-k", "echo {} | tr a-c x-z", input="a\nb\nc c\n")
+    assert out == "x\ny\nz z\n"
+
+
+def test_run_combines_lists_and_tags_lines(cli: Cli) -> None:
+    out, _ = cli("run", "-k", "--tag", "--", "echo", "{2}-{1}-{#}", ":::", "a", "b", ":::", "1", "2")
+    assert out == "a 1\t1-a-1\na 2\t2-a-2\nb 1\t1-b-3\nb 2\t2-b-4\n"
+
+
+def test_run_says_what_failed_and_ends_with_1(cli: Cli) -> None:
+    out, err = cli("run", "--", "sh", "-c", "echo out {}; echo err >&2; exit {}", ":::", "0", "3", code=1)
+    assert "out 0\n" in out
+    assert "out 3" in err
+    assert re.search(r"^antfarm run: 3: exit code 3", err, re.M)
+
+
+def test_run_without_failures_may_say_much(cli: Cli) -> None:
+    out, _ = cli("run", "--", "seq", "{}", ":::", "50000")
+    assert out.endswith("\n50000\n")
+
+
+def test_run_shows_what_it_would_do(cli: Cli) -> None:
+    out, _ = cli("run", "--dry-run", "--", "convert", "{}", "{/.}.png", ":::", "d/a b.jpg", connect=False)
+    assert out == "convert 'd/a b.jpg' 'a b.png'\n"
+    _, err = cli("run", code=2, connect=False)
+    assert err.startswith("antfarm: no command: write e.g.")
+
+
+def test_run_without_address_brings_its_own_farm_and_stands_here(cli: Cli) -> None:
+    (cli.home / "a.txt").write_text("one\ntwo\n")
+    out, _ = cli("run", "--", "wc", "-l", ":::", "a.txt", connect=False)
+    assert out == "2 a.txt\n"
+
+
+def test_run_shows_outputs_while_standard_input_still_flows(cli: Cli) -> None:
+    process = cli.start("run", "--", "echo", "{}")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("first\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "first\n"
+    out, _ = process.communicate("second\n", timeout=30)
+    assert (out, process.returncode) == ("second\n", 0)
+
+
+def test_an_interrupted_run_cancels_its_job_and_ends_with_4(cli: Cli) -> None:
+    process = cli.start("run", "--name", "interrupted", "--", "sleep", "{}", ":::", "600")
+    wait_until(lambda: any(job["name"] == "interrupted" for job in cli.json("job", "list")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert err == "antfarm: interrupted\n"
+    assert [job["state"] for job in cli.json("job", "list", "--name", "interrupted")] == ["CANCELLED"]
+
+
+# ---- submit and job -------------------------------------------------------------------------------------------------
+
+
+def test_submit_makes_calls_of_ranges(cli: Cli) -> None:
+    out, _ = cli("submit", "client_app.square", "--range", "x=3..5", "--name", "ranged", "--wait", "--output", "quiet")
+    [job_id] = out.split()
+    out, _ = cli("job", "results", job_id)
+    assert [json.loads(line)["value"] for line in out.splitlines()] == [9, 16, 25]
+    out, _ = cli("submit", "x", "--range", "day=2021-02-27..2021-03-01", "--range", "n=1..2", "--dry-run")
+    calls = [json.loads(line)["kwargs"] for line in out.splitlines()]
+    assert len(calls) == 6
+    assert calls[0] == {"day": {"$date": "2021-02-27"}, "n": 1}
+    assert calls[-1] == {"day": {"$date": "2021-03-01"}, "n": 2}
+
+
+def test_submit_takes_lines_and_json(cli: Cli) -> None:
+    (cli.home / "calls.json").write_text('[{"x": 1, "y": 2}, [3], "4"]')
+    cli("submit", "client_app.add", "--from-json", "calls.json", "--job-id", "from-json", "--wait", code=1)
+    rows = [json.loads(line) for line in cli("job", "results", "from-json", code=1)[0].splitlines()]
+    assert [row.get("value") for row in rows] == [3, 3, None]
+    assert "can only concatenate str" in rows[2]["error"]
+    cli("submit", "client_app.length", "--stdin", "--job-id", "from-lines", "--wait", input="a\nbcd\n")
+    assert [json.loads(line)["value"] for line in cli("job", "results", "from-lines")[0].splitlines()] == [1, 3]
+
+
+def test_submit_says_what_is_wrong_with_its_words(cli: Cli) -> None:
+    for words, said in (
+        (("--range", "day=2021-02-30..2021-03-01"), "neither days (2021-01-31) nor whole numbers"),
+        (("--range", "n=5..1"), "its end lies before its beginning"),
+        (("--range", "n"), "write NAME=FROM..TO"),
+        (("--arg", "x"), "write NAME=VALUE"),
+        (("--stdin", "--range", "n=1..2"), "give only one of"),
+        (("--from-json", "missing.json"), "missing.json: No such file"),
+        (("--timeout", "soon"), "is not a length of time"),
+        (("--priority", "99"), "priority"),
+    ):
+        _, err = cli("submit", "client_app.square", *words, code=2)
+        assert said in err
+        assert err.count("\n") == 1
+
+
+def test_jobs_are_listed_shown_and_waited_for(cli: Cli) -> None:
+    cli("submit", "client_app.square", "--range", "x=1..3", "--name", "shown", "--wait")
+    out, _ = cli("job", "list", "--limit", "3")
+    head, first = out.splitlines()[:2]
+    assert head.split() == ["JOB", "NAME", "TYPE", "STATE", "TASKS", "DONE", "FAILED", "AGE", "TOOK"]
+    assert first.split()[1:6] == ["shown", "client_app.square", "SUCCEEDED", "3", "3"]
+    out, _ = cli("job", "show", "shown")
+    assert re.search(r"^counts\s+SUCCEEDED=3$", out, re.M)
+    _, err = cli("job", "wait", "shown", "--progress")
+    assert re.fullmatch(r"succeeded: 3/3 done in \S+\n", err)
+    _, err = cli("job", "watch", "shown")
+    assert err.startswith("succeeded: 3/3 done")
+    assert [row["job"] for row in cli.json("job", "list", "--limit", "1")] == [cli.json("job", "show")[0]["job"]]
+
+
+def test_waiting_too_long_ends_with_5_and_cancelled_with_4(cli: Cli) -> None:
+    cli("submit", "client_app.wait_for", "--arg", f"path={cli.home / 'never'}", "--job-id", "never")
+    _, err = cli("job", "wait", "never", "--timeout", "0.2s", code=5)
+    assert err == "antfarm: job never has not ended within 0.2s\n"
+    cli("job", "pause", "never")
+    cli("job", "resume", "never")
+    out, _ = cli("job", "cancel", "never", "--cause", "tired of it")
+    assert "CANCELLED" in out
+    cli("job", "wait", "never", code=4)
+    assert cli.json("job", "show", "never")[0]["cause"] == "tired of it"
+
+
+def test_failed_jobs_are_retried_and_purged(cli: Cli) -> None:
+    cli("submit", "client_app.fail_odd", "--range", "x=1..4", "--job-id", "odd", "--wait", code=1)
+    out, err = cli("job", "retry", "odd", "--failed", "--wait", "--output", "quiet", code=1)
+    assert "failed: 2/2 done, 2 failed" in err
+    cli("job", "purge", "odd", out.split()[0])
+    _, err = cli("job", "show", "odd", code=2)
+    assert err == "antfarm: no job has the id or name 'odd'\n"
+
+
+# ---- task, worker, blob ---------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_listed_and_their_story_is_told(cli: Cli) -> None:
+    cli("submit", "client_app.fail_odd", "--range", "x=0..3", "--job-id", "story", "--wait", code=1)
+    rows = cli.json("task", "list", "--job", "story", "--state", "FAILED")
+    assert [row["task"] for row in rows] == ["story/1", "story/3"]
+    out, _ = cli("task", "show", "story/1")
+    assert "ValueError: odd 1" in out
+    assert 'raise ValueError(f"odd {x}")' in out
+    _, err = cli("task", "list", "--state", "SAD", code=2)
+    assert "SAD is no state of a task" in err
+    _, err = cli("task", "show", "story/99", code=2)
+    assert "99" in err
+    _, err = cli("task", "show", "story", code=2)
+    assert "give JOB/INDEX" in err
+
+
+def test_logs_are_shown_with_hostile_characters_escaped(cli: Cli) -> None:
+    cli("submit", "client_app.say", "--arg", "text=\x1b[31mred\u202e", "--job-id", "talk", "--wait")
+    out, _ = cli("task", "logs", "talk/0")
+    assert "printed \\x1b[31mred\\u202e\n" in out
+    assert "logged \\x1b[31mred" in out
+    out, _ = cli("job", "list", "--name", "nobody\x1b")
+    assert out == ""
+
+
+def test_logs_are_followed_until_the_task_ends(cli: Cli) -> None:
+    process = cli.start(
+        "run",
+        "--name",
+        "talker",
+        "--",
+        "sh",
+        "-c",
+        "echo first; while [ ! -e {} ]; do sleep 0.05; done; echo last",
+        ":::",
+        str(cli.home / "go"),
+    )
+    wait_until(lambda: cli("job", "list", "--name", "talker")[0])
+    follower = cli.start("task", "logs", "-f", "talker/0")
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == "first\n"
+    (cli.home / "go").touch()
+    assert follower.communicate(timeout=30)[0] == "last\n"
+    assert follower.returncode == 0
+    process.communicate(timeout=30)
+
+
+def test_one_task_is_cancelled(cli: Cli) -> None:
+    cli("submit", "client_app.wait_for", "--arg", f"path={cli.home / 'x'}", "--job-id", "single")
+    out, _ = cli("task", "cancel", "single/0", "--cause", "no")
+    assert "CANCELLED" in out
+    cli("job", "wait", "single", code=1)
+
+
+def test_workers_are_listed_drained_and_taken_back(cli: Cli, programs: LocalFarm) -> None:
+    programs.start_worker("leaver", slots=1, app=[APP])
+    rows = {row["worker"]: row for row in cli.json("worker", "list")}
+    assert rows["worker-1"]["state"] == "READY"
+    assert rows["worker-1"]["slots"] == 2
+    assert "client_app.square" in str(cli.json("worker", "show", "worker-1")[0]["task types"])
+    cli("worker", "drain", "leaver", "--limit", "5s")
+    wait_until(lambda: not programs.program("leaver").running)
+    assert "leaver" not in {row["worker"] for row in cli.json("worker", "list")}
+    _, err = cli("worker", "show", "nobody", code=2)
+    assert "nobody" in err
+
+
+def test_blobs_are_put_read_listed_and_removed(cli: Cli) -> None:
+    (cli.home / "in").write_bytes(b"\x00content")
+    cli("blob", "put", "cli/a", "in")
+    assert [row["key"] for row in cli.json("blob", "list", "cli/")] == ["cli/a"]
+    cli("blob", "get", "cli/a", "out")
+    assert (cli.home / "out").read_bytes() == b"\x00content"
+    assert cli.json("blob", "stat", "cli/a")[0]["size_bytes"] == 8
+    cli("blob", "put", "cli/b", "-", input="piped")
+    assert cli("blob", "get", "cli/b")[0] == "piped"
+    cli("blob", "rm", "cli/a", "cli/b")
+    assert cli.json("blob", "list", "cli/") == []
+    for words, said in (
+        (("get", "cli/a"), "cli/a"),
+        (("put", "../x", "in"), "is not allowed"),
+        (("put", "x", "nowhere"), "nowhere: no such file"),
+        (("get", "cli/none", "/nonexistent/x"), ""),
+    ):
+        _, err = cli("blob", *words, code=2)
+        assert said in err
+        assert err.count("\n") == 1
+
+
+# ---- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_farm_ends_with_3_in_one_line(cli: Cli) -> None:
+    _, err = cli("-c", "127.0.0.1:9", "job", "list", code=3)
+    assert re.fullmatch(r"antfarm: no farm answers at 127\.0\.0\.1:9 \(connection refused\): .*\n", err)
+    _, err = cli("job", "list", "-c", "nonsense", code=2)
+    assert err == "antfarm: address 'nonsense' is not HOST:PORT, e.g. 127.0.0.1:50051\n"
+
+
+def test_versions_are_told(cli: Cli) -> None:
+    assert cli("--version")[0] == f"antfarm {af.__version__}\n"
+    assert re.search(r"^protocol\s+1\.", cli("version", "--server")[0], re.M)
+
+
+def test_a_reader_that_has_enough_is_no_error(cli: Cli) -> None:
+    cli("submit", "client_app.square", "--range", "x=1..20000", "--job-id", "many", "--wait")
+    with cli.start("job", "results", "many") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == '{"index": 0, "state": "SUCCEEDED", "value": 1}\n'
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_up_serves_until_ctrl_c_and_revives_what_dies(cli: Cli) -> None:
+    words = (
+        "up",
+        "--port",
+        "0",
+        "--storage-port",
+        "0",
+        "--workers",
+        "2",
+        "--slots",
+        "1",
+        "--app",
+        APP,
+        "--state",
+        "up",
+    )
+    process = cli.start(*words, connect=False)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    found = re.match(r"farm ready on (\S+) \(storage \S+, 2 workers\)\n", process.stdout.readline())
+    assert found is not None, process.stderr.read()
+    address = found.group(1)
+    cli("-c", address, "submit", "client_app.square", "--range", "x=1..9", "--wait")
+    [worker] = [pid for pid, line in _processes() if f"--connect {address}" in line and "--worker-id worker-2" in line]
+    os.kill(worker, signal.SIGKILL)
+    assert "worker-2 died; starting it again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert not [line for line in _processes() if f"--connect {address}" in line[1]]
+
+
+def _processes() -> list[tuple[int, str]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append((int(path.parent.name), path.read_bytes().replace(b"\0", b" ").decode(errors="replace")))
+        except OSError:
+            continue
+    return found
+
+
+def test_up_says_in_one_line_that_a_port_is_taken(cli: Cli, programs: LocalFarm) -> None:
+    port = programs.address.rpartition(":")[2]
+    _, err = cli("up", "--port", port, "--storage-port", "0", "--state", "up2", code=2, connect=False)
+    line = next(line for line in err.splitlines() if line.startswith("antfarm:"))
+    assert "cannot listen on" in line
+    _, err = cli("up", "--host", "0.0.0.0", code=2, connect=False)
+    assert "reachable from other machines" in err
