@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import grpc
@@ -164,6 +164,11 @@ class Link:
         """True when no heartbeat was acknowledged for 0.75 of the lease, so others may soon be given this worker's attempts."""
         ends_ns = self._session.self_lease_ends_ns
         return ends_ns is not None and now_ns() > ends_ns
+
+    def set_descendants(self, descendants: tuple[str, ...]) -> None:
+        """Who stands below, itself included, when an orchestrator is the worker; said in the next Hello."""
+        if descendants != self._identity.descendants:
+            self._identity = replace(self._identity, descendants=descendants)
 
     def set_window(self, window: int) -> None:
         """How many assignments may be outstanding from now on; 0 asks for none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from antfarm.link.outbox import MemoryOutbox, Outbox
@@ -25,10 +25,9 @@ OUTBOX_KEPT_BYTES = 64 * 1024
 """An outbox in which nothing is unacked is emptied from this size on, and at every heartbeat."""
 REPORT_OVERHEAD_BYTES = 128
 """Counted for each report and word beside its texts."""
-_OUTBOX_CHUNK = 256
 
-Report = tuple[str, int, report_queue_pb2.Outcome]
-"""(job_id, epoch, outcome)"""
+Report = tuple[str, int, report_queue_pb2.Outcome, int]
+"""(job_id, epoch, outcome, bytes that it takes)"""
 
 
 class Reports:
@@ -42,8 +41,10 @@ class Reports:
         self._outbox = outbox
         self._durable = not isinstance(outbox, MemoryOutbox)
         self._connected = False
-        self._fresh: list[tuple[int, Report]] = []  # of this turn of the loop, not yet in the outbox
-        self._outgoing: deque[int] = deque()  # numbers to send on this connection; bounded by what is unacked
+        self._fresh: list[Report] = []  # of this turn of the loop, not yet in the outbox
+        self._ready: deque[tuple[report_queue_pb2.Reports, int]] = (
+            deque()
+        )  # to send on this connection, with sizes; all unacked
         self._words: dict[Token, report_queue_pb2.Running] = {}  # newest word per attempt; bounded by what is held
         self._recover()
 
@@ -55,7 +56,7 @@ class Reports:
         if outcome.ending != report_queue_pb2.ENDING_SUCCEEDED or outcome.outputs:
             size += outcome.ByteSize()
         token = (job_id, outcome.index, epoch, outcome.attempt)
-        report = (job_id, epoch, outcome)
+        report = (job_id, epoch, outcome, size)
         number = self._session.report(token, report, size)
         if number == 0:
             return
@@ -67,7 +68,7 @@ class Reports:
         if not self._fresh:
             self.settled.clear()
             asyncio.get_running_loop().call_soon(self.keep)
-        self._fresh.append((number, report))
+        self._fresh.append(report)
 
     def say(self, word: report_queue_pb2.Running) -> None:
         """Take a word of a running attempt. While it waits, a newer one replaces it and their logs are joined and cut."""
@@ -86,13 +87,15 @@ class Reports:
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
+        batches = list(pack(fresh))
         if self._durable:
             if self._outbox.size_bytes > OUTBOX_BYTES_MAX + 2 * self._session.unacked_bytes:
-                self._outbox.replace(self._packed())
+                self._outbox.replace([message.SerializeToString() for message, _ in self._all_unacked()])
             else:
-                self._outbox.append(pack([report for _, report in fresh]).SerializeToString())
+                for message, _ in batches:
+                    self._outbox.append(message.SerializeToString())
         if self._connected:
-            self._outgoing.extend([number for number, _ in fresh])
+            self._ready.extend(batches)
             self.wake.set()
         self.note_verdicts()
 
@@ -103,8 +106,8 @@ class Reports:
             for group in report_queue_pb2.Reports.FromString(message).outcomes:
                 for outcome in group.outcomes:
                     token = (group.job_id, outcome.index, group.epoch, outcome.attempt)
-                    report = (group.job_id, group.epoch, outcome)
                     size = outcome.ByteSize() + REPORT_OVERHEAD_BYTES
+                    report = (group.job_id, group.epoch, outcome, size)
                     outcome.report_no = self._session.recovered(token, report, size)
                     count += outcome.report_no > 0
         if count:
@@ -117,17 +120,18 @@ class Reports:
         """A new connection: all that is unacked goes out on it."""
         self.keep()
         self._connected = True
-        self._outgoing = deque(number for number, _ in self._session.unacked())
+        self._ready = deque(self._all_unacked())
         self.wake.set()
 
     def disconnected(self) -> None:
         """The connection has ended; reports wait for the next one."""
         self._connected = False
-        self._outgoing.clear()
+        self._ready.clear()
 
     def take_due(self, now_ns: int) -> None:
         """Queue again what was told to wait until now."""
-        self._outgoing.extend(self._session.due(now_ns))
+        reports: list[Any] = [self._session.get(number) for number in self._session.due(now_ns)]
+        self._ready.extend(pack(reports))
 
     def note_verdicts(self) -> None:
         """Verdicts were taken: perhaps nothing is owed any more."""
@@ -143,46 +147,47 @@ class Reports:
 
     def next_frame(self) -> report_queue_pb2.Reports | None:
         """All that waits, up to the size of a frame; None when nothing does."""
-        outgoing, words = self._outgoing, self._words
-        if not outgoing and not words:
+        ready, words = self._ready, self._words
+        if not ready and not words:
             return None
-        size = 0
-        running = []
+        frame, size = ready.popleft() if ready else (report_queue_pb2.Reports(), 0)
+        while ready and size + ready[0][1] <= BATCH_BYTES_MAX:
+            more, more_size = ready.popleft()
+            frame.MergeFrom(more)
+            size += more_size
         while words and size < BATCH_BYTES_MAX:
             word = words.pop(next(iter(words)))
-            running.append(word)
+            frame.running.append(word)
             size += len(word.log) * 4 + REPORT_OVERHEAD_BYTES
-        reports: list[Report] = []
-        get = self._session.get
-        while outgoing and size < BATCH_BYTES_MAX:
-            report: Any = get(outgoing.popleft())
-            if report is not None:
-                reports.append(report)
-                outcome = report[2]
-                size += len(outcome.result) + REPORT_OVERHEAD_BYTES
-                if outcome.HasField("failure"):
-                    size += outcome.ByteSize()
-        return pack(reports, running)
+        return frame
 
-    def _packed(self) -> list[bytes]:
+    def _all_unacked(self) -> Iterator[tuple[report_queue_pb2.Reports, int]]:
         reports: list[Any] = [report for _, report in self._session.unacked()]
-        starts = range(0, len(reports), _OUTBOX_CHUNK)
-        return [pack(reports[start : start + _OUTBOX_CHUNK]).SerializeToString() for start in starts]
+        return pack(reports)
 
 
-def pack(reports: Iterable[Report], running: Sequence[report_queue_pb2.Running] = ()) -> report_queue_pb2.Reports:
-    """One frame; outcomes grouped by job and epoch, in order within each."""
+def pack(reports: Iterable[Report]) -> Iterator[tuple[report_queue_pb2.Reports, int]]:
+    """Frames of at most BATCH_BYTES_MAX with their sizes; outcomes grouped by job and epoch, in order within each."""
     groups: dict[tuple[str, int], list[report_queue_pb2.Outcome]] = {}
-    for job_id, epoch, outcome in reports:
+    total = 0
+    for job_id, epoch, outcome, size in reports:
+        if total + size > BATCH_BYTES_MAX and groups:
+            yield _frame(groups), total
+            groups, total = {}, 0
+        total += size
         group = groups.get((job_id, epoch))
         if group is None:
             groups[job_id, epoch] = [outcome]
         else:
             group.append(outcome)
+    if groups:
+        yield _frame(groups), total
+
+
+def _frame(groups: dict[tuple[str, int], list[report_queue_pb2.Outcome]]) -> report_queue_pb2.Reports:
     return report_queue_pb2.Reports(
         outcomes=[
             report_queue_pb2.OutcomeGroup(job_id=job_id, epoch=epoch, outcomes=outcomes)
             for (job_id, epoch), outcomes in groups.items()
-        ],
-        running=running,
+        ]
     )

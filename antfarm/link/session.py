@@ -215,8 +215,8 @@ class Session:
         self.held[token] = number
         self._unacked[number] = (token, report, size_bytes)
         self.unacked_bytes += size_bytes
-        if not self._full:
-            self._measure()
+        if not self._full and (len(self._unacked) >= UNACKED_MAX or self.unacked_bytes >= UNACKED_BYTES_MAX):
+            self._full = True
         return number
 
     def recovered(self, token: Token, report: object, size_bytes: int) -> int:

@@ -53,6 +53,8 @@ FRAME_BYTES_MAX: Final = 256 * 1024 * 1024
 """Largest thing that the agent sends: inputs of a whole job above this go by file."""
 RECORD_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest thing that a child sends; results above 64 KiB go by Storage. More than this is garbage."""
+SAVED_MAX: Final = 1_000
+"""Outputs of one attempt; their references must fit into a report."""
 LOG_CHARS_MAX: Final = 64 * 1024
 """Text of one attempt shipped within LOG_WINDOW_S; what is beyond is cut from the front."""
 LOG_RECORDS_MAX: Final = 64

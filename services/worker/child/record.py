@@ -9,10 +9,9 @@ import math
 from typing import Any
 
 from antfarm.model import KEY_BYTES_MAX, PAYLOAD_BYTES_MAX, FailureClass
+from services.worker.child.protocol import SAVED_MAX
 
 RUN_US_MAX = 1 << 60
-SAVED_MAX = 10_000
-"""Outputs of one attempt; their references must fit into a report."""
 PROGRESS_TEXT_CHARS_MAX = 256
 
 

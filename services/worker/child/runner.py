@@ -25,6 +25,7 @@ from services.worker.child.protocol import (
     OUT_FAILED,
     OUT_PROGRESS,
     OUT_SAVED,
+    SAVED_MAX,
     Setup,
     Template,
 )
@@ -223,6 +224,8 @@ class Runner:
         try:
             data = payload.encode_result(value, allow_pickle=self.allow_pickle)
             saved = context.saved
+            if len(saved) >= SAVED_MAX:
+                raise InvalidArgument(f"the task saved {len(saved):,} outputs; one attempt may save {SAVED_MAX - 1:,}")
             if len(data) > model.PAYLOAD_BYTES_MAX:
                 ref = self._spill(context, data)
                 data, saved = payload.blob_payload(ref), (*saved, ref)
