@@ -72,9 +72,9 @@ def _analyse(arguments: Sequence[str]) -> int:
     from clouds.analyse import analyse_files
 
     result = analyse_files(options.picture, options.bands721, options.out, day=options.day, box=options.bbox)
-    cloud = result["cloud_fraction"]
-    shown = "no data" if cloud is None else f"{100 * cloud:.1f} % cloud"
-    print(f"{options.picture}: {shown}, {100 * result['valid_fraction']:.1f} % observed")
+    print(
+        f"{options.picture}: cloud {_percent(result['cloud_fraction'])}, observed {_percent(result['valid_fraction'])}"
+    )
     for name in ("overlay.jpg", "mask.png", "result.json"):
         print(options.out / name)
     return program.EXIT_OK
@@ -196,7 +196,7 @@ def _provenance(options: Options, found: Found) -> dict[str, object]:
 
 def _tell(series: Series, out: Path) -> None:
     """The sum of it on standard output, days that failed by their reason, then where the report is."""
-    from clouds.wording import percent, some_days
+    from clouds.wording import some_days
 
     told = series.statistics
     parts = [
@@ -211,8 +211,8 @@ def _tell(series: Series, out: Path) -> None:
     ]
     print(f"{told.days_asked} days: {', '.join([f'{told.days_used} used', *parts])}")
     if told.mean is not None:
-        by_day = {row.day: percent(row.cloud_fraction) for row in series.rows}
-        print(f"mean cloud cover {percent(told.mean)}", end="")
+        by_day = {row.day: _percent(row.cloud_fraction) for row in series.rows}
+        print(f"mean cloud cover {_percent(told.mean)}", end="")
         if told.clearest is not None and told.cloudiest is not None and told.clearest != told.cloudiest:
             print(f", clearest {told.clearest} ({by_day[told.clearest]})", end="")
             print(f", cloudiest {told.cloudiest} ({by_day[told.cloudiest]})", end="")
@@ -227,6 +227,10 @@ def _tell(series: Series, out: Path) -> None:
         print(f"failed: {some_days(days)}: {words}")
     for name in ("report.html", "series.csv", "series.json"):
         print(out / name)
+
+
+def _percent(fraction: float | None) -> str:
+    return "no data" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 if __name__ == "__main__":

@@ -56,8 +56,10 @@ def claimed(state: Path, say: Say) -> Iterator[LocalFarm]:
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise CloudsError(f"--state {state} is not a folder; give one") from None
     except OSError as error:
-        raise CloudsError(f"{error.filename}: {error.strerror}; give another --state") from None
+        raise CloudsError(f"--state {error.filename}: {error.strerror}; give another") from None
     try:
         _claim(lock, state, say)
         with LocalFarm(state) as farm:

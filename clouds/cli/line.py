@@ -92,7 +92,9 @@ class Line:
         told = _told(progress.wanted, progress.downloaded, progress.analysed, progress.failed, left)
         width = shutil.get_terminal_size().columns - 1 if self._terminal else 79
         # As long as the longest words leave room for, so that it does not change its length.
-        room = min(BAR_MAX, width - len(_told(*[progress.wanted] * 4, "99 min")))
+        room = min(
+            BAR_MAX, width - len(_told(progress.wanted, progress.wanted, progress.wanted, progress.wanted, "99 min"))
+        )
         if room < BAR_MIN:
             return told.strip()[:width]
         filled = room * progress.ended // progress.wanted

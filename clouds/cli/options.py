@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from antfarm import __version__
 from clouds.box import SWEDEN, Box
@@ -24,16 +25,20 @@ from clouds.tasks import Request
 DAYS_MAX = 20_000
 UNKNOWN_URL = "http://127.0.0.1/"
 
+_USAGE = "python -m clouds --start DAY --end DAY --out DIR [--source SOURCE] [--bbox BOX] ..."
 _DESCRIPTION = """\
-Download daily satellite pictures of a box, measure their cloud cover, and report over all days: series.csv, series.json and report.html.
-
-Days that an earlier run has brought are not asked for again.
+Download daily satellite pictures of a box, measure their cloud cover, and
+report over all days: report.html, series.csv and series.json. Days that an
+earlier run has brought are not asked for again.
 """
 _EPILOG = """\
 examples:
-  python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out      no internet needed
-  python -m clouds --start 2021-06-01 --end 2021-08-31 --bbox 54.7,10.4,69.8,24.8 --contact me@example.org --out summer
-  python -m clouds analyse PICTURE [--bands721 PICTURE] --out DIR                             one picture, without a farm
+  three months of a stand-in server, no internet needed:
+    python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out
+  a summer over the Alps from NASA:
+    python -m clouds --start 2021-06-01 --end 2021-08-31 --bbox 44,5,48,16 --contact me@example.org --out alps
+  one picture, without a farm:
+    python -m clouds analyse PICTURE [--bands721 PICTURE] --out DIR
 
 exit codes: 0 ok, 1 some days failed, 2 usage, 3 the farm cannot be reached, 4 interrupted
 """
@@ -57,9 +62,26 @@ class Options:
     group: int
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does, and takes numbers below zero for what they are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CloudsError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse; `--bbox -10,20,0,30` is not an option named -1 to us."""
+        joined: list[str] = []
+        for word in arguments:
+            if joined and joined[-1] == "--bbox" and word[:1] == "-" and word[1:2].isdigit():
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return self.parse_args(joined)
+
+
 def parse_run(arguments: Sequence[str]) -> Options:
-    """Read the arguments of a run; raises CloudsError, or exits as argparse does, for what cannot be used."""
-    given = _run_parser().parse_args(arguments)
+    """Read the arguments of a run; raises CloudsError for what cannot be used."""
+    given = _run_parser().parse(arguments)
     for name in ("requests", "workers", "group"):
         if getattr(given, name) < 1:
             raise CloudsError(f"--{name} {getattr(given, name)}: give at least 1")
@@ -90,8 +112,10 @@ def parse_run(arguments: Sequence[str]) -> Options:
 
 def parse_analyse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the arguments of `analyse`: picture, bands721, out, day, bbox."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clouds analyse", description="Measure the cloud cover of one picture, without a farm."
+    parser = _Parser(
+        prog="python -m clouds analyse",
+        description="Measure the cloud cover of one picture, without a farm.",
+        allow_abbrev=False,
     )
     parser.add_argument("picture", type=Path, help="true-colour picture: JPEG, PNG or TIFF")
     parser.add_argument("--bands721", type=Path, metavar="PICTURE", help="the Bands 7-2-1 picture of the same pass")
@@ -100,12 +124,13 @@ def parse_analyse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets mask.png, overlay.jpg and result.json"
     )
-    return parser.parse_args(arguments)
+    return parser.parse(arguments)
 
 
-def _run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _run_parser() -> _Parser:
+    parser = _Parser(
         prog="python -m clouds",
+        usage=_USAGE,
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -253,5 +278,7 @@ def _check_out(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+    except FileExistsError:
+        raise CloudsError(f"--out {out} is not a folder; give one") from None
     except OSError as error:
         raise CloudsError(f"--out {out} cannot be written: {error.strerror or error}") from None
