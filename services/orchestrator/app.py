@@ -80,7 +80,8 @@ class Orchestrator:
     def __init__(self, settings: OrchestratorSettings, journal: Journal, tls: net.Tls | None) -> None:
         self._settings = settings
         self._tls = tls
-        core = Core(CoreConfig(heartbeat_ns=int(settings.heartbeat_s * SECOND_NS)), random.SystemRandom())
+        config = CoreConfig(orchestrator_id=journal.orchestrator_id, heartbeat_ns=int(settings.heartbeat_s * SECOND_NS))
+        core = Core(config, random.SystemRandom())
         _replay(core, journal)
         self.driver = Driver(core, journal, SystemClock(), self._deliver)
         self.sessions = Sessions(
@@ -150,7 +151,7 @@ class Orchestrator:
         background = [asyncio.create_task(tick_forever(driver)), asyncio.create_task(program.watchdog())]
         upstream = asyncio.create_task(self._upstream.run()) if self._upstream is not None else None
         program.tune_gc()
-        program.ready(f"orchestrator ready on {settings.host}:{port}")
+        program.ready(f"orchestrator ready on {net.join_address(settings.host, port)}")
         log.info("serving from %s, epoch %d", settings.state_directory, driver.core.state.epoch)
         waiting: list[asyncio.Future[None]] = [asyncio.create_task(_wait(stop)), driver.failed]
         if upstream is not None:

@@ -12,6 +12,7 @@ import binascii
 import json
 import logging
 import platform
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -50,6 +51,7 @@ class Upstream:
     ) -> None:
         self._driver = driver
         self._sessions = sessions
+        self._orchestrator_id = orchestrator_id
         self._inputs = Inputs(storage_address, tls)
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
@@ -99,12 +101,16 @@ class Upstream:
                     self._assign(group, assignment, assignment.payload)
 
     def _assign(self, group: work_queue_pb2.TaskGroup, assignment: work_queue_pb2.Assignment, payload: bytes) -> None:
+        template = wire.template_from_wire(group.template)
+        # How long it may queue was for the queue above; of the total deadline what is left counts from here on.
+        left_ns = wire.duration_from_wire(assignment.remaining) if assignment.HasField("remaining") else None
+        timeouts = replace(template.timeouts, queue_ns=None, total_ns=max(left_ns, 1) if left_ns is not None else None)
         event = events.ParentAssigned(
             job_id=group.job_id,
             index=assignment.index,
             epoch=group.epoch,
             attempt=assignment.attempt,
-            template=wire.template_from_wire(group.template),
+            template=replace(template, timeouts=timeouts),
             payload=payload,
         )
         self._driver.post(event)
@@ -225,10 +231,21 @@ class Upstream:
         """Tell the core of final verdicts: the link then holds the token no longer."""
         while True:
             await asyncio.sleep(ACK_POLL_S)
+            self._link.set_descendants(self._descendants())
             for token in [token for token in self._reported if not self._link.holds(token)]:
                 self._reported.discard(token)
                 job_id, index, epoch, attempt = token
                 self._driver.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+
+    def _descendants(self) -> tuple[str, ...]:
+        """This orchestrator and all below it, as far as they are attached."""
+        below = {
+            name
+            for worker in self._driver.core.state.sessions.values()
+            if worker.orchestrator
+            for name in worker.descendants
+        }
+        return (self._orchestrator_id, *sorted(below - {self._orchestrator_id}))
 
 
 def _outcome(

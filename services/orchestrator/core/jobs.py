@@ -220,6 +220,11 @@ def purge(turn: Turn, event: events.PurgeJob) -> None:
     waiting = [other.job_id for other, _, _ in job.dependents if not other.ended]
     if waiting:
         raise errors.JobNotEnded(f"job {event.job_id} is needed by {waiting[0]}, which has not ended")
+    parent = turn.state.parent_of(job.job_id)
+    if parent is not None:
+        raise errors.JobNotEnded(
+            f"job {job.job_id} is part of task {parent.job_id}/{parent.index} of the orchestrator above, which has not ended"
+        )
     turn.record(records.JobPurged(job=job.number))
     turn.effect(Reply(request=event.request, after=turn.state.seq))
 

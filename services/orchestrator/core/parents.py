@@ -55,8 +55,21 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
         )
     )
     parent = turn.state.parents[event.job_id, event.index]
+    if known is None:
+        _clear_failed(turn, parent)
     _started(turn, parent)
     advance(turn, parent)
+
+
+def _clear_failed(turn: Turn, parent: Parent) -> None:
+    """The parent comes again after its failure was acknowledged: the stage that failed is done anew, what succeeded stays."""
+    for stage in STAGES:
+        job = _job(turn.state, parent, stage)
+        if job is not None:
+            whole = stage == "tasks" and _job(turn.state, parent, "plan") is not None
+            if job.ended and job.failed_count and not whole:
+                turn.record(records.JobPurged(job=job.number))
+            return
 
 
 def _started(turn: Turn, parent: Parent) -> None:
@@ -87,12 +100,9 @@ def offered(turn: Turn) -> None:
 
 def job_ended(turn: Turn, job: Job) -> None:
     """A job ended; when it belongs to a parent, the parent's next stage begins in the same transaction."""
-    if job.job_id.startswith(PARENT_PREFIX):
-        key = job.job_id.removeprefix(PARENT_PREFIX).rpartition("/")[0]
-        job_id, _, index = key.rpartition("/")
-        parent = turn.state.parents.get((job_id, int(index))) if index.isdigit() else None
-        if parent is not None:
-            advance(turn, parent)
+    parent = turn.state.parent_of(job.job_id)
+    if parent is not None:
+        advance(turn, parent)
 
 
 def _job(state: State, parent: Parent, stage: str) -> Job | None:
@@ -166,6 +176,9 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
     parent = turn.state.parents.get(event.parent)
     if parent is None or _job(turn.state, parent, "tasks") is not None:
         return
+    plan = _job(turn.state, parent, "plan")
+    if plan is None or not plan.ended:
+        return  # the answer to an earlier binding, which was revoked since
     job_id = JobId(f"{base(parent.key)}/tasks")
     failure = event.failure
     if event.template is not None and failure is None:

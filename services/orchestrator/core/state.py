@@ -27,7 +27,7 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import records
-from services.orchestrator.core.lanes import Lane, LaneKey, Limit, Share, key_of
+from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, LaneKey, Limit, Share, key_of
 from services.orchestrator.core.ready import Ready
 
 _QUEUED = int(TaskState.QUEUED)
@@ -343,6 +343,14 @@ class State:
         self.disk_low = False
         self.touched: dict[int, None] = {}
         """Jobs that changed since the views last looked."""
+
+    def parent_of(self, job_id: str) -> Parent | None:
+        """The parent that a job was made for, as long as it is bound."""
+        if not job_id.startswith(PARENT_PREFIX):
+            return None
+        key, _, _ = job_id.removeprefix(PARENT_PREFIX).rpartition("/")
+        parent_job, _, index = key.rpartition("/")
+        return self.parents.get((parent_job, int(index))) if index.isdigit() else None
 
     # ---- volatile helpers shared by handlers --------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class Dice(Protocol):
 class CoreConfig:
     """Numbers of semantics section 3; durations in nanoseconds."""
 
+    orchestrator_id: str = ""
+    """Its own name among orchestrators: who is above and below itself at once would be fed its own tasks."""
     heartbeat_ns: int = 3 * SECOND_NS
     """H. Workers beat this often. The lease is four of them: one lost beat, one late one and a pause do not kill."""
     orchestrator_lease_ns: int = 60 * SECOND_NS

@@ -75,6 +75,8 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         )
     if event.max_epoch_seen > EPOCH_SEEN_MAX:
         return errors.InvalidArgument(f"max_epoch_seen {event.max_epoch_seen} cannot be: no epoch is that high")
+    if turn.config.orchestrator_id and turn.config.orchestrator_id in event.descendants:
+        return errors.Cycle(f"{event.worker_id} stands above this orchestrator already: name another --upstream")
     if worker is None or worker.gone:
         return None
     if worker.incarnation == event.incarnation:

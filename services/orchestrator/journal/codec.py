@@ -1,13 +1,14 @@
 """Records as bytes: msgpack of plain lists, a number for the kind.
 
-Fields are only added at the end of a list, and readers fill in what an older writer left out, so that journals stay readable. Many
-payloads or outcomes are one list, because packing one large value costs a fraction of packing many small ones.
+Fields are only added at the end of a list. What an older writer left out gets its default, and what a newer one added is passed over, so that
+journals stay readable both ways. Many payloads or outcomes are one list, because packing one large value costs a fraction of packing many small
+ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgpack
 
@@ -18,187 +19,151 @@ from antfarm.model import (
     DependencyKind,
     Failure,
     FailureClass,
-    JobId,
     JobSpec,
     RetryPolicy,
     TaskState,
     TaskTemplate,
     Timeouts,
-    WorkerId,
 )
 from services.orchestrator.core import records as r
 
+T = TypeVar("T")
 Plain = list[Any]
+_Translation = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+"""(value -> plain, plain -> value) of a field that msgpack does not know."""
 
 
-def _failure_out(failure: Failure | None) -> Plain | None:
-    if failure is None:
-        return None
-    return [int(failure.failure_class), failure.kind, failure.message, failure.traceback, failure.log_tail]
+class _Form(Generic[T]):
+    """How a value lies in a list: its fields in the order in which they came to be."""
+
+    def __init__(self, cls: type[T], names: str, **translated: _Translation) -> None:
+        self._cls = cls
+        self._names = tuple(names.split())
+        self._out = [(self._names.index(name), out) for name, (out, _) in translated.items()]
+        self._in = [(name, inward) for name, (_, inward) in translated.items()]
+
+    def out(self, value: T) -> Plain:
+        """The list of a value."""
+        plain = [getattr(value, name) for name in self._names]
+        for place, out in self._out:
+            plain[place] = out(plain[place])
+        return plain
+
+    def read(self, plain: Plain) -> T:
+        """The value of a list that may be longer or shorter than ours. TypeError when a field without a default is missing."""
+        fields = dict(zip(self._names, plain, strict=False))
+        for name, inward in self._in:
+            if name in fields:
+                fields[name] = inward(fields[name])
+        return self._cls(**fields)
+
+    @property
+    def one(self) -> _Translation:
+        """For a field that holds such a value."""
+        return self.out, self.read
+
+    @property
+    def optional(self) -> _Translation:
+        """For a field that holds such a value or None."""
+        return (
+            lambda value: None if value is None else self.out(value),
+            lambda plain: None if plain is None else self.read(plain),
+        )
+
+    @property
+    def many(self) -> _Translation:
+        """For a field that holds a tuple of such values."""
+        return lambda values: [self.out(value) for value in values], lambda plain: tuple(map(self.read, plain))
 
 
-def _failure_in(plain: Plain | None) -> Failure | None:
-    if plain is None:
-        return None
-    return Failure(
-        failure_class=FailureClass(plain[0]), kind=plain[1], message=plain[2], traceback=plain[3], log_tail=plain[4]
-    )
+_MAPPING: _Translation = (dict, dict)
 
-
-def _template_out(t: TaskTemplate) -> Plain:
-    return [
-        t.type,
-        t.version,
-        [t.retry.max_attempts, t.retry.backoff_initial_ns, t.retry.backoff_max_ns],
-        [t.timeouts.run_ns, t.timeouts.progress_ns, t.timeouts.queue_ns, t.timeouts.total_ns],
-        dict(t.resources),
-        dict(t.labels),
-        None if t.limit is None else [t.limit.name, t.limit.max_active],
-        t.at_most_once,
-        t.fence_late_results,
-        t.idempotent,
-        t.common_payload,
-        t.traceparent,
-    ]
-
-
-def _template_in(p: Plain) -> TaskTemplate:
-    return TaskTemplate(
-        type=p[0],
-        version=p[1],
-        retry=RetryPolicy(max_attempts=p[2][0], backoff_initial_ns=p[2][1], backoff_max_ns=p[2][2]),
-        timeouts=Timeouts(run_ns=p[3][0], progress_ns=p[3][1], queue_ns=p[3][2], total_ns=p[3][3]),
-        resources=p[4],
-        labels=p[5],
-        limit=None if p[6] is None else ConcurrencyLimit(name=p[6][0], max_active=p[6][1]),
-        at_most_once=p[7],
-        fence_late_results=p[8],
-        idempotent=p[9],
-        common_payload=p[10],
-        traceparent=p[11],
-    )
-
-
-def _spec_out(s: JobSpec) -> Plain:
-    dependencies = [[d.job_id, int(d.kind), d.offset] for d in s.dependencies]
-    return [_template_out(s.template), s.name, s.priority, dependencies, s.max_failures, dict(s.labels)]
-
-
-def _spec_in(p: Plain) -> JobSpec:
-    return JobSpec(
-        template=_template_in(p[0]),
-        name=p[1],
-        priority=p[2],
-        dependencies=tuple(Dependency(job_id=JobId(d[0]), kind=DependencyKind(d[1]), offset=d[2]) for d in p[3]),
-        max_failures=p[4],
-        labels=p[5],
-    )
+_BLOB = _Form(BlobRef, "key size_bytes sha256")
+_FAILURE = _Form(Failure, "failure_class kind message traceback log_tail", failure_class=(int, FailureClass))
+_DEPENDENCY = _Form(Dependency, "job_id kind offset", kind=(int, DependencyKind))
+_TEMPLATE = _Form(
+    TaskTemplate,
+    "type version retry timeouts resources labels limit at_most_once fence_late_results idempotent common_payload traceparent",
+    retry=_Form(RetryPolicy, "max_attempts backoff_initial_ns backoff_max_ns").one,
+    timeouts=_Form(Timeouts, "run_ns progress_ns queue_ns total_ns").one,
+    resources=_MAPPING,
+    labels=_MAPPING,
+    limit=_Form(ConcurrencyLimit, "name max_active").optional,
+)
+_SPEC = _Form(
+    JobSpec,
+    "template name priority dependencies max_failures labels",
+    template=_TEMPLATE.one,
+    dependencies=_DEPENDENCY.many,
+    labels=_MAPPING,
+)
 
 
 def _ended_out(e: r.EndedTask) -> Plain:
+    """By hand, because there is one for every task; a plain success is the shorter list."""
     if e.failure is None and not e.outputs:
         return [e.index, int(e.state), e.epoch, e.attempt, e.run_us, e.result]
-    outputs = [[b.key, b.size_bytes, b.sha256] for b in e.outputs]
-    return [e.index, int(e.state), e.epoch, e.attempt, e.run_us, e.result, outputs, _failure_out(e.failure)]
+    outputs = [_BLOB.out(blob) for blob in e.outputs]
+    return [e.index, int(e.state), e.epoch, e.attempt, e.run_us, e.result, outputs, _FAILURE.optional[0](e.failure)]
 
 
 def _ended_in(p: Plain) -> r.EndedTask:
     ended = r.EndedTask(index=p[0], state=TaskState(p[1]), epoch=p[2], attempt=p[3], run_us=p[4], result=p[5])
     if len(p) > 6:
-        ended.outputs = tuple(BlobRef(key=b[0], size_bytes=b[1], sha256=b[2]) for b in p[6])
-        ended.failure = _failure_in(p[7])
+        ended.outputs = tuple(map(_BLOB.read, p[6]))
+    if len(p) > 7:
+        ended.failure = _FAILURE.optional[1](p[7])
     return ended
 
 
-_Out = Callable[[Any], Plain]
-_In = Callable[[Plain], r.Record]
+_ENDED: _Translation = (lambda ended: list(map(_ended_out, ended)), lambda plain: list(map(_ended_in, plain)))
 
-_KINDS: list[tuple[int, type[Any], _Out, _In]] = [
-    (
-        1,
-        r.EpochStarted,
-        lambda x: [x.epoch, x.wall_ns, x.history_gap],
-        lambda p: r.EpochStarted(epoch=p[0], wall_ns=p[1], history_gap=p[2]),
-    ),
-    (
-        2,
-        r.JobCreated,
-        lambda x: [x.job, x.job_id, _spec_out(x.spec), x.wall_ns, x.retry_of],
-        lambda p: r.JobCreated(job=p[0], job_id=JobId(p[1]), spec=_spec_in(p[2]), wall_ns=p[3], retry_of=p[4]),
-    ),
-    (
-        3,
-        r.TasksAdded,
-        lambda x: [x.job, x.first_index, list(x.payloads), x.wall_ns],
-        lambda p: r.TasksAdded(job=p[0], first_index=p[1], payloads=p[2], wall_ns=p[3]),
-    ),
-    (4, r.JobClosed, lambda x: [x.job], lambda p: r.JobClosed(job=p[0])),
-    (5, r.JobPaused, lambda x: [x.job, x.paused], lambda p: r.JobPaused(job=p[0], paused=p[1])),
-    (
-        6,
-        r.TasksEnded,
-        lambda x: [x.job, x.worker_id, [_ended_out(e) for e in x.ended]],
-        lambda p: r.TasksEnded(job=p[0], worker_id=p[1], ended=[_ended_in(e) for e in p[2]]),
-    ),
-    (
-        7,
-        r.AttemptFailed,
-        lambda x: [
-            x.job, x.index, x.epoch, x.attempt, x.worker_id, _failure_out(x.failure), x.app_failures, x.crashes, x.infra_failures,
-            x.lost,
-        ],
-        lambda p: r.AttemptFailed(
-            job=p[0], index=p[1], epoch=p[2], attempt=p[3], worker_id=p[4], failure=_failure_in(p[5]),  # type: ignore[arg-type]
-            app_failures=p[6], crashes=p[7], infra_failures=p[8], lost=p[9],
+_KINDS: dict[int, tuple[type[Any], _Form[Any]]] = {
+    number: (cls, _Form(cls, names, **translated))
+    for number, cls, names, translated in (
+        (1, r.EpochStarted, "epoch wall_ns history_gap", {}),
+        (2, r.JobCreated, "job job_id spec wall_ns retry_of", {"spec": _SPEC.one}),
+        (3, r.TasksAdded, "job first_index payloads wall_ns", {"payloads": (list, list)}),
+        (4, r.JobClosed, "job", {}),
+        (5, r.JobPaused, "job paused", {}),
+        (6, r.TasksEnded, "job worker_id ended", {"ended": _ENDED}),
+        (
+            7,
+            r.AttemptFailed,
+            "job index epoch attempt worker_id failure app_failures crashes infra_failures lost",
+            {"failure": _FAILURE.one},
         ),
-    ),
-    (
-        8,
-        r.AttemptIssued,
-        lambda x: [x.job, x.index, x.epoch, x.attempt, x.worker_id],
-        lambda p: r.AttemptIssued(job=p[0], index=p[1], epoch=p[2], attempt=p[3], worker_id=p[4]),
-    ),
-    (9, r.AttemptReturned, lambda x: [x.job, x.index], lambda p: r.AttemptReturned(job=p[0], index=p[1])),
-    (10, r.JobCancelled, lambda x: [x.job, x.cause], lambda p: r.JobCancelled(job=p[0], cause=p[1])),
-    (11, r.JobEnded, lambda x: [x.job, x.wall_ns], lambda p: r.JobEnded(job=p[0], wall_ns=p[1])),
-    (12, r.JobPurged, lambda x: [x.job], lambda p: r.JobPurged(job=p[0])),
-    (
-        13,
-        r.WorkerSeen,
-        lambda x: [x.worker_id, x.orchestrator],
-        lambda p: r.WorkerSeen(worker_id=WorkerId(p[0]), orchestrator=p[1]),
-    ),
-    (14, r.WorkerLeft, lambda x: [x.worker_id], lambda p: r.WorkerLeft(worker_id=WorkerId(p[0]))),
-    (
-        15,
-        r.ParentBound,
-        lambda x: [x.job_id, x.index, x.epoch, x.attempt, _template_out(x.template), x.payload],
-        lambda p: r.ParentBound(
-            job_id=p[0], index=p[1], epoch=p[2], attempt=p[3], template=_template_in(p[4]), payload=p[5]
-        ),
-    ),
-    (16, r.ParentDone, lambda x: [x.job_id, x.index], lambda p: r.ParentDone(job_id=p[0], index=p[1])),
-]  # fmt: skip
+        (8, r.AttemptIssued, "job index epoch attempt worker_id", {}),
+        (9, r.AttemptReturned, "job index", {}),
+        (10, r.JobCancelled, "job cause", {}),
+        (11, r.JobEnded, "job wall_ns", {}),
+        (12, r.JobPurged, "job", {}),
+        (13, r.WorkerSeen, "worker_id orchestrator", {}),
+        (14, r.WorkerLeft, "worker_id", {}),
+        (15, r.ParentBound, "job_id index epoch attempt template payload", {"template": _TEMPLATE.one}),
+        (16, r.ParentDone, "job_id index", {}),
+    )
+}
+"""Kind -> (class, form). A number is never used again."""
 
-_OUT = {cls: (number, out) for number, cls, out, _ in _KINDS}
-_IN = {number: inward for number, _, _, inward in _KINDS}
+_NUMBERS = {cls: number for number, (cls, _) in _KINDS.items()}
 
 
 def encode(record: r.Record) -> tuple[int, bytes]:
     """(kind, body) of a record."""
-    number, out = _OUT[type(record)]
-    return number, msgpack.packb(out(record))
+    number = _NUMBERS[type(record)]
+    return number, msgpack.packb(_KINDS[number][1].out(record))
 
 
 def decode(kind: int, body: bytes) -> r.Record:
     """The record of a kind and body. ValueError when it is of a kind that this version does not know, or no record at all."""
-    inward = _IN.get(kind)
-    if inward is None:
+    if kind not in _KINDS:
         raise ValueError(f"record kind {kind} is unknown to this version")
     try:
-        return inward(msgpack.unpackb(body, strict_map_key=False))
-    except (TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.ExtraData) as error:
+        record: r.Record = _KINDS[kind][1].read(msgpack.unpackb(body, strict_map_key=False))
+    except (TypeError, ValueError, LookupError, msgpack.UnpackException) as error:
         raise ValueError(f"record of kind {kind} cannot be read: {error}") from None
+    return record
 
 
 def job_of(record: r.Record) -> int:

@@ -1,0 +1,429 @@
+"""Parents: a task from above becomes a plan, tasks and a summary here, once, whatever is killed or repeated (I19, semantics section 11)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from orchestrator_harness import Harness, Worker, failure
+
+from antfarm import errors
+from antfarm.model import (
+    SECOND_NS,
+    ConcurrencyLimit,
+    FailureClass,
+    JobId,
+    RetryPolicy,
+    TaskState,
+    TaskTemplate,
+    Timeouts,
+    VerdictCode,
+)
+from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.parents import KEPT_MAX
+from services.orchestrator.core.turn import CoreConfig
+
+PLANNED = ("s:plan", "s:summarise", "child")
+STAGE = TaskTemplate(type="s", version="7", common_payload=b"{}", retry=RetryPolicy(max_attempts=2))
+KEY = ("top", 4)
+
+
+def assign(farm: Harness, epoch: int = 1, attempt: int = 1, template: TaskTemplate = STAGE, index: int = 4) -> None:
+    farm.do(
+        events.ParentAssigned(
+            job_id="top", index=index, epoch=epoch, attempt=attempt, template=template, payload=b"[1]"
+        )
+    )
+
+
+def started(farm: Harness, epoch: int = 1, attempt: int = 1, template: TaskTemplate = STAGE) -> None:
+    assign(farm, epoch, attempt, template)
+    start = farm.claim(effects.StartParent)
+    assert (start.parent, start.epoch, start.attempt, start.template) == (KEY, epoch, attempt, template)
+
+
+def expand(farm: Harness, children: int = 2, **fields: Any) -> None:
+    event: dict[str, Any] = {
+        "parent": KEY,
+        "template": TaskTemplate(type="child"),
+        "payloads": [b"%d" % i for i in range(children)],
+        "failure": None,
+    }
+    farm.do(events.ParentExpanded(**{**event, **fields}))
+
+
+def reported(farm: Harness) -> effects.ReportParent:
+    return farm.claim(effects.ReportParent)
+
+
+def planned(farm: Harness, worker: Worker, children: int = 2) -> None:
+    """The plan has run and was read."""
+    (token,) = worker.take()
+    assert token[0] == "up/top/4/plan"
+    worker.run([token])
+    plan = farm.job("up/top/4/plan")
+    read = farm.claim(effects.ReadPlan)
+    assert (read.parent, read.result_seq, read.job) == (KEY, plan.outcome_seqs[0], plan.number)
+    expand(farm, children)
+
+
+def test_a_parent_is_bound_before_it_is_started(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    farm.autocommit = False
+    assign(farm)
+    assert farm.claim_all(effects.StartParent) == []
+    farm.commit()
+    farm.claim(effects.StartParent)
+    worker.take()
+    bound = [r for r in farm.records if isinstance(r, records.ParentBound)]
+    assert bound == [
+        records.ParentBound(job_id="top", index=4, epoch=1, attempt=1, template=STAGE, payload=b"[1]"),
+    ]
+
+
+def test_plan_tasks_summary(farm: Harness) -> None:
+    worker = farm.worker(slots=3, types=PLANNED)
+    started(farm)
+    plan = farm.job("up/top/4/plan").spec.template
+    assert (plan.type, plan.version, plan.common_payload) == ("s:plan", "7", b"{}")
+    planned(farm, worker)
+    children = worker.take()
+    assert [token[0] for token in children] == ["up/top/4/tasks"] * 2
+    worker.run(children)
+    (summary,) = worker.take()
+    assert summary[0] == "up/top/4/summary"
+    spec = farm.job("up/top/4/summary").spec
+    assert spec.template.type == "s:summarise"
+    assert [(d.job_id, d.kind.name) for d in spec.dependencies] == [("up/top/4/tasks", "ALL")]
+    worker.run([summary])
+    report = reported(farm)
+    job = farm.job("up/top/4/summary")
+    assert (report.parent, report.state, report.result_of) == (
+        KEY, TaskState.SUCCEEDED, (job.number, 0, job.outcome_seqs[0]),
+    )  # fmt: skip
+
+
+def test_a_stage_closes_and_the_next_begins_in_one_step(farm: Harness) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    planned(farm, worker)
+    first, second = worker.take()
+    worker.run([first])
+    farm.autocommit = False
+    worker.send(second[0], second[2], [worker.outcome(second)])
+    kinds = [type(record) for _, record in farm.pending]
+    assert kinds[:4] == [records.TasksEnded, records.JobEnded, records.JobCreated, records.TasksAdded]
+    farm.commit()
+    worker.verdicts()
+    worker.take()
+
+
+def test_the_summary_runs_however_the_children_ended(farm: Harness) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    planned(farm, worker)
+    first, second = worker.take()
+    worker.fail(first)
+    worker.fail(second)
+    (summary,) = worker.take()
+    worker.run([summary])
+    assert reported(farm).state is TaskState.SUCCEEDED
+
+
+def test_a_plan_of_nothing_goes_straight_to_its_summary(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    started(farm)
+    planned(farm, worker, children=0)
+    assert [token[0] for token in worker.take()] == ["up/top/4/summary"]
+
+
+def test_a_failed_plan_is_the_parents_failure(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    started(farm)
+    (token,) = worker.take()
+    worker.fail(token, FailureClass.PERMANENT)
+    report = reported(farm)
+    plan = farm.job("up/top/4/plan")
+    assert (report.state, report.result_of) == (TaskState.FAILED, (plan.number, 0, plan.outcome_seqs[0]))
+
+
+def test_a_plan_that_cannot_be_read_or_carried_out_fails_the_parent(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    for number, fields in enumerate(
+        (
+            {"template": None, "failure": failure(FailureClass.PERMANENT, "plan")},
+            {"template": TaskTemplate(type="no good")},
+            {"payloads": [b"x" * 70_000]},
+            {"template": None},
+        ),
+        1,
+    ):
+        started(farm, attempt=number)
+        if number == 1:
+            worker.run(worker.take())
+        farm.claim(effects.ReadPlan)
+        expand(farm, **fields)
+        report = reported(farm)
+        assert report.state is TaskState.FAILED
+        assert report.failure is not None
+        assert report.failure.failure_class is FailureClass.PERMANENT
+        assert "up/top/4/tasks" not in farm.state.by_id
+
+
+def test_without_a_plan_the_task_is_relayed_one_to_one(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    template = TaskTemplate(
+        type="s", at_most_once=True, limit=ConcurrencyLimit(name="web", max_active=1),
+        timeouts=Timeouts(run_ns=SECOND_NS), labels={}, common_payload=b"{}",
+    )  # fmt: skip
+    started(farm, template=template)
+    (token,) = worker.take()
+    assert token[0] == "up/top/4/tasks"
+    assert worker.held[token] == b"[1]"
+    relayed = farm.job("up/top/4/tasks").spec.template
+    assert (relayed.type, relayed.at_most_once, relayed.limit, relayed.timeouts) == (
+        "s", True, None, template.timeouts,
+    )  # fmt: skip
+    worker.fail(token)
+    assert reported(farm).state is TaskState.FAILED
+
+
+def test_a_parent_waits_for_somebody_who_can_plan_or_run_it(farm: Harness) -> None:
+    started(farm)
+    assert not farm.state.jobs
+    farm.worker("other", types=("x",))
+    assert not farm.state.jobs
+    worker = farm.worker(types=PLANNED)
+    assert [token[0] for token in worker.take()] == ["up/top/4/plan"]
+
+
+def test_the_same_token_again_changes_nothing_and_an_older_one_neither(farm: Harness) -> None:
+    farm.worker(types=PLANNED)
+    started(farm, 2, 3)
+    farm.drop(effects.SendTasks)
+    before = farm.state.seq
+    for epoch, attempt in ((2, 3), (2, 2), (1, 9)):
+        assign(farm, epoch, attempt)
+    assert farm.state.seq == before
+
+
+def test_a_newer_token_takes_over_what_the_older_one_began(farm: Harness) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    planned(farm, worker)
+    children = worker.take()
+    started(farm, 1, 2)
+    started(farm, 2, 1)
+    assert len(farm.state.jobs) == 2
+    worker.run(children)
+    worker.run(worker.take())
+    report = reported(farm)
+    assert (report.epoch, report.attempt) == (2, 1)
+
+
+def test_a_newer_token_of_an_ended_parent_is_answered_at_once(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    started(farm)
+    worker.run(worker.take())
+    first = reported(farm)
+    started(farm, 1, 2)
+    second = reported(farm)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert first.result_of == second.result_of
+    assert worker.take() == []
+
+
+def test_a_revoked_parent_is_cancelled_and_forgotten(farm: Harness) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    planned(farm, worker)
+    children = worker.take()
+    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause="not wanted"))
+    assert sorted(farm.claim(effects.SendRevoke).tokens) == children
+    assert not farm.state.jobs
+    assert not farm.state.parents
+    assert {job for job, _, _ in farm.journal.rows.values()} == {0}
+    assert worker.report(children[0]) is VerdictCode.UNKNOWN_TASK
+    worker.held.clear()
+
+
+def test_a_revoke_of_an_older_token_spares_the_newer_one(farm: Harness) -> None:
+    farm.worker(types=PLANNED)
+    started(farm)
+    started(farm, 1, 2)
+    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    assert farm.state.parents[KEY].attempt == 2
+    farm.do(events.ParentRevoked(job_id="nope", index=4, epoch=1, attempt=1, cause=""))
+    farm.drop(effects.SendTasks)
+
+
+def test_what_comes_again_after_a_revoke_begins_anew_and_takes_no_late_word_of_before(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    started(farm)
+    (old,) = worker.take()
+    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    farm.claim(effects.SendRevoke)
+    started(farm, 1, 2)
+    (new,) = worker.take()
+    assert new[2] > old[2]
+    assert worker.report(old) is VerdictCode.FENCED
+    farm.claim(effects.Audit)
+    assert worker.report(new) is VerdictCode.ACCEPTED
+    reported(farm)
+
+
+def test_an_answer_to_a_plan_of_an_earlier_binding_is_ignored(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    started(farm)
+    (token,) = worker.take()
+    worker.run([token])
+    farm.claim(effects.ReadPlan)
+    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    expand(farm)
+    started(farm, 1, 2)
+    expand(farm)
+    assert farm.state.by_id.keys() == {"up/top/4/plan"}
+    worker.take()
+
+
+def test_once_acknowledged_nothing_is_bound_and_people_may_still_look(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    started(farm)
+    worker.run(worker.take())
+    reported(farm)
+    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=2))
+    assert farm.state.parents.keys() == {KEY}
+    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    assert not farm.state.parents
+    assert farm.state.by_id.keys() == {"up/top/4/tasks"}
+
+
+def test_a_retry_from_above_does_the_failed_stage_anew_and_keeps_what_succeeded(farm: Harness) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm, template=TaskTemplate(type="s"))
+    planned(farm, worker)
+    worker.run(worker.take())
+    (summary,) = worker.take()
+    worker.fail(summary)
+    assert reported(farm).state is TaskState.FAILED
+    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    started(farm, 1, 2, template=TaskTemplate(type="s"))
+    (summary,) = worker.take()
+    assert summary[0] == "up/top/4/summary"
+    worker.run([summary])
+    assert reported(farm).state is TaskState.SUCCEEDED
+
+
+def test_a_retry_from_above_of_a_relayed_task_runs_it_again(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    template = TaskTemplate(type="s")
+    started(farm, template=template)
+    worker.fail(worker.take()[0])
+    reported(farm)
+    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    started(farm, 1, 2, template=template)
+    worker.run(worker.take())
+    assert reported(farm).state is TaskState.SUCCEEDED
+
+
+def test_old_jobs_of_finished_parents_are_purged(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    for index in range(KEPT_MAX + 5):
+        assign(farm, index=index, template=TaskTemplate(type="s"))
+        worker.run(worker.take())
+        farm.do(events.ParentAcked(job_id="top", index=index, epoch=1, attempt=1))
+        farm.drop(effects.StartParent, effects.ReportParent)
+    assert len(farm.state.jobs) == KEPT_MAX
+    assert "up/top/4/tasks" not in farm.state.by_id
+
+
+@pytest.mark.parametrize("stage", ["bound", "plan", "planned", "tasks", "summary", "reported"])
+def test_a_restart_at_any_stage_goes_on_and_repeats_nothing(farm: Harness, stage: str) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    ran: list[str] = []
+
+    def run() -> None:
+        for token in list(worker.held):
+            ran.append(f"{token[0]}/{token[1]}")
+            worker.run([token])
+        worker.take()
+
+    def restart(when: str) -> None:
+        if when == stage:
+            farm.restart()
+            farm.claim(effects.StartParent)
+            worker.attach()
+            worker.take()
+
+    started(farm)
+    worker.take()
+    restart("bound")
+    restart("plan")
+    run()
+    restart("planned")
+    farm.claim(effects.ReadPlan) if stage != "planned" else farm.drop(effects.ReadPlan)
+    expand(farm)
+    worker.take()
+    restart("tasks")
+    run()
+    restart("summary")
+    run()
+    if stage == "reported":
+        reported(farm)
+    restart("reported")
+    assert reported(farm).state is TaskState.SUCCEEDED
+    assert sorted(ran) == ["up/top/4/plan/0", "up/top/4/summary/0", "up/top/4/tasks/0", "up/top/4/tasks/1"]
+
+
+def test_a_report_waits_for_the_outcome_that_it_tells(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    started(farm)
+    (token,) = worker.take()
+    farm.autocommit = False
+    worker.send(token[0], token[2], [worker.outcome(token)])
+    assert farm.sent == []
+    farm.commit()
+    reported(farm)
+    worker.verdicts()
+
+
+def test_a_full_disk_or_too_many_payloads_stop_no_parent() -> None:
+    farm = Harness(CoreConfig(payload_bytes_max=1))
+    farm.do(events.DiskLow(low=True))
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    planned(farm, worker)
+    worker.run(worker.take())
+    worker.run(worker.take())
+    assert reported(farm).state is TaskState.SUCCEEDED
+    farm.close()
+
+
+def test_jobs_of_a_bound_parent_cannot_be_purged(farm: Harness) -> None:
+    worker = farm.worker(types=PLANNED)
+    started(farm)
+    worker.run(worker.take())
+    farm.claim(effects.ReadPlan)
+    error = farm.refusal(lambda n: events.PurgeJob(request=n, job_id=JobId("up/top/4/plan")))
+    assert isinstance(error, errors.JobNotEnded)
+    assert "task top/4 of the orchestrator above" in str(error)
+
+
+def test_a_local_cancel_is_reported_above(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    started(farm)
+    worker.take()
+    farm.cancel("up/top/4/tasks")
+    farm.claim(effects.SendRevoke)
+    assert reported(farm).state is TaskState.CANCELLED
+    worker.held.clear()
+
+
+def test_an_orchestrator_does_not_feed_itself() -> None:
+    farm = Harness(CoreConfig(orchestrator_id="me"))
+    other = Worker(farm, "orchestrator-x", 1, orchestrator=True, descendants=("x", "me"))
+    error = other.refused()
+    assert isinstance(error, errors.Cycle)
+    assert "name another --upstream" in str(error)
+    Worker(farm, "orchestrator-y", 1, orchestrator=True, descendants=("y", "z")).attach()
+    farm.close()
