@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos bench ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos bench bench-storage ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -55,5 +55,8 @@ verify-protos: $(STAMP) ## fail when antfarm/v1 is not what protos/ generates, o
 
 bench: $(STAMP) ## measure throughput and round trip on this machine
 	@$(BIN)/python -m bench
+
+bench-storage: $(STAMP) ## measure Storage beside a bare stream and cp
+	@$(BIN)/python -m bench.storage --dir .
 
 ci: lint types imports verify-protos test ## all that is checked before a change lands
