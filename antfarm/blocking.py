@@ -7,6 +7,7 @@ one process has one such loop, started on first use and ended with the interpret
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import cache
@@ -52,8 +53,11 @@ class LoopThread:
                 yield item  # type: ignore[misc]
         finally:
             close = getattr(items, "aclose", None)
-            if close is not None:
-                self.run(close())
+            if close is not None and not sys.is_finalizing():  # at the very end nobody turns the loop
+                if threading.current_thread() is self._thread:  # a forgotten iterator, found by the collector just here
+                    self.loop.create_task(close())
+                else:
+                    self.run(close())
 
 
 @cache

@@ -212,12 +212,13 @@ def _put_inputs(value: Any, inputs: Sequence[Any]) -> Any:
 # ---- Storage --------------------------------------------------------------------------------------------------------
 
 
+_BLOB_FIRST = b"{ \t\r\n"
 _BLOB = re.compile(rb'\s*\{\s*"\$blob"\s*:')
 
 
 def blob_of(data: bytes) -> BlobRef | None:
     """The blob that holds the value, when `data` is `{"$blob": ...}`; else None."""
-    if data[:1] == b"[" or _BLOB.match(data) is None:
+    if data[:1] not in _BLOB_FIRST or _BLOB.match(data) is None:
         return None
     try:
         found = json.loads(data)

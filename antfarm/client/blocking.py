@@ -13,9 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from antfarm import payload
 from antfarm.blocking import loop_thread
 from antfarm.client import farm as aio
+from antfarm.client.arrival import completed
 from antfarm.client.connection import PATIENCE_S
 from antfarm.client.executor import FarmExecutor
 from antfarm.client.handle import FutureHandle, JobHandle
@@ -146,10 +146,10 @@ class Future(FutureHandle, Generic[R]):
 
 def decode(job: AsyncJob[Any], message: TaskResult) -> Any:
     """The value of an outcome in the caller's thread; raises the TaskError of its cause."""
-    data = message.result
-    if data and payload.blob_of(data) is not None:
-        data = loop_thread().run(job.connection.load(data))
-    return value_of(message, job.job_id, data, allow_pickle=job.connection.allow_pickle)
+    connection = job.connection
+    return value_of(
+        message, job.job_id, message.result, get=connection.get_blocking, allow_pickle=connection.allow_pickle
+    )
 
 
 class Job(JobHandle, Generic[R]):
@@ -268,7 +268,10 @@ class Farm:
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
         """
         atexit.unregister(self.close)
-        loop_thread().run(self.aio.close(now=now))
+        try:
+            loop_thread().run(self.aio.disconnect())
+        finally:
+            self.aio.end(now=now)  # in this thread: at the end of the process there are no others to be had
 
     # ---- submitting -------------------------------------------------------------------------------------------------
 
@@ -392,7 +395,7 @@ class Farm:
     def as_completed(self, *things: Any) -> Iterator[Future[Any]]:
         """The futures, and the tasks of the jobs, in the order in which they end, each done."""
         cores = [thing.aio for thing in _flat(things)]
-        for batch in loop_thread().iterate(self.aio.completed_batches(*cores)):
+        for batch in loop_thread().iterate(completed(*cores)):
             for future in batch:
                 yield Future(future)
 

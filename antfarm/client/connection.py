@@ -88,6 +88,7 @@ class Connection:
         self.streams = 0
         """Result streams that are open; a connection carries a limited number."""
         self._tls = tls
+        self._loop = asyncio.get_running_loop()
         self._channel = net.open_channel(address, tls)
         self._storage: AsyncStorage | None = None
         self.jobs = job_pb2_grpc.JobServiceStub(self._channel)
@@ -246,10 +247,14 @@ class Connection:
 
     async def load(self, data: bytes) -> bytes:
         """A result as it was encoded, read from Storage where it lies there."""
-        ref = payload.blob_of(data)
-        if ref is None:
-            return data
-        return bytes(await self.storage().get(ref))
+        return await payload.fetch_async(data, self._get)
+
+    def get_blocking(self, ref: model.BlobRef) -> bytes:
+        """What lies in Storage, from a thread other than the loop's."""
+        return asyncio.run_coroutine_threadsafe(self._get(ref), self._loop).result()
+
+    async def _get(self, ref: model.BlobRef) -> bytes:
+        return await self.storage().get(ref)
 
 
 def _fields(ref: model.BlobRef) -> dict[str, Any]:

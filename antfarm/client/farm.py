@@ -12,17 +12,18 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from antfarm import apps, model, net, wire
+from antfarm import apps, model, net
+from antfarm.client.arrival import completed, ended, flat
 from antfarm.client.coalescer import Coalescer
 from antfarm.client.connection import PATIENCE_S, Connection
 from antfarm.client.handle import JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.client.plan import Function, MapPlan, Runnable, SubmitPlan, plan_map, plan_submit, resolve
+from antfarm.client.selection import find_job, list_jobs
 from antfarm.client.writer import Feed, JobWriter, batches, new_job_id
 from antfarm.duration import Duration, seconds
-from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, WrongState
+from antfarm.errors import AntFarmError, WrongState
 from antfarm.model import JobStatus
-from antfarm.v1 import job_pb2
 
 R = TypeVar("R")
 
@@ -120,6 +121,20 @@ class AsyncFarm:
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
         """
+        try:
+            await self.disconnect()
+        finally:
+            if self._on_close is not None:
+                await asyncio.to_thread(self.end, now=now)
+
+    def end(self, *, now: bool = False) -> None:
+        """End the embedded farm, after `disconnect`. Blocks."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close(now=now)
+
+    async def disconnect(self) -> None:
+        """The part of `close` that concerns the connection."""
         if self._closed:
             return
         self._closed = True
@@ -131,8 +146,6 @@ class AsyncFarm:
             for job in list(self._jobs):
                 job.forget()
             await self.connection.close()
-            if self._on_close is not None:
-                await asyncio.to_thread(self._on_close, now=now)
 
     # ---- submitting -------------------------------------------------------------------------------------------------
 
@@ -331,7 +344,7 @@ class AsyncFarm:
 
         The first failure is raised, or with `return_exceptions` stands in the place of its value.
         """
-        return [await self._value(thing, return_exceptions) for thing in _flat(things)]
+        return [await self._value(thing, return_exceptions) for thing in flat(things)]
 
     async def _value(self, thing: Any, return_exceptions: bool) -> Any:
         try:
@@ -348,52 +361,17 @@ class AsyncFarm:
 
     async def as_completed(self, *things: Any) -> AsyncIterator[AsyncFuture[Any]]:
         """The futures, and the tasks of the jobs, in the order in which they end, each done."""
-        async for batch in self.completed_batches(*things):
+        async for batch in completed(*things):
             for future in batch:
                 yield future
 
-    async def completed_batches(self, *things: Any) -> AsyncIterator[list[AsyncFuture[Any]]]:
-        """As `as_completed`, with those together that arrived together."""
-        queue: asyncio.Queue[list[AsyncFuture[Any]] | BaseException | None] = asyncio.Queue(maxsize=16)
-        flat = _flat(things)
-        futures = [thing for thing in flat if isinstance(thing, AsyncFuture)]
-        feeds = [_feed_job(thing, queue) for thing in flat if not isinstance(thing, AsyncFuture)]
-        if futures:
-            feeds.append(_feed_futures(futures, queue))
-        tasks = [asyncio.create_task(feed) for feed in feeds]
-        left = len(tasks)
-        try:
-            while left:
-                item = await queue.get()
-                if item is None:
-                    left -= 1
-                elif isinstance(item, BaseException):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
     async def wait(self, *things: Any, timeout: Duration | None = None) -> tuple[set[Any], set[Any]]:
         """(done, not done) of futures and jobs, when all have ended or the time is over."""
-        waits = {asyncio.create_task(_ended(thing)): thing for thing in _flat(things)}
-        if not waits:
-            return set(), set()
-        try:
-            done, _ = await asyncio.wait(waits, timeout=None if timeout is None else seconds(timeout))
-            for task in done:
-                task.result()
-            return {waits[task] for task in done}, {thing for task, thing in waits.items() if task not in done}
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        return await ended(things, None if timeout is None else seconds(timeout))
 
     async def cancel(self, *things: Any, cause: str = "") -> None:
         """Cancel futures and jobs."""
-        for thing in _flat(things):
+        for thing in flat(things):
             await thing.cancel(cause)
 
     async def retry(self, job: AsyncJob[R], *, failed: bool = True) -> AsyncJob[R]:
@@ -411,102 +389,12 @@ class AsyncFarm:
 
     async def find(self, selector: str) -> JobStatus:
         """The status of a job by the same selectors."""
-        if selector != "last":
-            with suppress(JobNotFound, InvalidArgument):
-                answer = await self.connection.call(self.connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=selector))
-                return wire.status_from_wire(answer.job)
-            named = await self.connection.call(
-                self.connection.jobs.ListJobs, job_pb2.ListJobsRequest(name=selector, page_size=1)
-            )
-            if named.jobs:
-                return wire.status_from_wire(named.jobs[0])
-        found: list[JobStatus] = []
-        async for status in self.jobs():
-            if selector == "last":
-                return status
-            if status.job_id.startswith(selector):
-                found.append(status)
-        if len(found) > 1:
-            shown = ", ".join(status.job_id for status in found[:3])
-            raise InvalidArgument(
-                f"{selector!r} is the beginning of {len(found)} job ids: {shown}{' ...' if found[3:] else ''}"
-            )
-        if not found:
-            raise JobNotFound(
-                "there is no job yet" if selector == "last" else f"no job has the id or name {selector!r}"
-            )
-        return found[0]
+        return await find_job(self.connection, selector)
 
-    async def jobs(self, *, name: str = "", limit: int | None = None) -> AsyncIterator[JobStatus]:
+    def jobs(self, *, name: str = "", limit: int | None = None) -> AsyncIterator[JobStatus]:
         """Jobs, newest first."""
-        token, left = "", limit
-        while left is None or left > 0:
-            request = job_pb2.ListJobsRequest(page_size=min(left or 1000, 1000), page_token=token, name=name)
-            answer = await self.connection.call(self.connection.jobs.ListJobs, request)
-            for job in answer.jobs:
-                yield wire.status_from_wire(job)
-            token = answer.next_page_token
-            left = None if left is None else left - len(answer.jobs)
-            if not token:
-                return
+        return list_jobs(self.connection, name=name, limit=limit)
 
 
 MAP_OPTIONS = frozenset({"name", "priority", "max_failures", "key", "labels", "job_id", "request_id"})
 """Keywords of map and starmap that are not handed to the function."""
-
-
-def _flat(things: Iterable[Any]) -> list[Any]:
-    """Futures and jobs, taken out of one level of lists."""
-    flat: list[Any] = []
-    for thing in things:
-        if isinstance(thing, AsyncFuture | AsyncJob):
-            flat.append(thing)
-        elif isinstance(thing, Iterable) and not isinstance(thing, str | bytes):
-            flat.extend(_flat(thing))
-        else:
-            raise InvalidArgument(f"{type(thing).__name__} is neither a future nor a job of this farm")
-    return flat
-
-
-async def _ended(thing: Any) -> None:
-    if isinstance(thing, AsyncFuture):
-        await thing.arrive()
-    else:
-        await thing.wait()
-
-
-async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queue[Any]) -> None:
-    arrived: list[AsyncFuture[Any]] = []
-    news = asyncio.Event()
-
-    def note(future: AsyncFuture[Any]) -> None:
-        arrived.append(future)
-        news.set()
-
-    for future in futures:
-        future.add_done_callback(note)
-    left = len(futures)
-    while left:
-        await news.wait()
-        news.clear()
-        batch, arrived[:] = arrived[:], []
-        left -= len(batch)
-        lost = next((future for future in batch if future.message is None), None)
-        if lost is not None:
-            try:
-                await lost.arrive()  # raises why
-            except AntFarmError as error:
-                await queue.put(error)
-                return
-        await queue.put(batch)
-    await queue.put(None)
-
-
-async def _feed_job(job: AsyncJob[Any], queue: asyncio.Queue[Any]) -> None:
-    try:
-        async for batch in job.batches():
-            await queue.put([AsyncFuture(job, message.index, message) for message in batch])
-    except AntFarmError as error:
-        await queue.put(error)
-        return
-    await queue.put(None)

@@ -28,10 +28,17 @@ R = TypeVar("R")
 _SUCCEEDED = TaskState.SUCCEEDED.value
 
 
-def value_of(message: TaskResult, job_id: str, data: bytes, *, allow_pickle: bool) -> Any:
-    """The value of a recorded outcome whose (loaded) bytes are `data`; raises the TaskError of its cause."""
+def value_of(
+    message: TaskResult,
+    job_id: str,
+    data: bytes,
+    *,
+    get: Callable[[model.BlobRef], bytes] | None = None,
+    allow_pickle: bool,
+) -> Any:
+    """The value of a recorded outcome whose bytes are `data` (`get` reads those in Storage); raises the TaskError of its cause."""
     if message.state == _SUCCEEDED:
-        return decode_result(data, allow_pickle=allow_pickle)
+        return decode_result(data, get=get, allow_pickle=allow_pickle)
     return outcome_of(wire.result_from_wire(message), job_id=job_id).result()
 
 

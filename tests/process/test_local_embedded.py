@@ -267,3 +267,24 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User) -> None:
     assert process.wait(30) != 0
     assert time.monotonic() - started < 9
     wait_until(lambda: not user.programs(), user.programs)
+
+
+def test_a_script_may_end_without_closing_anything(user: User) -> None:
+    script = user.script(
+        "careless.py",
+        """
+        import antfarm as af
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            farm = af.connect()
+            values = farm.map(square, range(50_000)).results()
+            done = farm.map(square, range(1000)).as_completed()
+            print(next(values), next(done).result() >= 0)
+        """,
+    )
+    done = user.run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 True\n", "")
+    assert user.programs() == []
