@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from antfarm.errors import InvalidArgument, PayloadTooLarge
 from antfarm.model import PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec
 
-_JOB_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_JOB_ID = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._-]+)*")
 """Segments as in Storage keys, because outputs lie under their job's id."""
 _TYPE = re.compile(r"[A-Za-z0-9._:<>-]+")
 JOB_ID_BYTES_MAX = 256
@@ -23,7 +23,7 @@ def check_job(job_id: str, spec: JobSpec) -> None:
     """InvalidArgument when the job's id or spec breaks a limit."""
     if not _JOB_ID.fullmatch(job_id) or len(job_id) > JOB_ID_BYTES_MAX:
         raise InvalidArgument(
-            f"job id {job_id[:80]!r}: use at most {JOB_ID_BYTES_MAX} of letters, digits and . _ - with / between segments"
+            f"job id {job_id[:80]!r}: use at most {JOB_ID_BYTES_MAX} of letters, digits and . _ - with / between segments, none of them . or .."
         )
     template = spec.template
     if not _TYPE.fullmatch(template.type) or len(template.type) > TYPE_BYTES_MAX:

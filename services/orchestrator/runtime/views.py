@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
 from services.orchestrator.core import records
@@ -59,9 +59,14 @@ def results_of(record: Record, job: Job, wanted: frozenset[int] | None) -> Itera
             raise AssertionError(record)
 
 
-def result_seqs(job: Job, cursor: int, durable_seq: int, wanted: Sequence[int] | None) -> list[int]:
+def result_seqs(job: Job, cursor: int, durable_seq: int, wanted: Collection[int] | None) -> list[int]:
     """Records after the cursor that hold durable outcomes of the job, in order; only those of the wanted tasks when given."""
     if wanted is not None:
         seqs = {job.outcome_seqs[index] for index in wanted if 0 <= index < job.task_count}
         return sorted(seq for seq in seqs if cursor < seq <= durable_seq)
     return [seq for seq in job.result_seqs[bisect_right(job.result_seqs, cursor) :] if seq <= durable_seq]
+
+
+def all_durable(job: Job, wanted: Collection[int], durable_seq: int) -> bool:
+    """True when each of the wanted tasks has a durable outcome; one that the job does not have yet has none."""
+    return all(index < job.task_count and 0 < job.outcome_seqs[index] <= durable_seq for index in wanted)

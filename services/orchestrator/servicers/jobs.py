@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,7 @@ from services.orchestrator.core import events
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
-from services.orchestrator.runtime.views import job_status, result_seqs, results_of
+from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
@@ -25,6 +26,7 @@ BATCHES_IN_FLIGHT_MAX = 8
 RESULTS_IN_MESSAGE_MAX = 4_096
 RECORDS_AT_ONCE = 256
 INDICES_MAX = 100_000
+_PAGE_NUMBER = re.compile(r"[0-9]{1,19}")
 WATCH_PAUSE_S = 0.05
 """Changes of a job within this time are one message of WatchJob."""
 
@@ -129,21 +131,21 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 f"{len(request.indices)} indices, at most {INDICES_MAX} are possible: ask in several calls"
             )
         wanted = frozenset(request.indices) if request.indices else None
-        cursor, sent = request.cursor, 0
+        cursor = request.cursor
         changed = self._driver.watch(job.number)
         try:
             while True:
                 changed.clear()
                 durable = self._driver.durable_seq
                 ended = job.ended and job.ended_seq <= durable
-                seqs = result_seqs(job, cursor, durable, sorted(wanted) if wanted is not None else None)
+                complete = wanted is not None and all_durable(job, wanted, durable)
+                seqs = result_seqs(job, cursor, durable, wanted)
                 for start in range(0, len(seqs), RECORDS_AT_ONCE):
                     found = await self._driver.read_records(seqs[start : start + RECORDS_AT_ONCE])
                     for message in _messages(found, job, wanted):
-                        sent += len(message.results)
                         cursor = message.cursor
                         yield message
-                if not request.follow or ended or (wanted is not None and sent >= len(wanted)):
+                if not request.follow or ended or complete:
                     return
                 await self._wait(changed, job)
         finally:
@@ -223,7 +225,7 @@ def page_number(token: str, *, default: int) -> int:
     """Where a page begins. InvalidArgument for a token that no page gave."""
     if not token:
         return default
-    if not token.isdigit():
+    if not _PAGE_NUMBER.fullmatch(token):
         raise InvalidArgument("page_token: use the next_page_token of the page before")
     return int(token)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import Any, cast
 
 import grpc
@@ -26,7 +27,7 @@ from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Session, Sessions
 
 HELLO_TIMEOUT_S = 10.0
-WORKER_ID_BYTES_MAX = 128
+_WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _ENDINGS = {int(ending): ending for ending in Ending}
 
 
@@ -75,8 +76,10 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
             self._sessions.close(session, Unavailable("the Work Queue of this session has ended: attach again"))
 
     def _attach(self, hello: work_queue_pb2.Hello, context: Context) -> tuple[events.Attach, Session]:
-        if not hello.worker_id or len(hello.worker_id.encode()) > WORKER_ID_BYTES_MAX or not hello.incarnation:
-            raise InvalidArgument(f"Hello needs a worker_id of at most {WORKER_ID_BYTES_MAX} bytes and an incarnation")
+        if not _WORKER_ID.fullmatch(hello.worker_id) or not hello.incarnation:
+            raise InvalidArgument(
+                f"worker id {hello.worker_id[:80]!r}: Hello needs one of at most 128 letters, digits and . _ - beside an incarnation"
+            )
         identity = net.peer_identity(cast(Any, context.auth_context()))
         if identity is not None and identity[0] == "worker" and identity[1] != hello.worker_id:
             raise PermissionDenied(f"the certificate is of worker {identity[1]}, not of {hello.worker_id}")
