@@ -486,13 +486,14 @@ async def test_a_revoked_function_that_listens_ends_by_itself_and_its_child_live
 
 
 async def test_revoked_attempts_end_wherever_they_are(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
-    running = farm.give("sleep", [b"[60]"] * 2, job_id="running")
+    loop = farm.give("aio.sleep", [b"[60]"], job_id="loop", resources={"cpu": 0.1})
+    running = farm.give("sleep", [b"[60]"], job_id="running")
     waiting = farm.give("sleep", [b"[60]"] * 2, job_id="waiting")
-    loop = farm.give("aio.sleep", [b"[60]"], job_id="loop")
-    await until(lambda: len({w.job_id for w in farm.words}) >= 1)
+    assert not farm.waiting, "all of them are within the first window"
+    await until(lambda: {w.job_id for w in farm.words} == {"loop", "running"})
     started = time.monotonic()
     farm.revoke([*running, *waiting, *loop])
-    for token in [*running, *waiting]:
+    for token in [*running, *waiting, *loop]:
         assert (await farm.outcome(token)).ending == rq.ENDING_REVOKED
     assert time.monotonic() - started < 1.5
     assert value(await one(farm, "add", 1)) == 1

@@ -194,15 +194,17 @@ async def test_a_killed_worker_and_its_next_process_do_every_task_and_record_eac
 
 async def test_a_killed_orchestrator_comes_back_and_repeats_nothing_that_its_workers_hold(farm: Farm) -> None:
     path = farm.directory / "trace"
-    async with farm.worker("--slots", "2"), farm.worker("--slots", "2"):
-        async with await aio.connect(farm.orchestrator.address) as client:
-            job = await client.map(note, [str(path)] * 200, [str(i) for i in range(200)], seconds=0.02)
-            for count in (30, 90):
-                await until(lambda count=count: len(lines(path)) >= count)
-                await farm.orchestrator.end(signal.SIGKILL)
-                await asyncio.sleep(0.3)
-                await farm.orchestrator.start()
-            results = [result async for result in job.results()]
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(farm.worker("--slots", "2"))
+        client = await stack.enter_async_context(await aio.connect(farm.orchestrator.address))
+        job = await client.map(note, [str(path)] * 200, [str(i) for i in range(200)], seconds=0.02)
+        for count in (30, 90):
+            await until(lambda count=count: len(lines(path)) >= count)
+            await farm.orchestrator.end(signal.SIGKILL)
+            await asyncio.sleep(0.3)
+            await farm.orchestrator.start()
+        results = [result async for result in job.results()]
     assert results == [str(i) for i in range(200)]
     assert Counter(lines(path)) == Counter(str(i) for i in range(200))
 
@@ -300,9 +302,10 @@ async def test_with_mutual_tls_everything_works_and_without_a_certificate_nothin
             name.replace("-", "_").lstrip("_"): path
             for name, path in zip(flags["c"][::2], flags["c"][1::2], strict=True)
         }
-        async with farm.worker("--worker-id", "w1", *flags["w1"]):
-            async with await aio.connect(farm.orchestrator.address, **tls) as client:  # type: ignore[arg-type]
-                assert await client.submit(big, 300_000) == "x" * 300_000
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(farm.worker("--worker-id", "w1", *flags["w1"]))
+            client = await stack.enter_async_context(await aio.connect(farm.orchestrator.address, **tls))  # type: ignore[arg-type]
+            assert await client.submit(big, 300_000) == "x" * 300_000
         stranger = farm.worker("--worker-id", "w2").start()
         try:
             await until(lambda: "no connection to" in stranger.log)

@@ -109,17 +109,18 @@ class WorkerProcess:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
-            try:
-                await self.exit(15)
-            except TimeoutError:
-                self.process.kill()
-                await self.exit()
-                raise AssertionError(f"the worker did not end:\n{self.log}") from None
         assert self.process.stdout is not None
-        self.process.stdout.close()
+        try:
+            if self.process.poll() is None:
+                self.signal(signal.SIGCONT)
+                self.signal(signal.SIGTERM)
+                await self.exit(15)
+        except TimeoutError:
+            self.process.kill()
+            await self.exit()
+            raise AssertionError(f"the worker did not end:\n{self.log}") from None
+        finally:
+            self.process.stdout.close()
         await self.gone()
 
     async def gone(self) -> None:

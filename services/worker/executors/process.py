@@ -28,6 +28,9 @@ from services.worker.child.protocol import CURRENT, IN_SETUP, IN_STORAGE, PAGE_B
 log = logging.getLogger("antfarm.worker")
 
 READ_BYTES = 1024 * 1024
+BUSY_PAUSE_S = 0.002
+"""A child that has more to run is not listened to for this long: its next results gather in the pipe, and one turn of the agent serves them all.
+A child's last result is taken at once, so tasks that come one by one are never delayed."""
 NOISE_BYTES = 64 * 1024
 _F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1024 * 1024
@@ -118,7 +121,7 @@ class Warden:
 
 
 class ChildProcess:
-    """A running child. Callbacks come on the loop: records (lists), noise (bytes of its descriptors 1 and 2), then one exit."""
+    """A running child. Callbacks come on the loop: records (lists; True when more will follow soon), noise (bytes of its descriptors 1 and 2), one exit."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class ChildProcess:
         mode: str,
         spec: ChildSpec,
         warden: Warden,
-        on_records: Callable[[int, list[list[Any]]], None],
+        on_records: Callable[[int, list[list[Any]]], bool],
         on_noise: Callable[[int, bytes], None],
         on_exit: Callable[[int, int], None],
     ) -> None:
@@ -227,14 +230,23 @@ class ChildProcess:
         try:
             self._unpacker.feed(data)
             records = list(self._unpacker)
-            if records:
-                self._on_records(self.number, records)
+            if records and self._on_records(self.number, records):
+                self._pause_reading()
         except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.BufferFull) as error:
             # User code wrote into our pipe. Nothing that follows can be trusted.
             self._garbage = True
             log.warning("child %d wrote what is no record (%s); it is replaced", self.pid, type(error).__name__)
             self.kill()
         return True
+
+    def _pause_reading(self) -> None:
+        if self._process.returncode is None:
+            self._loop.remove_reader(self._out)
+            self._loop.call_later(BUSY_PAUSE_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._process.returncode is None:
+            self._loop.add_reader(self._out, self._read)
 
     def _read_noise(self) -> bool:
         try:

@@ -234,10 +234,11 @@ class Driver:
 
     # ---- from the children ------------------------------------------------------------------------------------------
 
-    def _on_records(self, number: int, records: list[list[Any]]) -> None:
+    def _on_records(self, number: int, records: list[list[Any]]) -> bool:
+        """Take what a child says. True when it has more to run."""
         lane = self._board.lanes.get(number)
         if lane is None:
-            return
+            return False
         tally = _Tally()
         try:
             for record in records:
@@ -245,6 +246,7 @@ class Driver:
         finally:
             self._settle(lane, tally)
         self._pump()
+        return bool(tally.ended) and bool(lane.fed)
 
     def _on_record(self, lane: Lane, record: list[Any], tally: _Tally) -> None:
         """One record. ValueError or TypeError when it is none, before anything of it counts."""

@@ -1,0 +1,134 @@
+"""Children without an orchestrator: what feeding one costs, and what a process owes its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_orchestrator import until
+
+from services.worker.child.protocol import OUT_DONE, OUT_READY
+from services.worker.core.attempt import Attempt, Group
+from services.worker.core.estimate import Estimate
+from services.worker.executors.feeder import Feeder
+from services.worker.executors.process import ChildProcess, ChildSpec, Warden, child_environment
+
+TASKS = Path(__file__).with_name("worker_tasks.py")
+
+
+class Nursery:
+    """Children, and what they said."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.warden = Warden()
+        self.spec = ChildSpec(
+            apps=(str(TASKS),), installed_apps=False, scratch=scratch, env=child_environment(os.environ)
+        )
+        self.records: list[list[Any]] = []
+        self.exits: dict[int, int] = {}
+        self.children: list[ChildProcess] = []
+
+    def _on_records(self, number: int, records: list[list[Any]]) -> bool:
+        self.records += records
+        return True
+
+    async def child(self, mode: str = "plain") -> ChildProcess:
+        child = ChildProcess(
+            number=len(self.children),
+            mode=mode,
+            spec=self.spec,
+            warden=self.warden,
+            on_records=self._on_records,
+            on_noise=lambda number, data: None,
+            on_exit=self.exits.__setitem__,
+        )
+        self.children.append(child)
+        await until(lambda: [r for r in self.records if r[0] == OUT_READY])
+        self.records.clear()
+        return child
+
+    async def close(self) -> None:
+        for child in self.children:
+            if child.number not in self.exits:
+                child.kill()
+        await until(lambda: len(self.exits) == len(self.children))
+        self.warden.close()
+
+
+@pytest.fixture
+async def nursery(tmp_path: Path) -> AsyncIterator[Nursery]:
+    made = Nursery(tmp_path)
+    yield made
+    await made.close()
+
+
+def attempts(type_: str, count: int, first_seq: int = 1) -> list[Attempt]:
+    group = Group(job_id="job", epoch=1, type=type_, is_async=False, estimate=Estimate(), cost={"cpu": 1.0})
+    made = []
+    for number in range(count):
+        attempt = Attempt(group, number, 1, b"[]", 0)
+        attempt.seq = first_seq + number
+        made.append(attempt)
+    return made
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+async def test_a_child_runs_far_more_than_thirty_thousand_empty_tasks_per_second_of_its_cpu(nursery: Nursery) -> None:
+    count = 60_000
+    child = await nursery.child()
+    before = cpu_s(child.pid)
+    feeder = Feeder()
+    todo = attempts("noop", count)
+    for start in range(0, count, 256):
+        child.feed(feeder.pack(todo[start : start + 256]))
+        await asyncio.sleep(0)
+    await until(lambda: len(nursery.records) >= count)
+    assert {record[0] for record in nursery.records} == {OUT_DONE}
+    assert [record[1] for record in nursery.records] == list(range(1, count + 1))
+    spent = cpu_s(child.pid) - before
+    assert count / spent > 60_000, f"{spent / count * 1e6:.1f} us a task"
+
+
+async def test_results_written_before_a_crash_arrive_and_the_page_names_the_culprit(nursery: Nursery) -> None:
+    child = await nursery.child()
+    feeder = Feeder()
+    tasks = attempts("noop", 1000)
+    group = Group(job_id="bad", epoch=1, type="crash", is_async=False, estimate=Estimate(), cost={"cpu": 1.0})
+    culprit = Attempt(group, 0, 1, b'["kill"]', 0)
+    culprit.seq = 1001
+    child.feed(feeder.pack([*tasks, culprit]))
+    await until(lambda: child.number in nursery.exits)
+    assert nursery.exits[child.number] == -9
+    assert [record[1] for record in nursery.records] == list(range(1, 1001))
+    assert child.started_last == 1001
+
+
+async def test_an_idle_child_that_is_closed_ends_with_code_0(nursery: Nursery) -> None:
+    child = await nursery.child()
+    child.close()
+    await until(lambda: nursery.exits.get(child.number) == 0)
+
+
+async def test_a_templates_place_is_used_again_and_tasks_still_find_their_own(nursery: Nursery) -> None:
+    child = await nursery.child()
+    feeder = Feeder()
+    wanted = []
+    for number in range(200):
+        group = Group(
+            job_id=f"job{number}", epoch=1, type="who", is_async=False, estimate=Estimate(), cost={"cpu": 1.0}
+        )
+        attempt = Attempt(group, number, 1, b"[]", 0)
+        attempt.seq = number + 1
+        child.feed(feeder.pack([attempt]))
+        wanted.append(f'["job{number}",{number},1,1]'.encode())
+    await until(lambda: len(nursery.records) == 200)
+    assert [record[3] for record in nursery.records] == wanted
