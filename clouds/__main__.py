@@ -103,7 +103,7 @@ def _run(options: Options) -> int:
             _bring(options, local, found, line)
         series = asyncio.run(_report(options, storage, found))
     _tell(series, options.out)
-    return program.EXIT_TASKS_FAILED if found.failed else program.EXIT_OK
+    return program.EXIT_TASKS_FAILED if series.statistics.days_failed else program.EXIT_OK
 
 
 async def _connect(options: Options, address: str) -> aio.Farm:

@@ -117,7 +117,7 @@ async def _cancel_leftovers(farm: aio.Farm, owner: str) -> None:
 async def _follow_downloads(
     farm: aio.Farm, jobs: Sequence[aio.Job[Any]], groups: Sequence[Sequence[date]], found: Found, say: Say
 ) -> None:
-    progress, failed = found.progress, 0
+    progress, failed, hopeless = found.progress, 0, False
     async for ended in jobs[0].as_completed():
         outcome = await ended.outcome()
         if outcome.ok:
@@ -128,9 +128,9 @@ async def _follow_downloads(
         else:
             failed += len(groups[outcome.index])
             found.failed.update(dict.fromkeys(groups[outcome.index], _reason(outcome)))
-        if failed >= HOPELESS_DAYS and not (progress.downloaded or progress.known or progress.had):
+        if failed >= HOPELESS_DAYS and not (hopeless or progress.downloaded or progress.known or progress.had):
+            hopeless = True
             await farm.cancel(jobs, cause=f"not asked for: each of the first {failed} days failed")
-            return
 
 
 async def _follow_analyses(job: aio.Job[Any], groups: Sequence[Sequence[date]], found: Found, say: Say) -> None:
