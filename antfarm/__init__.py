@@ -20,6 +20,7 @@ from antfarm.task import Limit, Options, Retry, Task, Timeouts, load_apps, regis
 
 if TYPE_CHECKING:
     import antfarm.aio as aio
+    import antfarm.pipeline as pipeline
     from antfarm.builtin import shell as shell
     from antfarm.client.blocking import Farm as Farm
     from antfarm.client.blocking import Future as Future
@@ -59,6 +60,7 @@ __all__ = [
     "Timeouts",
     "__version__",
     "aio",
+    "pipeline",
     "load_apps",
     "registry",
     "task",
@@ -67,8 +69,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "aio":
-        return importlib.import_module("antfarm.aio")
+    if name in ("aio", "pipeline"):
+        return importlib.import_module(f"antfarm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'antfarm' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -77,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, "aio"})
+    return sorted({*globals(), *_HOME, "aio", "pipeline"})

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,7 +40,12 @@ def public_module(name: str) -> str:
     if spec is not None and spec.name:
         return str(spec.name)  # python -m package.module
     script = main_script()
-    return script.stem if script is not None else name
+    return _module_name(script) if script is not None else name
+
+
+def _module_name(path: Path) -> str:
+    """What a file is called as a module: its stem, in the characters that names of tasks may have."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)
 
 
 def main_app() -> str:
@@ -134,7 +140,7 @@ def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InvalidArgument(f"--app {path}: no such file")
     path = path.resolve()
-    name = path.stem
+    name = _module_name(path)
     known = sys.modules.get(name)
     if known is not None:
         if getattr(known, "__file__", None) == str(path):

@@ -9,15 +9,18 @@ Every worker offers it; it is the worker's own process code that runs it.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from antfarm.context import current_context
 from antfarm.errors import InvalidArgument
-from antfarm.task import Options, Task
+from antfarm.task import Options, Task, context_parameter
 
 COMMAND = "antfarm.command"
 CALL = "antfarm.call"
@@ -121,8 +124,16 @@ def unpickle_function(data: bytes) -> Callable[..., Any]:
 
 
 def _call(*args: Any, **kwargs: Any) -> Any:
-    """Runs the function; one that is async returns its coroutine, which the caller must await."""
-    return unpickle_function(kwargs.pop(FUNCTION_KEY))(*args, **kwargs)
+    """Runs the function, and an async one to its end; hands it the context where it takes one."""
+    function = unpickle_function(kwargs.pop(FUNCTION_KEY))
+    parameter = _context_parameter_of(function)
+    if parameter and parameter not in kwargs:
+        kwargs[parameter] = current_context()
+    value = function(*args, **kwargs)
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
+
+
+_context_parameter_of = lru_cache(maxsize=64)(context_parameter)
 
 
 CALL_TASK: Task[..., Any] = Task(_call, CALL)

@@ -135,6 +135,11 @@ def current_context() -> Context:
         raise WrongState("there is no current task: this code does not run inside a worker") from None
 
 
+def in_task() -> bool:
+    """True where `current_context` finds one."""
+    return _current.get(None) is not None
+
+
 @contextmanager
 def use_context(context: Context) -> Iterator[None]:
     """Make it the current one; for workers, around the call of the function."""

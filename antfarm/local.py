@@ -254,8 +254,7 @@ class LocalFarm:
     def restart(self, name: str) -> str:
         """Start a program again as it was, on the same port and state, after stopping it if it runs. Returns its address."""
         program = self.program(name)
-        if program.running:
-            self._end(program)
+        self._end(program)
         return self._launch(program)
 
     def check(self) -> None:

@@ -133,7 +133,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.options_set = options or Options()
         self.is_async = inspect.iscoroutinefunction(function)
-        self.context_parameter = _context_parameter(function)
+        self.context_parameter = context_parameter(function)
         functools.update_wrapper(self, function)
 
     @property
@@ -202,7 +202,7 @@ def task_name(function: Callable[..., Any]) -> str:
     return f"{module}.{qualname}"
 
 
-def _context_parameter(function: Callable[..., Any]) -> str:
+def context_parameter(function: Callable[..., Any]) -> str:
     """The parameter annotated `Context` (any spelling, since annotations may be text), else one named ctx, else ""."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -122,8 +121,7 @@ class Future(FutureHandle, Generic[R]):
     def done(self) -> bool:
         """True when its outcome has arrived here. Asking starts the stream of outcomes of its job."""
         if self.aio.message is None:
-            with contextlib.suppress(TimeoutError):
-                loop_thread().run(self.aio.arrive(0))
+            loop_thread().run(self.aio.job.listen())
         return self.aio.done()
 
     def result(self, timeout: Duration | None = None) -> R:
@@ -299,7 +297,8 @@ class Farm:
         labels: Mapping[str, str] | None = None,
         job_id: str = "",
         request_id: str = "",
-        **common: Any,
+        common: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Job[Any]:
         """Run `function(*items)` for the items of the iterables, like the built-in `map`. Returns when all are durable.
 
@@ -312,10 +311,12 @@ class Farm:
             key: what to call the tasks: a function of the call's arguments, or one value each. Default: the first argument.
             labels: free text for people and selectors.
             job_id, request_id: the job's id, chosen by the caller; calling again with the same one and the same input does not run anything twice.
-            common: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
+            common: keyword arguments of all calls whose names are taken by those above.
+            kwargs: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
         """
         options = {"name": name, "priority": priority, "max_failures": max_failures, "key": key, "labels": labels}
-        return self._run(self._plan(function, iterables, common, options), job_id or request_id)
+        shared = {**kwargs, **(common or {})}
+        return self._run(self._plan(function, iterables, shared, options), job_id or request_id)
 
     def starmap(self, function: Function, calls: Any, /, **options: Any) -> Job[Any]:
         """Run `function(*call)` for each of the calls. Options as in `map`."""

@@ -16,6 +16,7 @@ import shutil
 import socket
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ _POLL_S = 0.1
 _DRAIN_S = 10.0
 _HURRY_S = 0.5
 _LOGS_KEPT = 10
+_DEATHS_MAX = 5
+_DEATHS_WITHIN_S = 60.0
 
 log = logging.getLogger("antfarm.embedded")
 
@@ -62,7 +65,7 @@ class EmbeddedFarm:
         self._programs = LocalFarm(directory)
         self._owns = False
         self._closing = threading.Event()
-        self._heir: threading.Thread | None = None
+        self._guard = threading.Thread(target=self._watch, name="antfarm-guard", daemon=True)
         self.address = ""
 
     @classmethod
@@ -74,6 +77,7 @@ class EmbeddedFarm:
         try:
             made._join()
             made._start_worker()
+            made._guard.start()
         except BaseException:
             made.close()
             raise
@@ -85,8 +89,8 @@ class EmbeddedFarm:
         Running tasks may finish within the drain time, or with `now` hardly; what does not finish is run again at the next connect.
         """
         self._closing.set()
-        if self._heir is not None:
-            self._heir.join()
+        if self._guard.is_alive():
+            self._guard.join()
         try:
             if self._owns:
                 self._write({})
@@ -111,8 +115,6 @@ class EmbeddedFarm:
             known = _read(self._directory)
             if known.get("orchestrator") and _alive(known.get("pid", 0)):
                 self.address = known["orchestrator"]
-                self._heir = threading.Thread(target=self._inherit, name="antfarm-heir", daemon=True)
-                self._heir.start()
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -139,15 +141,24 @@ class EmbeddedFarm:
         self._programs.inherit = ()
         self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
 
-    def _inherit(self) -> None:
-        """Take over when the process that runs the farm has ended."""
+    def _watch(self) -> None:
+        """Take over when the process that runs the farm has ended; start again what dies here, unless it does so again and again."""
+        deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
         while not self._closing.wait(_POLL_S):
-            if self._take_lock():
-                try:
+            try:
+                if not self._owns and self._take_lock():
                     self._run()
-                except AntFarmError as error:
-                    log.error("the embedded farm could not be taken over: %s", error)
-                return
+                for program in list(self._programs.programs.values()):
+                    if program.running:
+                        continue
+                    if len(deaths) == _DEATHS_MAX and time.monotonic() - deaths[0] < _DEATHS_WITHIN_S:
+                        log.error("%s keeps dying; its log: %s", program.name, program.log)
+                        return
+                    deaths.append(time.monotonic())
+                    log.warning("%s died and is started again; its log: %s", program.name, program.log)
+                    self._programs.restart(program.name)
+            except AntFarmError as error:
+                log.error("the embedded farm is in trouble: %s", error)
 
     def _start_worker(self) -> None:
         app = apps.main_app()

@@ -21,6 +21,7 @@ from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.client.plan import Function, MapPlan, Runnable, SubmitPlan, plan_map, plan_submit, resolve
 from antfarm.client.selection import find_job, list_jobs
 from antfarm.client.writer import Feed, JobWriter, batches, new_job_id
+from antfarm.context import in_task
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, WrongState
 from antfarm.model import JobStatus
@@ -32,13 +33,15 @@ _NOTICE_AFTER_S = 3.0
 log = logging.getLogger("antfarm.client")
 
 
-def check_not_loading() -> None:
-    """Refuse to connect while a worker imports the script that connects: it would start farms without end."""
+def _check_place(address: str | None) -> None:
+    """Refuse what would start farms without end: to connect while a worker imports the script, or, without address, in a task."""
     app = apps.loading()
     if app:
         raise WrongState(
             f'{app} calls antfarm.connect() when a worker imports it: put that code under `if __name__ == "__main__":`'
         )
+    if address is None and in_task():
+        raise WrongState("a task cannot bring a farm of its own: give antfarm.connect() the address of one")
 
 
 async def connect(
@@ -64,8 +67,8 @@ async def connect(
 
     Raises Unavailable in one line when nobody answers at the address.
     """
-    check_not_loading()
     address = address or os.environ.get("ANTFARM_ADDRESS") or None
+    _check_place(address)
     tls = net.Tls.from_paths(str(tls_cert), str(tls_key), str(tls_ca))
     if address is not None:
         connection = await Connection.open(address, tls, patience_s=seconds(patience), allow_pickle=bool(allow_pickle))
@@ -200,7 +203,8 @@ class AsyncFarm:
         labels: Mapping[str, str] | None = None,
         job_id: str = "",
         request_id: str = "",
-        **common: Any,
+        common: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> AsyncJob[Any]:
         """Run `function(*items)` for the items of the iterables, like the built-in `map`. Returns when all are durable.
 
@@ -213,10 +217,12 @@ class AsyncFarm:
             key: what to call the tasks: a function of the call's arguments, or one value each. Default: the first argument.
             labels: free text for people and selectors.
             job_id, request_id: the job's id, chosen by the caller; calling again with the same one and the same input does not run anything twice.
-            common: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
+            common: keyword arguments of all calls whose names are taken by those above.
+            kwargs: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
         """
+        shared = {**kwargs, **(common or {})}
         plan = await self.plan(
-            function, iterables, common, name=name, priority=priority, max_failures=max_failures, key=key, labels=labels
+            function, iterables, shared, name=name, priority=priority, max_failures=max_failures, key=key, labels=labels
         )
         return await self.run(plan, job_id or request_id)
 

@@ -99,10 +99,15 @@ class AsyncFuture(FutureHandle, Generic[R]):
     async def arrive(self, timeout: Duration | None = None) -> TaskResult:
         """Wait for the recorded outcome. TimeoutError when it takes longer; the task goes on."""
         if self.message is None:
+            waiter = self._job.waiter(self._index)
             try:
                 async with asyncio.timeout(None if timeout is None else seconds(timeout)):
-                    self._message = await self._job.waiter(self._index)
+                    self._message = await waiter
+            except asyncio.CancelledError:
+                self._job.drop(self._index, waiter)
+                raise
             except TimeoutError:
+                self._job.drop(self._index, waiter)
                 raise TimeoutError(f"task {self.job_id}/{self.index} has not ended within {timeout} s") from None
         assert self._message is not None
         return self._message
@@ -223,6 +228,20 @@ class AsyncJob(JobHandle, Generic[R]):
         if self._watcher is None:
             self._watcher = asyncio.create_task(self._watch())
         return waiter
+
+    def drop(self, index: int, waiter: asyncio.Future[TaskResult]) -> None:
+        """Forget a waiter that nobody waits for any more."""
+        waiters = self._waiters.get(index, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[index]
+
+    async def listen(self) -> None:
+        """Start the stream of outcomes if it does not run, and let what has arrived be taken in."""
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+        await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         error: BaseException = TaskNotFound(

@@ -136,9 +136,18 @@ def test_functions_without_a_name_work_on_a_farm_of_ones_own(user: User) -> None
         print(list(farm.map(decorated, range(3)).results()))
         print(list(farm.map(math.sqrt, [4, 9]).results()))
         print(farm.submit(lambda: collections.Counter("aab")).result())
+        async def later(x): return -x
+        print(farm.submit(later, 4).result(), farm.submit(lambda ctx: ctx.attempt).result())
+        def nested(x):
+            try:
+                return af.connect()
+            except af.AntFarmError as error:
+                return str(error)
+        print(farm.submit(nested, 1).result())
     """
     done = user.run("-", input=textwrap.dedent(notebook))
-    assert done.stdout == "[5, 6, 7]\n[1, 2, 3]\n[2.0, 3.0]\nCounter({'a': 2, 'b': 1})\n", done.stderr
+    told = "a task cannot bring a farm of its own: give antfarm.connect() the address of one\n"
+    assert done.stdout == "[5, 6, 7]\n[1, 2, 3]\n[2.0, 3.0]\nCounter({'a': 2, 'b': 1})\n-4 1\n" + told, done.stderr
     assert done.returncode == 0
 
 
@@ -267,6 +276,29 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User) -> None:
     assert process.wait(30) != 0
     assert time.monotonic() - started < 9
     wait_until(lambda: not user.programs(), user.programs)
+
+
+def test_a_worker_that_dies_is_started_again(user: User) -> None:
+    script = user.script(
+        "my squares.py",
+        """
+        import os, signal
+        import antfarm as af
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            with af.connect() as farm:
+                print(farm.submit(square, 3).result())
+                [worker] = [w for w in farm.aio._on_close.__self__._programs.programs.values() if w.role == "worker"]
+                os.kill(worker.pid, signal.SIGKILL)
+                print(farm.submit(square, 4).result())
+        """,
+    )
+    done = user.run(script)
+    assert (done.returncode, done.stdout) == (0, "9\n16\n"), done.stderr
+    assert "died and is started again" in done.stderr
 
 
 def test_a_script_may_end_without_closing_anything(user: User) -> None:
