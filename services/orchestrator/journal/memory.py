@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from services.orchestrator.core.records import JobPurged, Record
+from services.orchestrator.journal.base import JournalBroken
 from services.orchestrator.journal.codec import decode, encode, job_of
 
 
@@ -23,8 +24,10 @@ class MemoryJournal:
 
     def append(self, records: Sequence[tuple[int, Record]]) -> None:
         """Keep records."""
-        for seq, record in records:
-            self.rows[seq] = (job_of(record), *encode(record))
+        rows = {seq: (job_of(record), *encode(record)) for seq, record in records}
+        if len(rows) < len(records) or rows.keys() & self.rows.keys():
+            raise JournalBroken("a sequence number is used twice")
+        self.rows.update(rows)
         for _, record in records:
             if isinstance(record, JobPurged):
                 self.rows = {seq: row for seq, row in self.rows.items() if row[0] != record.job}

@@ -1,7 +1,9 @@
 """The journal in one SQLite file: write-ahead log, FULL sync, one connection, exclusive.
 
-One table of records in the order of their sequence numbers, each with a CRC-32 over its place and content: SQLite does not check its pages,
-and a damaged record must be named, never skipped. Keys grow, which makes rows five times cheaper than random keys.
+One table of records in the order of their sequence numbers. SQLite does not check what is on its pages, and damage must be named, never
+skipped: each record has a CRC-32 over its place and content, the identity has one too, and opening looks for rows that are missing from the file
+(its structure), for tables that are not ours (its schema) and for commits that are missing from its log (`wal`). Keys grow, which makes rows five
+times cheaper than random keys.
 """
 
 from __future__ import annotations
@@ -18,10 +20,27 @@ from typing import IO
 
 from antfarm.errors import InvalidArgument
 from services.orchestrator.core.records import JobPurged, Record
+from services.orchestrator.journal import wal
 from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.codec import decode, encode, job_of
 
 FORMAT = "1"
+_SCHEMA = {
+    "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "record": "CREATE TABLE record (seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, kind INTEGER NOT NULL,"
+    " crc INTEGER NOT NULL, body BLOB NOT NULL)",
+    "record_job": "CREATE INDEX record_job ON record (job)",
+}
+_RESTORE = "restore it from a backup or give another --state"
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "end the other program that has it open",
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_CANTOPEN: "give a --state whose files this user can read and write",
+    sqlite3.SQLITE_READONLY: "give a --state whose files this user can read and write",
+}
+"""What to do about errors of SQLite that say nothing about the content."""
+_TROUBLE = (sqlite3.Error, UnicodeError)
+"""What SQLite raises; the second where damage made an error message or a text unreadable."""
 _READ_CHUNK = 500
 
 
@@ -29,55 +48,89 @@ class SqliteJournal:
     """The journal of one orchestrator in `directory`/journal.sqlite."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or make it. InvalidArgument in one line when the directory cannot be used or another process has it."""
+        """Open or make it. InvalidArgument in one line when the directory cannot be used, another process has it, or it is damaged."""
         self._path = directory / "journal.sqlite"
         self._directory = directory
         self._lock = _lock(directory)
         try:
-            self._db = self._open()
-            self.orchestrator_id = self._check_format()
-        except (sqlite3.DatabaseError, OSError) as error:
+            wal.check(self._path.with_name("journal.sqlite-wal"))
+            # One thread uses it at a time, but not always the same: opened in the main thread, written in the journal's.
+            self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        except (wal.WalDamaged, sqlite3.Error, OSError) as error:
             self._lock.close()
-            raise InvalidArgument(
-                f"journal {self._path}: {error}; restore it from a backup or give another --state"
-            ) from None
+            raise self._unusable(error) from None
+        try:
+            self.orchestrator_id = self._open()
+        except InvalidArgument:
+            self.close()
+            raise
+        except _TROUBLE as error:
+            self.close()
+            raise self._unusable(error) from None
 
-    def _open(self) -> sqlite3.Connection:
-        # One thread uses it at a time, but not always the same: opened in the main thread, written in the journal's.
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+    def _unusable(self, error: object, advice: str = "") -> InvalidArgument:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return InvalidArgument(f"journal {self._path}: {error}; {advice or _ADVICE.get(code, _RESTORE)}")
+
+    def _open(self) -> str:
+        """Look at what is there, or make it. Returns the orchestrator's id."""
+        db = self._db
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        schema = dict(db.execute("SELECT name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"))
+        (pages,) = db.execute("PRAGMA page_count").fetchone()
+        made = self._check(schema) if schema or pages > 1 else ""
+        # Not before it is known to be ours: the mode is written into the file.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 4000")
-        db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-        db.execute(
-            "CREATE TABLE IF NOT EXISTS record (seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, kind INTEGER NOT NULL,"
-            " crc INTEGER NOT NULL, body BLOB NOT NULL)"
-        )
-        db.execute("CREATE INDEX IF NOT EXISTS record_job ON record (job)")
-        return db
+        return made or self._make()
 
-    def _check_format(self) -> str:
-        meta = dict(self._db.execute("SELECT key, value FROM meta"))
-        if not meta:
-            meta = {"format": FORMAT, "orchestrator_id": secrets.token_hex(8)}
-            self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-        if meta.get("format") != FORMAT:
-            raise sqlite3.DatabaseError(f"it has format {meta.get('format')}, this version reads format {FORMAT}")
+    def _check(self, schema: dict[str, str]) -> str:
+        """The id of a journal that is whole, as far as it can be told without reading the records."""
+        # First of all the format: what else a file of another format should look like is not for us to say.
+        meta = dict(self._db.execute("SELECT key, value FROM meta")) if "meta" in schema else {}
+        found = meta.get("format")
+        if found is not None and found != FORMAT:
+            raise self._unusable(
+                f"it has format {found}, this version reads format {FORMAT}",
+                "use the version that wrote it or give another --state",
+            )
+        if schema != _SCHEMA:
+            raise self._unusable("it is no journal, or its table of contents is damaged")
+        if meta.get("crc") != _meta_crc(meta):
+            raise self._unusable("its identity is damaged")
+        (structure,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        if structure != "ok":
+            raise self._unusable(f"it is damaged: {' '.join(structure.split())}")
         return str(meta["orchestrator_id"])
+
+    def _make(self) -> str:
+        meta = {"format": FORMAT, "orchestrator_id": secrets.token_hex(8)}
+        meta["crc"] = _meta_crc(meta)
+        self._db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.values():
+            self._db.execute(statement)
+        self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
+        self._db.execute("COMMIT")
+        return meta["orchestrator_id"]
 
     def replay(self) -> Iterator[tuple[int, Record]]:
         """All records in order."""
+        return self._select("ORDER BY seq")
+
+    def _select(self, which: str, arguments: Sequence[int] = ()) -> Iterator[tuple[int, Record]]:
         try:
-            for seq, job, kind, crc, body in self._db.execute(
-                "SELECT seq, job, kind, crc, body FROM record ORDER BY seq"
-            ):
-                yield seq, self._checked(seq, job, kind, crc, body)
-        except sqlite3.DatabaseError as error:
+            for row in self._db.execute(f"SELECT seq, job, kind, crc, body FROM record {which}", arguments):
+                yield row[0], self._checked(*row)
+        except _TROUBLE as error:
             raise JournalBroken(f"journal {self._path} is damaged: {error}; restore it from a backup") from None
 
     def _checked(self, seq: int, job: int, kind: int, crc: int, body: bytes) -> Record:
-        if crc != _crc(seq, job, kind, body):
+        try:
+            whole = crc == _crc(seq, job, kind, body)
+        except TypeError:
+            whole = False  # damage may turn a number into text
+        if not whole:
             raise JournalBroken(
                 f"journal {self._path}: record {seq} is damaged (its checksum differs); restore it from a backup"
             )
@@ -100,7 +153,7 @@ class SqliteJournal:
                 if isinstance(record, JobPurged):
                     self._db.execute("DELETE FROM record WHERE job = ?", (record.job,))
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _TROUBLE as error:
             self._roll_back()
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise JournalFull(str(error)) from None
@@ -112,7 +165,7 @@ class SqliteJournal:
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-        except sqlite3.Error:
+        except _TROUBLE:
             pass  # the error that led here is the one to tell
 
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
@@ -120,9 +173,7 @@ class SqliteJournal:
         found: list[tuple[int, Record]] = []
         for start in range(0, len(seqs), _READ_CHUNK):
             part = seqs[start : start + _READ_CHUNK]
-            marks = ",".join("?" * len(part))
-            rows = self._db.execute(f"SELECT seq, job, kind, crc, body FROM record WHERE seq IN ({marks})", tuple(part))
-            by_seq = {row[0]: self._checked(*row) for row in rows}
+            by_seq = dict(self._select(f"WHERE seq IN ({','.join('?' * len(part))})", part))
             found.extend((seq, by_seq[seq]) for seq in part if seq in by_seq)
         return found
 
@@ -139,6 +190,10 @@ class SqliteJournal:
 
 def _crc(seq: int, job: int, kind: int, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(b"%d/%d/%d" % (seq, job, kind)))
+
+
+def _meta_crc(meta: dict[str, str]) -> str:
+    return str(zlib.crc32(f"{meta.get('format')}/{meta.get('orchestrator_id')}".encode()))
 
 
 def _lock(directory: Path) -> IO[str]:
