@@ -52,6 +52,7 @@ async def run_worker(settings: WorkerSettings) -> int:
         types = await _or_stopped(driver.start(), stop)
         if types is None:
             return program.EXIT_OK
+        program.notify("READY=1\nSTATUS=dialling")  # the service is up, even when its orchestrator is not yet
         link = Link(
             addresses=addresses,
             identity=_identity(settings, place.worker_id, tuple(types), driver.first_window),
@@ -105,11 +106,11 @@ async def _serve(
         program.notify("STOPPING=1")
         log.info("draining: running tasks get %g s", drain_limit_s())
         await driver.drain(drain_limit_s())
-        if not await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
-            log.warning(
-                "%d reports have no verdict yet; the next start of %s sends them", link.unacked_count, worker_id
-            )
-        await link.goodbye("drained")
+        if await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
+            await link.goodbye("drained")
+        else:  # no goodbye, which would say that nothing is held any more
+            count = link.unacked_count
+            log.warning("%d reports have no verdict yet; the next start of %s sends them", count, worker_id)
     finally:
         for task in (running, stopping, *helpers):
             task.cancel()

@@ -226,3 +226,10 @@ async def aio_big(size: int) -> str:
 @task(name="length")
 def length(text: str) -> int:
     return len(text)
+
+
+@task(name="fork")
+def fork() -> int:
+    """Returns twice."""
+    os.fork()
+    return os.getppid()

@@ -345,6 +345,17 @@ async def test_a_crash_fails_the_running_task_alone(
         assert "worker_tasks.py" in failure.log_tail
 
 
+async def test_the_copy_of_a_function_that_forks_neither_reports_nor_runs_on(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    tokens = farm.give("fork", [b"[]"] * 20)
+    tokens += farm.give("add", [b"[%d]" % i for i in range(20)], job_id="after")
+    for token in tokens:
+        await farm.outcome(token)
+    assert {value(farm.outcomes[token][0]) for token in tokens[:20]} == {worker.pid}
+    assert {len(farm.outcomes[token]) for token in tokens} == {1}
+
+
 async def test_sys_exit_is_the_functions_own_failure(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
     failure = (await one(farm, "crash", "sys.exit")).failure
     assert (failure.failure_class, failure.kind, failure.message) == (APP, "SystemExit", "3")
@@ -487,10 +498,11 @@ async def test_a_revoked_function_that_listens_ends_by_itself_and_its_child_live
 
 async def test_revoked_attempts_end_wherever_they_are(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
     loop = farm.give("aio.sleep", [b"[60]"], job_id="loop", resources={"cpu": 0.1})
-    running = farm.give("sleep", [b"[60]"], job_id="running")
-    waiting = farm.give("sleep", [b"[60]"] * 2, job_id="waiting")
-    assert not farm.waiting, "all of them are within the first window"
+    await until(lambda: farm.words)
+    running = farm.give("sleep", [b"[60]"], job_id="running", resources={"cpu": 1.9})
     await until(lambda: {w.job_id for w in farm.words} == {"loop", "running"})
+    farm.now.window += 2  # more than the worker asked for, so that something waits there
+    waiting = farm.give("sleep", [b"[60]"] * 2, job_id="waiting")
     started = time.monotonic()
     farm.revoke([*running, *waiting, *loop])
     for token in [*running, *waiting, *loop]:

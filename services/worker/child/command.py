@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from antfarm.context import Context
-from antfarm.errors import InvalidArgument, PermanentError
+from antfarm.errors import InvalidArgument, PermanentError, Weather
 from services.worker.child.failure import CommandFailed
 
 KEPT_BYTES_MAX = 24 * 1024
@@ -106,6 +106,8 @@ class _Kept:
             where = f"all of it: {ctx.save(self._name, ctx.scratch / f'.antfarm-{self._name}').key}"
         except InvalidArgument:
             where = "the rest is lost, because the farm has no Storage"
+        except Weather as error:
+            where = f"the rest is lost, because Storage did not take it: {error}"
         return f"... {self._size - len(self._end):,} bytes left out; {where} ...\n{text}"
 
 

@@ -8,6 +8,7 @@ import resource
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import getpid
 from time import perf_counter_ns
 from typing import Any
 
@@ -29,6 +30,7 @@ class PlainChild:
 
     def __init__(self) -> None:
         self.runner: Runner
+        self._pid = getpid()
         self._seq = 0  # of the running task, 0 between two
         self._log: AttemptLog | None = None
         self._queue: deque[tuple[Job, list[Any]]] = deque()
@@ -93,16 +95,22 @@ class PlainChild:
             if inspect.iscoroutine(value):
                 value = _run_coroutine(value)
         except BaseException as error:  # SystemExit too: whatever user code raises is its failure, not the child's
+            self._end_copy()
             run_us = (perf_counter_ns() - started) // 1000
             self._end_log()
             runner.failed(job, seq, run_us, error)
             if isinstance(error, MemoryError) and job.memory_bytes:
                 os._exit(0)  # what is left of the heap is not to be trusted; a fresh child follows
         else:
+            self._end_copy()
             run_us = (perf_counter_ns() - started) // 1000
             if self._log is not None:
                 self._end_log()
             runner.succeeded(job, context, seq, run_us, value)
+
+    def _end_copy(self) -> None:
+        if getpid() != self._pid:
+            os._exit(0)  # the task forked, and this is the copy: it must neither report nor run on
 
     def _end_log(self) -> None:
         log, self._log = self._log, None

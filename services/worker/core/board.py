@@ -22,6 +22,8 @@ STUCK_NS = SECOND_NS // 20
 STALE_NS = 2 * SECOND_NS
 """An attempt that waits here for this long goes back to the orchestrator: another worker may be free."""
 LANES_MAX = 256
+STARTING_MAX = 8
+"""Children that start at the same time; each costs a tenth of a second of CPU."""
 
 Feed = tuple[Lane, list[Attempt]]
 
@@ -102,9 +104,12 @@ class Board:
     def dispatch(self, now_ns: int) -> list[Feed]:
         """What to feed to whom now. The attempts count as fed."""
         feeds: list[Feed] = []
-        if self.waiting_loop:
+        plain, loop = self.waiting_plain, self.waiting_loop
+        if plain and loop and plain[0].since_ns < loop[0].since_ns:  # whoever has waited longer first
+            self._dispatch_plain(now_ns, feeds)
+        if loop:
             self._dispatch_loop(now_ns, feeds)
-        if self.waiting_plain:
+        if plain:
             self._dispatch_plain(now_ns, feeds)
         return feeds
 
@@ -114,7 +119,7 @@ class Board:
             return
         batch = []
         waiting = self.waiting_loop
-        while waiting and self._fits(waiting[0].group.cost):
+        while waiting and self._fits(waiting[0].group.cost) and not self._is_due(self.waiting_plain, waiting[0]):
             attempt = waiting.popleft()
             self._take(attempt.group.cost)
             lane.feed(attempt, now_ns)
@@ -130,7 +135,7 @@ class Board:
             if lane.is_loop or not lane.usable:
                 continue
             if not lane.fed:
-                if not waiting or not self._fits(waiting[0].group.cost):
+                if not waiting or not self._fits(waiting[0].group.cost) or self._is_due(self.waiting_loop, waiting[0]):
                     continue
                 attempt = waiting.popleft()
                 lane.cost = attempt.group.cost
@@ -148,6 +153,10 @@ class Board:
             if batch:
                 batches.setdefault(lane.number, []).extend(batch)
         feeds.extend((self.lanes[number], batch) for number, batch in batches.items())
+
+    def _is_due(self, others: deque[Attempt], candidate: Attempt) -> bool:
+        """Whether the first of the other kind has waited longer and lacks room: small tasks must not starve large ones."""
+        return bool(others) and others[0].since_ns < candidate.since_ns and not self._fits(others[0].group.cost)
 
     def _more(self, lane: Lane, share: int, now_ns: int) -> list[Attempt]:
         """Attempts to wait in the child behind its running one, of a like kind, as many as are soon run."""
@@ -182,7 +191,8 @@ class Board:
             cpu = max(self.waiting_plain[0].group.cost.get("cpu", 1.0), 0.01)
             could_run = max(int(self.free.get("cpu", 0.0) / cpu + 1e-9), 1)
             plain = max(min(len(self.waiting_plain), could_run) - idle, 0)
-        return min(plain, LANES_MAX - len(self.lanes)), loop
+        starting = sum(not lane.ready for lane in self.lanes.values())
+        return max(min(plain, LANES_MAX - len(self.lanes), STARTING_MAX - starting), 0), loop
 
     # ---- ends -------------------------------------------------------------------------------------------------------
 

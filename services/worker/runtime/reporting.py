@@ -62,7 +62,9 @@ class Reporter:
         assert stop is not None
         if stop.ending is Ending.TIMED_OUT:
             kind = "timeout"
-            outcome = translation.failure(attempt, FailureClass.APP, kind, stop.cause, ending=Ending.TIMED_OUT)
+            outcome = translation.failure(
+                attempt, FailureClass.APP, kind, stop.cause, run_us=_run_us(attempt), ending=Ending.TIMED_OUT
+            )
         else:
             outcome = translation.handed_back(attempt, stop.ending)
         self._end(attempt, outcome)
@@ -76,7 +78,8 @@ class Reporter:
             return
         hint = " (the machine may have run out of memory)" if code == -signal.SIGKILL else ""
         text = f"the process that ran the task ended with {death(code)}{hint}"
-        self._end(attempt, translation.failure(attempt, FailureClass.CRASH, death(code), text))
+        run_us = _run_us(attempt)
+        self._end(attempt, translation.failure(attempt, FailureClass.CRASH, death(code), text, run_us=run_us))
 
     def suspected(self, attempt: Attempt, code: int, count: int, noise: str) -> None:
         """The process ended while `count` attempts ran there; nobody knows which one is to blame."""
@@ -123,6 +126,11 @@ class Reporter:
             group.live -= 1
             if group.live == 0:
                 self._on_last(group)
+
+
+def _run_us(attempt: Attempt) -> int:
+    """How long it has run, as far as the agent can tell."""
+    return max(now_ns() - attempt.started_ns, 0) // 1000 if attempt.started_ns else 0
 
 
 def death(code: int) -> str:

@@ -314,3 +314,31 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestMachine = Machine.TestCase
+
+
+def test_small_coroutines_do_not_starve_a_function_that_needs_a_whole_slot() -> None:
+    on = board(slots=1, lanes=1)
+    loop = on.open_lane(5, is_loop=True)
+    loop.ready = True
+    small = group(is_async=True, cpu=0.5)
+    on.add(attempts(small, 1, now_ns=1), is_async=True)
+    on.dispatch(1)
+    on.add(attempts(group(), 1, now_ns=2), is_async=False)
+    on.add(attempts(small, 5, now_ns=3), is_async=True)
+    on.dispatch(3)
+    assert [len(lane.fed) for lane in on.lanes.values()] == [0, 1]
+    end(on, loop)
+    on.dispatch(4)
+    assert [len(lane.fed) for lane in on.lanes.values()] == [1, 0]
+
+
+def test_children_are_not_all_started_at_once() -> None:
+    on = Board({"cpu": 100.0})
+    give(on, group(), 100)
+    assert on.lanes_wanted() == (8, 0)
+    for number in range(8):
+        on.open_lane(number, is_loop=False)
+    assert on.lanes_wanted() == (0, 0)
+    on.lanes[0].ready = True
+    on.dispatch(0)
+    assert on.lanes_wanted() == (1, 0)
