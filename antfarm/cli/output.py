@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
@@ -31,15 +30,10 @@ _COLOURS = {
 
 
 def escape(text: str, *, keep: str = "") -> str:
-    """Text that is safe on a terminal: control, format and surrogate characters as \\x1b and the like, those in `keep` as they are."""
-    if text.isascii() and text.isprintable():
+    """Text that is safe on a terminal: what is not printable as \\x1b and the like, but for the characters in `keep`."""
+    if text.isprintable():
         return text
-    return "".join(
-        char
-        if char in keep or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-        else _escaped(char)
-        for char in text
-    )
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
 
 
 def _escaped(char: str) -> str:

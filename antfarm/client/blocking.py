@@ -339,6 +339,8 @@ class Farm:
             try:
                 for batch, last in batches(plan.payloads()):
                     run(writer.send(batch, last=last))
+                    if writer.stopped:
+                        break
                 run(writer.finish())
             except BaseException:
                 run(writer.abandon())
@@ -356,7 +358,7 @@ class Farm:
             for encoded in plan.payloads():
                 if feed.put(encoded):
                     loop.run(feed.room())
-                if feed.failed:
+                if feed.ended:
                     break
             feed.end()
             sending.result()

@@ -280,6 +280,8 @@ class AsyncFarm:
         try:
             for batch, last in batches(plan.payloads()):
                 await writer.send(batch, last=last)
+                if writer.stopped:
+                    break
             await writer.finish()
         except BaseException:
             await writer.abandon()
@@ -294,7 +296,7 @@ class AsyncFarm:
             async for call in calls:
                 if feed.put(plan.encode(call)):
                     await feed.room()
-                if feed.failed:
+                if feed.ended:
                     break
             feed.end()
             await sending

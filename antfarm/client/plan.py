@@ -5,6 +5,7 @@ Pure: nothing is sent and nobody is asked. Handles on other jobs and tasks becom
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import (
     AsyncIterable,
@@ -87,7 +88,7 @@ def _top_level_name(function: Callable[..., Any]) -> str:
     """The task name of a function that an import of its module defines; "" for lambdas, inner functions, other callables."""
     name = getattr(function, "__qualname__", "")
     module = apps.find_module(getattr(function, "__module__", None) or "")
-    if module is None or getattr(module, name, None) is not function:
+    if module is None or not inspect.isfunction(function) or getattr(module, name, None) is not function:
         return ""
     if not is_plain_task(function, name) or (module.__name__ == "__main__" and not apps.main_app()):
         return ""

@@ -11,12 +11,13 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 import grpc.aio
 
 from antfarm import model
 from antfarm.client.connection import Connection, Patience
-from antfarm.errors import JobClosed
+from antfarm.errors import AntFarmError, JobClosed, Unavailable
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
@@ -25,6 +26,8 @@ BATCH_TASKS_MAX = 4_000
 """Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
 _WINDOW_BATCHES = 8
 """Batches under way in one AppendTasks call; each call's answer makes them durable."""
+_LOST_STATUS = "Internal error from Core"
+"""What gRPC puts in the place of the status of a call that ended while it was written."""
 _FEED_BYTES_MAX = 4 * BATCH_BYTES_MAX
 _FEED_TASKS_MAX = 4 * BATCH_TASKS_MAX
 
@@ -70,11 +73,12 @@ class JobWriter:
         self._sent = 0
         self._queue: asyncio.Queue[job_pb2.AppendTasksRequest] = asyncio.Queue(maxsize=_WINDOW_BATCHES)
         self._pump: asyncio.Task[None] | None = None
-        self._existed_closed = False
+        self.stopped = False
+        """The job takes no more: it was complete before, or was cancelled meanwhile. What is sent is dropped."""
 
     @property
     def task_count(self) -> int:
-        """Tasks that the job has by now."""
+        """Tasks that were sent, or that the job had before."""
         return max(self._sent, self.status.task_count if self.status is not None else 0)
 
     async def send(self, batch: list[bytes], *, last: bool) -> None:
@@ -83,7 +87,7 @@ class JobWriter:
             batch = [await self._connection.spill(encoded) for encoded in batch]
         if self.status is None:
             await self._create(batch, last)
-        elif not self._existed_closed:
+        elif not self.stopped:
             await self._append(batch, last)
 
     async def _create(self, batch: list[bytes], last: bool) -> None:
@@ -95,7 +99,7 @@ class JobWriter:
         self.status = status_from_wire(answer.job)
         self.created.set()
         self._sent = len(batch)
-        self._existed_closed = answer.existed and self.status.state != model.JobState.OPEN and not last
+        self.stopped = answer.existed and self.status.state != model.JobState.OPEN and not last
 
     async def _append(self, batch: list[bytes], last: bool) -> None:
         request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
@@ -106,7 +110,7 @@ class JobWriter:
         await asyncio.wait({put, self._pump}, return_when=asyncio.FIRST_COMPLETED)
         if not put.done():
             put.cancel()
-            await self._pump  # it failed: nobody will take more
+            await self._pump  # it failed, or was stopped: nobody will take more
 
     async def finish(self) -> None:
         """Return when everything is durable and the job is closed."""
@@ -118,56 +122,70 @@ class JobWriter:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.wait({self._pump})
+            if not self._pump.cancelled():
+                self._pump.exception()  # was told by `send` or `finish`, or does not matter any more
 
     async def _run_pump(self) -> None:
         ended = False
-        while not ended:
+        while not (ended or self.stopped):
             window = [await self._queue.get()]
             while len(window) < _WINDOW_BATCHES and not self._queue.empty():
                 window.append(self._queue.get_nowait())
-            await self._push(window)
             ended = window[-1].close
+            await self._push(window)
 
     async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
         """Make the batches durable, in one call or, after broken ones, in several."""
         patience = self._connection.patience()
+        at_once = len(window)
         while window:
-            call = self._connection.jobs.AppendTasks()
-            try:
+            error = await self._append_now(window[:at_once])
+            if error is None:
+                del window[:at_once]
+                at_once = len(window)
+            else:
+                at_once = 1  # alone, a batch gets to hear why it was refused
+                await self._recover(patience, error, window)
+
+    async def _append_now(self, window: list[job_pb2.AppendTasksRequest]) -> AntFarmError | None:
+        """Send the batches in one call; what went wrong, or None when all of them are durable."""
+        call = self._connection.jobs.AppendTasks()
+        try:
+            with suppress(
+                asyncio.InvalidStateError, grpc.aio.InternalError
+            ):  # it ended while we wrote: its status says why
                 for request in window:
                     await call.write(request)
                 await call.done_writing()
-                await call
-                return
-            except grpc.aio.AioRpcError as error:
-                await self._recover(patience, error, window)
-            except asyncio.InvalidStateError:  # the call ended while we wrote: its status says why
-                try:
-                    await call
-                except grpc.aio.AioRpcError as error:
-                    await self._recover(patience, error, window)
-            finally:
-                call.cancel()
+            await call
+            return None
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.INTERNAL and error.details() == _LOST_STATUS:
+                return Unavailable("the call ended while it was written")
+            return error_from_rpc(error)
+        finally:
+            call.cancel()
 
-    async def _recover(
-        self, patience: Patience, error: grpc.aio.AioRpcError, window: list[job_pb2.AppendTasksRequest]
-    ) -> None:
+    async def _recover(self, patience: Patience, error: AntFarmError, window: list[job_pb2.AppendTasksRequest]) -> None:
         """Wait, then drop from the window what the orchestrator has; raise where trying again cannot help."""
-        ours = error_from_rpc(error)
-        if isinstance(ours, JobClosed):
-            have = await self._count()
-            if window[-1].close and have == window[-1].first_index + len(window[-1].payloads):
-                window.clear()  # our own closing batch arrived, its answer did not
+        if isinstance(error, JobClosed):
+            job = await self._look()
+            sent = window[-1].first_index + len(window[-1].payloads)
+            # Our own closing batch arrived and its answer did not; or somebody cancelled the job, which its results will tell.
+            if (window[-1].close and job.task_count == sent) or job.state == model.JobState.CANCELLED.value:
+                self.stopped = not window[-1].close or job.task_count != sent
+                self._sent = job.task_count
+                window.clear()
                 return
-        await patience.bear(ours)
-        have = await self._count()
+        await patience.bear(error)
+        have = (await self._look()).task_count
         while window and not window[0].close and window[0].first_index + len(window[0].payloads) <= have:
             patience.relieved()
             del window[0]
 
-    async def _count(self) -> int:
+    async def _look(self) -> job_pb2.Job:
         answer = await self._connection.call(self._connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=self.job_id))
-        return answer.job.task_count
+        return answer.job
 
 
 class Feed:
@@ -205,14 +223,14 @@ class Feed:
 
     async def room(self) -> None:
         """Return when there is room again, or when sending failed, which `run` raises."""
-        while not self._failed and (self._size_bytes > _FEED_BYTES_MAX or len(self._waiting) >= _FEED_TASKS_MAX):
+        while not self.ended and (self._size_bytes > _FEED_BYTES_MAX or len(self._waiting) >= _FEED_TASKS_MAX):
             self._room.clear()
             await self._room.wait()
 
     @property
-    def failed(self) -> bool:
-        """True when sending has ended with an error: there is no use in putting more."""
-        return self._failed
+    def ended(self) -> bool:
+        """True when there is no use in putting more: sending failed, or the job takes nothing."""
+        return self._failed or self._writer.stopped
 
     async def run(self) -> None:
         """Send until the end and return when all of it is durable."""

@@ -1,0 +1,126 @@
+"""Whatever breaks between client and orchestrator, every task arrives once, in order, and every outcome is read once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from fake_jobs import FakeJobs
+
+from antfarm import aio, errors
+from antfarm.client import connection, writer
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses and small batches, so that much happens in little time."""
+    monkeypatch.setattr(connection, "_PAUSE_MIN_S", 0.0005)
+    monkeypatch.setattr(connection, "_PAUSE_MAX_S", 0.002)
+    monkeypatch.setattr(writer, "BATCH_TASKS_MAX", 50)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_tasks_and_outcomes_survive_broken_calls(seed: int) -> None:
+    count = 1 + seed * 397
+    async with FakeJobs(seed, trouble=0.15) as fake, await aio.connect(fake.address) as farm:
+        source = (n for n in range(count)) if seed % 2 else range(count)
+        job = await farm.map("f", source)
+        assert fake.jobs[job.job_id] == [b"[%d]" % n for n in range(count)]
+        assert job.job_id in fake.closed
+        assert [value async for value in job.results()] == [[n] for n in range(count)]
+        assert sorted([done.index async for done in job.as_completed()]) == list(range(count))
+        assert (await job.wait()).task_count == count
+        assert fake.broken > 0 or count < 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_single_calls_survive_broken_calls(seed: int) -> None:
+    async with FakeJobs(seed, trouble=0.2) as fake, await aio.connect(fake.address) as farm:
+        futures = []
+        for n in range(300):
+            futures.append(farm.submit("f", n))
+            if n % 40 == 0:
+                await asyncio.sleep(0.001)
+        assert await farm.gather(futures) == [[n] for n in range(300)]
+        assert sum(map(len, fake.jobs.values())) == 300
+
+
+async def test_a_closing_batch_whose_answer_is_lost_counts() -> None:
+    class LosesLast(FakeJobs):
+        async def AppendTasks(self, request_iterator, context):  # type: ignore[no-untyped-def, override]
+            answer = await super().AppendTasks(request_iterator, context)
+            if self.closed and not self.broken:
+                self.broken = 1
+                raise errors.Unavailable("the answer is lost")
+            return answer
+
+    async with LosesLast() as fake, await aio.connect(fake.address) as farm:
+        job = await farm.map("f", range(1000))
+        assert len(fake.jobs[job.job_id]) == 1000
+        assert fake.broken == 1
+
+
+async def test_a_job_that_is_cancelled_while_it_is_fed_takes_no_more_and_says_so_later() -> None:
+    async with FakeJobs() as fake, await aio.connect(fake.address) as farm:
+
+        async def endless():  # type: ignore[no-untyped-def]
+            n = 0
+            while True:
+                yield n
+                n += 1
+                if n == 500:
+                    fake.cancelled.add("fed")
+                await asyncio.sleep(0)
+
+        job = await farm.map("f", endless(), job_id="fed")
+        assert await job.count() == len(fake.jobs["fed"])
+
+
+async def test_an_error_that_waiting_cannot_cure_is_raised_at_once() -> None:
+    async with FakeJobs() as fake, await aio.connect(fake.address) as farm:
+        await farm.map("f", range(10), job_id="taken")
+        with pytest.raises(errors.Conflict):
+            await farm.map("f", range(10, 20), job_id="taken")
+        with pytest.raises(errors.Conflict):
+            await farm.map("other", range(10), job_id="taken")
+        with pytest.raises(errors.JobNotFound):
+            await farm.submit("f", 1).job.connection.watch("nowhere").__anext__()
+
+
+async def test_patience_ends() -> None:
+    async with FakeJobs() as fake, await aio.connect(fake.address, patience=0.05) as farm:
+        fake.trouble = 1.0
+        with pytest.raises(errors.Weather):
+            await farm.map("f", range(10))
+        with pytest.raises(errors.Weather):
+            await farm.submit("f", 1)
+
+
+async def test_memory_of_what_is_not_acknowledged_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source is not read ahead of a server that takes nothing."""
+    release = asyncio.Event()
+
+    class Slow(FakeJobs):
+        async def AppendTasks(self, request_iterator, context):  # type: ignore[no-untyped-def, override]
+            await release.wait()
+            return await super().AppendTasks(request_iterator, context)
+
+    read = 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        while read < 200_000:
+            yield read
+            read += 1
+
+    async with Slow() as fake, await aio.connect(fake.address) as farm:
+        mapping = asyncio.create_task(farm.map("f", source()))
+        seen = -1
+        while seen != read:  # until it stands still
+            seen = read
+            await asyncio.sleep(0.1)
+        assert read < 5_000
+        release.set()
+        job = await mapping
+        assert len(fake.jobs[job.job_id]) == 200_000

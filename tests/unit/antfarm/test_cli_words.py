@@ -1,0 +1,63 @@
+"""Commands with places become command lines, and arguments are never read as code."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from antfarm.cli.words import combinations, parse
+from antfarm.errors import InvalidArgument
+
+
+@pytest.mark.parametrize(
+    ("words", "args", "argv"),
+    [
+        (["echo", "{}", ":::", "x"], ["a b"], ["echo", "a b"]),
+        (["echo", ":::", "x"], ["a"], ["echo", "a"]),
+        (["cc", "{}", "-o", "{.}.o", ":::", "x"], ["src/a.b.c"], ["cc", "src/a.b.c", "-o", "src/a.b.o"]),
+        (["f", "{/}|{//}|{/.}|{#}", ":::", "x"], ["d/e.txt"], ["f", "e.txt|d|e|7"]),
+        (["f", "{2}{1}{}", ":::", "x", ":::", "y"], ["a", "b"], ["f", "baa b"]),
+        (["f", "{name}", "{", ":::", "x"], ["a"], ["f", "{name}", "{", "a"]),
+        (["wc -l {} | cat", ":::", "x"], ["a;b"], ["sh", "-c", "wc -l 'a;b' | cat"]),
+        (["wc -l", ":::", "x"], ["a b"], ["sh", "-c", "wc -l 'a b'"]),
+        (["date", ":::", "x"], ["+%s"], ["date", "+%s"]),
+    ],
+)
+def test_places_are_filled(words: list[str], args: list[str], argv: list[str]) -> None:
+    command, _ = parse(words)
+    assert command.argv(args, 7) == argv
+
+
+def test_lists_multiply_with_the_last_one_fastest() -> None:
+    _, lists = parse(["f", ":::", "a", "b", ":::", "1", "2"])
+    assert list(combinations(lists)) == [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")]
+    assert parse(["f", "{}"])[1] == []
+
+
+@pytest.mark.parametrize("words", [[], [":::", "a"], ["f", ":::"], ["f", ":::", "a", ":::"]])
+def test_what_is_no_command_is_refused(words: list[str]) -> None:
+    with pytest.raises(InvalidArgument):
+        parse(words)
+
+
+def test_a_place_without_argument_is_refused() -> None:
+    command, _ = parse(["f", "{3}", ":::", "a"])
+    with pytest.raises(InvalidArgument, match=r"\{3\} asks for argument 3, and there are 1"):
+        command.argv(["a"], 1)
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_the_shell_reads_an_argument_as_one_word(text: str) -> None:
+    command, _ = parse(["printf '<%s>' {} ;"])
+    argv = command.argv([text], 1)
+    assert shlex.split(argv[2], comments=False)[2] == text
+
+
+def test_a_hostile_argument_stays_text() -> None:
+    command, _ = parse(["printf '<%s>' {}"])
+    argv = command.argv(["$(echo bad) `id` '; rm -rf x #"], 1)
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "<$(echo bad) `id` '; rm -rf x #>"

@@ -1,0 +1,173 @@
+"""Functions and arguments become jobs: what workers are asked for, what is waited for, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from antfarm import builtin, payload
+from antfarm.client.handle import FutureHandle, JobHandle
+from antfarm.client.plan import plan_map, plan_submit, resolve
+from antfarm.client.writer import BATCH_TASKS_MAX, batches
+from antfarm.errors import InvalidArgument
+from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobId
+from antfarm.task import Options, Retry, Task
+
+
+def plain(x: int) -> int:
+    return x
+
+
+def _hidden(x: int) -> int:
+    return x
+
+
+TASK: Task[Any, Any] = Task(plain, "demo.plain", Options(retries=Retry(max_attempts=4)))
+
+
+class AJob(JobHandle):
+    def __init__(self, job_id: str, keys: list[Any] | None = None) -> None:
+        self.job_id = job_id
+        self.keys = keys
+
+
+class AFuture(FutureHandle):
+    def __init__(self, job_id: str, index: int) -> None:
+        self._name = job_id, index
+
+    @property
+    def job_id(self) -> str:
+        return self._name[0]
+
+    @property
+    def index(self) -> int:
+        return self._name[1]
+
+
+def each(job_id: str, offset: int = 0) -> Dependency:
+    return Dependency(job_id=JobId(job_id), kind=DependencyKind.EACH, offset=offset)
+
+
+def whole(job_id: str) -> Dependency:
+    return Dependency(job_id=JobId(job_id), kind=DependencyKind.ALL)
+
+
+# ---- what is run ----------------------------------------------------------------------------------------------------
+
+
+def test_names_are_used_where_there_are_any() -> None:
+    assert resolve(TASK, allow_pickle=False).name == "demo.plain"
+    assert resolve(TASK, allow_pickle=False).options.retries is not None
+    assert resolve("only.workers.know", allow_pickle=True).name == "only.workers.know"
+    assert resolve(plain, allow_pickle=False).name == f"{__name__}.plain"
+
+
+def test_with_pickles_a_name_is_used_only_where_a_worker_offers_it() -> None:
+    assert resolve(TASK, allow_pickle=True, offered={"demo.plain"}).by_value == b""
+    by_value = resolve(TASK, allow_pickle=True)
+    assert (by_value.name, by_value.options) == (builtin.CALL, TASK.options_set)
+    assert builtin.unpickle_function(by_value.by_value)(3) == 3
+    assert resolve(plain, allow_pickle=True, offered={f"{__name__}.plain"}).name == f"{__name__}.plain"
+    assert resolve(math.sqrt, allow_pickle=True).name == builtin.CALL
+
+
+@pytest.mark.parametrize("function", [lambda x: x, _hidden, math.sqrt, AJob, TASK.template, 7, None])
+def test_what_has_no_name_is_refused_without_pickles(function: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        resolve(function, allow_pickle=False)
+
+
+# ---- map ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_a_template_and_one_payload_per_call() -> None:
+    plan = plan_map(
+        TASK, ([1, 2, 3], "abc".__class__("ab") and ("a", "b")), {"k": 9}, name="n", priority=-3, max_failures=2
+    )
+    assert list(plan.payloads()) == [b'[1,"a"]', b'[2,"b"]']
+    assert (plan.spec.name, plan.spec.priority, plan.spec.max_failures) == ("n", -3, 2)
+    assert plan.spec.template.common_payload == b'{"k":9}'
+    assert plan.spec.template.retry.max_attempts == 4
+    assert plan.keys == [1, 2, 3]
+    assert plan.ready
+
+
+def test_a_job_among_the_iterables_is_waited_for_item_by_item() -> None:
+    plan = plan_map(TASK, (AJob("up", ["k0", "k1"]), [10, 20, 30]), {}, counts={"up": 2})
+    assert plan.spec.dependencies == (each("up"),)
+    assert list(plan.payloads()) == [b'[{"$input":0},10]', b'[{"$input":0},20]']
+    assert plan.keys == ["k0", "k1"]
+
+
+def test_two_jobs_zip_and_the_same_one_twice_is_one_input() -> None:
+    plan = plan_map(TASK, (AJob("a"), AJob("b"), AJob("a")), {"every": AJob("c")}, counts={"a": 1, "b": 5})
+    assert plan.spec.dependencies == (each("a"), each("b"), whole("c"))
+    assert list(plan.payloads()) == [b'[{"$input":0},{"$input":1},{"$input":0}]']
+    assert plan.spec.template.common_payload == b'{"every":{"$input":2}}'
+
+
+def test_a_run_of_futures_is_a_dependency_with_an_offset() -> None:
+    plan = plan_map(TASK, ([AFuture("a", 4), AFuture("a", 5)],), {})
+    assert plan.spec.dependencies == (each("a", 4),)
+    assert list(plan.payloads()) == [b'[{"$input":0}]'] * 2
+
+
+@pytest.mark.parametrize(
+    ("iterables", "options", "said"),
+    [
+        ((), {}, "at least one iterable"),
+        ((5,), {}, "map takes iterables, not int"),
+        (("text",), {}, "once per character"),
+        (([AFuture("a", 1), AFuture("a", 3)],), {}, "in their order"),
+        (([AFuture("a", 1), AFuture("b", 2)],), {}, "in their order"),
+        (([1],), {"priority": 11}, "is not from -10 to 10"),
+        ((AJob("a"),), {"counts": {"a": 1}, "key": str}, "key= cannot be a function"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused_in_one_line(iterables: Any, options: Any, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said) as caught:
+        plan_map(TASK, iterables, {}, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_by_value_travels_once_with_the_job() -> None:
+    plan = plan_map(lambda x, k: x + k, ([1, 2],), {"k": 5}, allow_pickle=True)
+    assert list(plan.payloads()) == [b"[1]", b"[2]"]
+    args, kwargs = payload.decode_call(b"[1]", plan.spec.template.common_payload)
+    assert builtin.CALL_TASK(*args, **kwargs) == 6
+
+
+def test_a_shell_line_is_made_whole_for_each_call() -> None:
+    plan = plan_map(builtin.shell("echo {a} {b}"), (["x y", "$z"],), {"b": 1})
+    assert plan.spec.template.type == builtin.COMMAND
+    assert plan.spec.template.common_payload == b""
+    assert [payload.decode_call(p)[1]["argv"][2] for p in plan.payloads()] == ["echo 'x y' 1", "echo '$z' 1"]
+
+
+# ---- submit ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_knows_what_it_follows_relative_to_its_place() -> None:
+    runnable = resolve(TASK, allow_pickle=False)
+    template = runnable.template({}, allow_pickle=False)
+    args = (AFuture("a", 5), AFuture("a", 5), 1)
+    plan = plan_submit(runnable, template, args, {"all": AJob("b"), "f": AFuture("c", 0)})
+    assert plan.payload == b'{"args":[{"$input":0},{"$input":0},1],"kwargs":{"all":{"$input":2},"f":{"$input":1}}}'
+    assert plan.dependencies(0) == (each("a", 5), each("c", 0), whole("b"))
+    assert plan.dependencies(3) == (each("a", 2), each("c", -3), whole("b"))
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_keep_order_and_bounds() -> None:
+    payloads = [b"x" * size for size in [10] * 9000 + [60_000] * 40 + [500_000] * 5]
+    found = list(batches(payloads))
+    assert [encoded for batch, _ in found for encoded in batch] == payloads
+    assert [last for _, last in found] == [False] * (len(found) - 1) + [True]
+    for batch, _ in found:
+        assert len(batch) <= BATCH_TASKS_MAX
+        assert sum(len(encoded) for encoded in batch if len(encoded) < 65536) <= BATCH_BYTES_MAX
+    assert list(batches([])) == [([], True)]
