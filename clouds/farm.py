@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -103,19 +103,25 @@ def _alive(pid: int) -> bool:
 # ---- the programs -----------------------------------------------------------------------------------------------------
 
 
-def start(farm: LocalFarm, *, workers: int, download_workers: int = 1) -> str:
+def start(farm: LocalFarm, *, workers: int, download_workers: int = 1, options: Sequence[str] = ()) -> str:
     """Start all programs, Storage only where it does not run yet; returns the address of the top orchestrator.
 
     Args:
         workers: analysis workers, each with one task at a time.
         download_workers: each with several tasks at a time, for downloads mostly wait.
+        options: further flags of the orchestrators.
     """
     for name, value in _ALLOCATOR.items():
         os.environ.setdefault(name, value)  # children take it over
     if not farm.storage_address:
         farm.start_storage()
-    top = farm.start_orchestrator("top")
-    _together(*(partial(farm.start_orchestrator, stage, upstream=top, as_=types) for stage, types in STAGES.items()))
+    top = farm.start_orchestrator("top", options=options)
+    _together(
+        *(
+            partial(farm.start_orchestrator, stage, upstream=top, as_=types, options=options)
+            for stage, types in STAGES.items()
+        )
+    )
     download, analysis = (farm.program(stage).address for stage in STAGES)
     _together(
         *(

@@ -85,6 +85,9 @@ def parse_run(arguments: Sequence[str]) -> Options:
     for name in ("requests", "workers", "group"):
         if getattr(given, name) < 1:
             raise CloudsError(f"--{name} {getattr(given, name)}: give at least 1")
+    tls = (given.tls_cert, given.tls_key, given.tls_ca)
+    if any(tls) and not given.connect:
+        raise CloudsError("--tls-* are for the farm of --connect; one on this machine needs none")
     days, area = _days(given), _area(given)
     source_arguments, name = _source(given)
     service = _service(given, UNKNOWN_URL if source_arguments is not None else "", name)
@@ -103,7 +106,7 @@ def parse_run(arguments: Sequence[str]) -> Options:
         source_arguments=None if given.service_url else source_arguments,
         out=given.out,
         connect=_address(given.connect) if given.connect else "",
-        tls=(given.tls_cert, given.tls_key, given.tls_ca),
+        tls=tls,
         state=given.state,
         workers=given.workers,
         group=given.group,
