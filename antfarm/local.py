@@ -286,6 +286,13 @@ class LocalFarm:
             if self._temporary:
                 shutil.rmtree(self.state_dir, ignore_errors=True)
 
+    def hurry(self) -> None:
+        """Kill what has not ended yet, while another thread is in `stop`: the second Ctrl-C."""
+        for program in self.programs.values():
+            process = program.process
+            if process is not None and process.poll() is None:
+                process.kill()
+
     def _end(self, program: Program, *, kill: bool = False) -> int:
         """Stop a program and reap it; its exit code, 0 when it did not run."""
         if program.process is not None and program.running:
@@ -297,7 +304,6 @@ class LocalFarm:
         process = program.process
         if process is None:
             return 0
-        program.process = None
         try:
             return process.wait(self.grace_s)
         except BaseException as error:  # also an impatient Ctrl-C
@@ -307,6 +313,7 @@ class LocalFarm:
                 raise
             return process.returncode
         finally:
+            program.process = None
             if process.stdin is not None:
                 process.stdin.close()
 

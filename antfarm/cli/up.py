@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
@@ -52,13 +53,15 @@ async def up(options: argparse.Namespace) -> int:
     state = options.state or _default_state()
     farm = LocalFarm(state)
     try:
-        await _unless_stopped(stop, asyncio.to_thread(_start, farm, options))
-        if not stop.is_set():
+        await asyncio.to_thread(_start, farm, options)
+        if not stop.is_set():  # else: what was started is stopped in order
             _announce(farm, options, state)
             program.notify("READY=1")
             await _supervise(farm, stop)
     finally:
         if any(each.running for each in farm.programs.values()):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, farm.hurry)
             print("stopping; running tasks may finish (Ctrl-C again: at once)", file=sys.stderr)
         await asyncio.to_thread(farm.stop)
     return program.EXIT_OK
@@ -66,11 +69,6 @@ async def up(options: argparse.Namespace) -> int:
 
 def _default_state() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "antfarm" / "up"
-
-
-async def _unless_stopped(stop: asyncio.Event, work: Any) -> None:
-    """Finish the work, also when a stop is wished meanwhile: what starts is then stopped in order."""
-    await work
 
 
 def _start(farm: LocalFarm, options: argparse.Namespace) -> None:

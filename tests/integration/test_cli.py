@@ -369,6 +369,22 @@ def test_up_serves_until_ctrl_c_and_revives_what_dies(cli: Cli) -> None:
     assert not [line for line in _processes() if f"--connect {address}" in line[1]]
 
 
+def test_a_second_ctrl_c_ends_up_at_once(cli: Cli) -> None:
+    process = cli.start("up", "--port", "0", "--storage-port", "0", "--slots", "1", "--state", "up3", connect=False)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    found = re.match(r"farm ready on (\S+) ", process.stdout.readline())
+    assert found is not None, process.stderr.read()
+    started = cli.home / "started"
+    cli("-c", found.group(1), "submit", "antfarm.command", "--arg", f'argv=["sh", "-c", "touch {started}; sleep 600"]')
+    wait_until(started.exists)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline().startswith("stopping; running tasks may finish")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=15)
+    assert not [line for _, line in _processes() if f"--connect {found.group(1)}" in line]
+
+
 def _processes() -> list[tuple[int, str]]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
