@@ -58,7 +58,7 @@ class Core:
         self.state = State()
         self._dice = dice
         self._wall_offset_ns = 0
-        self._swept_ns: int | None = None
+        self._swept_ns = 0
 
     def replay(self, seq: int, record: Record) -> None:
         """Apply a record of the journal, before the first event."""
@@ -77,6 +77,7 @@ class Core:
                 leases.end_recovery(turn)
             case events.Recover():
                 self._wall_offset_ns = turn.wall_offset_ns = event.wall_ns - now
+                self._swept_ns = now
                 leases.recover(turn)
                 parents.resume(turn)
             case events.DiskLow():
@@ -96,8 +97,7 @@ class Core:
             turn.effect(Reply(request=event.request, after=0, error=error))
 
     def _tick(self, turn: Turn) -> None:
-        gap_ns = turn.now - self._swept_ns if self._swept_ns is not None else 0
-        self._swept_ns = turn.now
+        gap_ns, self._swept_ns = turn.now - self._swept_ns, turn.now
         if gap_ns > self.config.heartbeat_ns:
             # This process stood still: what others said meanwhile waits to be read, so nobody is judged by this tick.
             leases.extend(turn, gap_ns)

@@ -380,3 +380,9 @@ def test_dependencies_do_not_matter_to_leases(farm: Harness) -> None:
     assert (farm.states("a"), farm.states("b")) == ("Q", "W")
     assert farm.job("a").counts[TaskState.QUEUED] == 1
     farm.drop(effects.Audit)
+
+
+def test_a_pause_right_after_the_start_counts_against_nobody_either(farm: Harness) -> None:
+    farm.worker()
+    farm.tick(60)
+    assert not farm.state.workers["w1"].lost
