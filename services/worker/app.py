@@ -37,7 +37,7 @@ async def run_worker(settings: WorkerSettings) -> int:
     place = claim(settings.state or default_state(dict(os.environ)), settings.worker_id)
     place.sweep()
     stop = program.stop_on_signals()
-    defect = _stop_on_defect(stop)
+    defect = _watch_for_defects()
     drain_limit_s = settings.drain_s
 
     def on_drain(limit_s: float | None) -> None:
@@ -61,60 +61,70 @@ async def run_worker(settings: WorkerSettings) -> int:
             outbox=outbox,
         )
         driver.use(link, InputReader(place.inputs, lambda: link.channel))
-        await _serve(settings, place.worker_id, driver, link, stop, lambda: drain_limit_s)
+        await _serve(place.worker_id, driver, link, stop, lambda: drain_limit_s, defect, settings)
     finally:
         await driver.close()
         outbox.close()
-    if defect:
-        raise defect[0]
     return program.EXIT_OK
 
 
-def _stop_on_defect(stop: asyncio.Event) -> list[BaseException]:
-    """Collect exceptions of callbacks; the first one ends the program, because its state cannot be trusted any more."""
-    defects: list[BaseException] = []
+def _watch_for_defects() -> asyncio.Future[None]:
+    """A future that fails with the first exception of a callback: the program's state cannot be trusted after it.
+
+    The process then ends without a word to anybody; its outbox, its lease and the next process speak for it.
+    """
+    loop = asyncio.get_running_loop()
+    defect: asyncio.Future[None] = loop.create_future()
 
     def on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if error is None:
+        if (
+            error is None or isinstance(error, OSError) or defect.done()
+        ):  # gRPC's poller complains of OSErrors now and then
             loop.default_exception_handler(context)
         else:
-            defects.append(error)
-            stop.set()
+            defect.set_exception(error)
 
-    asyncio.get_running_loop().set_exception_handler(on_exception)
-    return defects
+    loop.set_exception_handler(on_exception)
+    return defect
 
 
 async def _serve(
-    settings: WorkerSettings,
     worker_id: str,
     driver: Driver,
     link: Link,
     stop: asyncio.Event,
     drain_limit_s: Callable[[], float],
+    defect: asyncio.Future[None],
+    settings: WorkerSettings,
 ) -> None:
-    """Pull and run until stopped, then drain."""
+    """Pull and run until stopped, then drain. Raises what ended the link for good, and defects."""
     running = asyncio.create_task(link.run())
-    helpers = [asyncio.create_task(_announce(settings, worker_id, link)), asyncio.create_task(program.watchdog())]
     stopping = asyncio.create_task(stop.wait())
+    drain = asyncio.create_task(_drain_when_stopped(stopping, worker_id, driver, link, drain_limit_s))
+    helpers = [asyncio.create_task(_announce(settings, worker_id, link)), asyncio.create_task(program.watchdog())]
     try:
-        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            await running  # raises why
-            return
-        program.notify("STOPPING=1")
-        log.info("draining: running tasks get %g s", drain_limit_s())
-        await driver.drain(drain_limit_s())
-        if await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
-            await link.goodbye("drained")
-        else:  # no goodbye, which would say that nothing is held any more
-            count = link.unacked_count
-            log.warning("%d reports have no verdict yet; the next start of %s sends them", count, worker_id)
+        await asyncio.wait([running, drain, defect], return_when=asyncio.FIRST_COMPLETED)
+        for ended in (defect, running, drain):
+            if ended.done():
+                await ended
     finally:
-        for task in (running, stopping, *helpers):
+        for task in (running, stopping, drain, *helpers):
             task.cancel()
-        await asyncio.gather(running, stopping, *helpers, return_exceptions=True)
+        await asyncio.gather(running, stopping, drain, *helpers, return_exceptions=True)
+
+
+async def _drain_when_stopped(
+    stopping: asyncio.Task[Any], worker_id: str, driver: Driver, link: Link, drain_limit_s: Callable[[], float]
+) -> None:
+    await stopping
+    program.notify("STOPPING=1")
+    log.info("draining: running tasks get %g s", drain_limit_s())
+    await driver.drain(drain_limit_s())
+    if await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
+        await link.goodbye("drained")
+    else:  # no goodbye, which would say that nothing is held any more
+        log.warning("%d reports have no verdict yet; the next start of %s sends them", link.unacked_count, worker_id)
 
 
 async def _announce(settings: WorkerSettings, worker_id: str, link: Link) -> None:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from fake_orchestrator import FakeOrchestrator, until
 from google.protobuf import duration_pb2
-from worker_process import TASKS, WorkerProcess, alive, resident_bytes
+from worker_process import ROOT, TASKS, WorkerProcess, alive, resident_bytes
 
 from antfarm.v1 import common_pb2
 from antfarm.v1 import report_queue_pb2 as rq
@@ -665,3 +665,28 @@ async def test_an_address_that_answers_nothing_is_said_in_one_line_and_dialled_o
     finally:
         assert worker.process.stdout is not None
         worker.process.stdout.close()
+
+
+async def test_a_defect_of_the_agent_ends_it_and_its_children_and_says_where(tmp_path: Path) -> None:
+    """The agent is broken on purpose, by a module that is found in front of the real one."""
+    breaker = tmp_path / "sitecustomize.py"
+    breaker.write_text(
+        "import sys\n"
+        "if 'services.worker' in sys.orig_argv:\n"
+        "    from services.worker.core.board import Board\n"
+        "    def settle(*args):\n"
+        "        assert False, 'broken on purpose'\n"
+        "    Board.settle = settle\n"
+    )
+    async with FakeOrchestrator() as farm:
+        worker = WorkerProcess(farm.address, tmp_path, "--slots", "2", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"}).start()
+        try:
+            await worker.ready()
+            farm.give("noop", [b"[]"])
+            assert await worker.exit() == 1
+            assert "AssertionError: broken on purpose" in worker.log
+            assert farm.now.goodbye is None
+            await worker.gone()
+        finally:
+            assert worker.process.stdout is not None
+            worker.process.stdout.close()

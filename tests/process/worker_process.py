@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "tests" / "integration" / "worker_tasks.py"
@@ -46,11 +48,19 @@ def resident_bytes(pid: int) -> int:
 class WorkerProcess:
     """`python -m services.worker` with its log in a file. Use as an async context manager: it is ready inside, and gone without trace after."""
 
-    def __init__(self, address: str, directory: Path, *flags: str, apps: tuple[str, ...] = (str(TASKS),)) -> None:
+    def __init__(
+        self,
+        address: str,
+        directory: Path,
+        *flags: str,
+        apps: tuple[str, ...] = (str(TASKS),),
+        env: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.directory = directory
         self._address = address
         self._flags = flags
         self._apps = apps
+        self._env = env
         self.log_path = directory / f"worker-{time.monotonic_ns()}.log"
         self.process: subprocess.Popen[str]
         self.ready_line = ""
@@ -72,6 +82,7 @@ class WorkerProcess:
                     "HOME": str(self.directory),
                     "SECRET_OF_THE_OPERATOR": "x",
                     "PYTHONWARNINGS": "error",
+                    **self._env,
                 },
                 start_new_session=True,
             )

@@ -170,7 +170,7 @@ class Driver:
                 self._fetching.update(dict.fromkeys(attempts))
                 task = asyncio.create_task(self._fetch(group, message, attempts))
                 self._fetches.add(task)
-                task.add_done_callback(self._fetches.discard)
+                task.add_done_callback(self._fetched)
             else:
                 self._board.add(attempts, is_async=is_async)
         self._pump()
@@ -231,6 +231,11 @@ class Driver:
         else:
             self._reporter.without_input(wanted, error)
         self._pump()
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetches.discard(task)
+        if not task.cancelled():
+            task.result()  # a defect ends the program
 
     # ---- from the children ------------------------------------------------------------------------------------------
 
