@@ -3,7 +3,8 @@
 `session` decides (pure), `client` talks (asyncio and gRPC), `outbox` says what survives a restart.
 """
 
-from antfarm.link.client import Handler, Link, WorkerIdentity
+from antfarm.link.client import Link
 from antfarm.link.outbox import MemoryOutbox, Outbox
+from antfarm.link.owner import Handler, WorkerIdentity
 
 __all__ = ["Handler", "Link", "MemoryOutbox", "Outbox", "WorkerIdentity"]

@@ -12,10 +12,9 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -33,6 +32,7 @@ from antfarm.errors import (
     WorkerIdInUse,
 )
 from antfarm.link.outbox import MemoryOutbox, Outbox
+from antfarm.link.owner import Handler, WorkerIdentity
 from antfarm.link.reports import Reports
 from antfarm.link.session import Session, Token
 from antfarm.link.stream import Call, now_ns, read_frame, serve_until_one_ends, wait_for
@@ -47,41 +47,6 @@ ID_IN_USE_PATIENCE_S = 5.0
 """How long WORKER_ID_IN_USE is dialled against: an earlier process of this worker may just have died unnoticed."""
 GOODBYE_TIMEOUT_S = 2.0
 _INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerIdentity:
-    """What a worker says about itself in Hello. Fields as in the protocol; an orchestrator that is a worker of its parent sets the last two."""
-
-    worker_id: str
-    slots: int
-    window: int
-    task_types: tuple[str, ...]
-    labels: Mapping[str, str] = field(default_factory=dict)
-    resources: Mapping[str, float] = field(default_factory=dict)
-    host: str = ""
-    orchestrator: bool = False
-    descendants: tuple[str, ...] = ()
-
-
-class Handler(Protocol):
-    """Whom the link tells. Called on the loop; must not block. An exception ends the link with it."""
-
-    def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        """The link is attached (again). Attempts to give up follow by `on_revoke`."""
-        ...
-
-    def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
-        """Start these; none of them was given before. Each must be reported in the end."""
-        ...
-
-    def on_revoke(self, tokens: list[Token], cause: str) -> None:
-        """Stop these and report REVOKED. A report on one that the orchestrator has forgotten goes nowhere."""
-        ...
-
-    def on_drain(self, limit_s: float) -> None:
-        """Finish what runs within `limit_s`, hand the rest back, say goodbye."""
-        ...
 
 
 class Link:

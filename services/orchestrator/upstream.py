@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, Weather
-from antfarm.link.client import Link, WorkerIdentity
+from antfarm.link import Link, WorkerIdentity
 from antfarm.link.session import Token
 from antfarm.model import Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.errors import InvalidArgument
 from antfarm.link import Link
 from antfarm.link.stream import now_ns
 from antfarm.model import SECOND_NS, Ending
@@ -29,7 +28,7 @@ from services.worker.child.protocol import (
     OUT_SAVED,
 )
 from services.worker.child.record import check_failure, check_progress, check_success, check_text
-from services.worker.core.attempt import Attempt, Group, Token
+from services.worker.core.attempt import Attempt, Token
 from services.worker.core.board import Board
 from services.worker.core.estimate import Estimate
 from services.worker.core.lane import Lane
@@ -37,14 +36,13 @@ from services.worker.core.stop import Step, plan_stop
 from services.worker.core.window import WindowSizer
 from services.worker.executors.crew import Crew
 from services.worker.executors.process import ChildSpec
-from services.worker.runtime import translation
 from services.worker.runtime.inputs import InputReader
+from services.worker.runtime.intake import Intake
 from services.worker.runtime.reporting import Reporter, death
 
 log = logging.getLogger("antfarm.worker")
 
 TICK_S = 0.05
-GROUPS_KEPT = 256
 NOISE_CHARS_MAX = 8 * 1024
 _SUCCESSES = (OUT_DONE, OUT_SAVED)
 
@@ -77,13 +75,10 @@ class Driver:
         self._sizer = WindowSizer()
         self._crew = Crew(spec, on_records=self._on_records, on_noise=self._on_noise, on_exit=self._on_exit)
         self._types: dict[str, bool] = {}
-        self._estimates: dict[str, Estimate] = {}
-        self._groups: OrderedDict[tuple[str, int], Group] = OrderedDict()
-        self._fetching: dict[Attempt, None] = {}  # waiting for their inputs
-        self._fetches: set[asyncio.Task[None]] = set()
         self._link: Link
-        self._reporter = Reporter(self._forget_group)
-        self._inputs: InputReader
+        self._intake: Intake
+        self._in_use = False  # link and intake are there
+        self._reporter = Reporter(lambda group: self._intake.forget(group))
         self._on_drain_asked = on_drain
         self._first_ready: asyncio.Future[dict[str, tuple[str, bool]]] | None = None
         self._noise: dict[int, str] = {}  # what a lane without a running attempt wrote last
@@ -107,8 +102,16 @@ class Driver:
 
     def use(self, link: Link, inputs: InputReader) -> None:
         """The link to report to, before any work comes."""
-        self._link, self._inputs = link, inputs
-        self._reporter.link = link
+        self._link = self._reporter.link = link
+        self._intake = Intake(
+            types=self._types,
+            inputs=inputs,
+            reporter=self._reporter,
+            sizer=self._sizer,
+            on_ready=lambda attempts, is_async: self._board.add(attempts, is_async=is_async),
+            on_change=self._pump,
+        )
+        self._in_use = True
         self._resize()
 
     @property
@@ -125,11 +128,7 @@ class Driver:
         for lane in self._board.lanes.values():
             if not lane.is_loop and len(lane.fed) > 1:
                 self._take_back(lane)
-        self._reporter.released(self._board.withdraw(lambda attempt: True))
-        self._reporter.released(list(self._fetching))
-        self._fetching.clear()
-        self._watch()
-        self._note_idle()
+        self._pump()  # hands back all that waits
         await self._idle.wait()
 
     async def close(self) -> None:
@@ -137,9 +136,8 @@ class Driver:
         self._closed = True
         if self._ticking is not None:
             self._ticking.cancel()
-        for task in self._fetches:
-            task.cancel()
-        await asyncio.gather(*self._fetches, return_exceptions=True)
+        if self._in_use:
+            await self._intake.close()
         self._crew.kill_all()
         if self._crew.size:
             await self._all_dead.wait()
@@ -153,26 +151,7 @@ class Driver:
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """New attempts."""
-        now = now_ns()
-        for message in groups:
-            is_async = self._types.get(message.template.type)
-            if is_async is None:
-                self._reporter.unknown_type(message)
-                continue
-            group = self._group(message, is_async)
-            attempts = [Attempt(group, a.index, a.attempt, a.payload, now) for a in message.assignments]
-            size = sum([len(attempt.payload) for attempt in attempts])
-            self._sizer.arrived(len(attempts), group.cost["cpu"], size)
-            group.live += len(attempts) if group.input_count else 0
-            if self._draining:
-                self._reporter.released(attempts)
-            elif group.input_count:
-                self._fetching.update(dict.fromkeys(attempts))
-                task = asyncio.create_task(self._fetch(group, message, attempts))
-                self._fetches.add(task)
-                task.add_done_callback(self._fetched)
-            else:
-                self._board.add(attempts, is_async=is_async)
+        self._intake.take(groups)
         self._pump()
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
@@ -182,10 +161,7 @@ class Driver:
             if not lane.is_loop and any(attempt.token in wanted for attempt in list(lane.fed)[1:]):
                 self._take_back(lane)
         waiting = self._board.withdraw(lambda attempt: attempt.token in wanted)
-        waiting += [attempt for attempt in self._fetching if attempt.token in wanted]
-        for attempt in waiting:
-            self._fetching.pop(attempt, None)
-        self._reporter.revoked(waiting)
+        self._reporter.revoked(waiting + self._intake.withdraw(lambda attempt: attempt.token in wanted))
         for lane, attempt in list(self._board.running()):
             if attempt.token in wanted:
                 self._stop(lane, attempt, Ending.REVOKED, cause)
@@ -194,48 +170,6 @@ class Driver:
     def on_drain(self, limit_s: float) -> None:
         """The orchestrator asks for a drain."""
         self._on_drain_asked(limit_s)
-
-    def _group(self, message: work_queue_pb2.TaskGroup, is_async: bool) -> Group:
-        key = (message.job_id, message.epoch)
-        group = self._groups.get(key)
-        if group is not None and group.type == message.template.type:
-            self._groups.move_to_end(key)
-            return group
-        estimate = self._estimates.setdefault(message.template.type, Estimate())
-        group = translation.group_from_wire(message, is_async=is_async, estimate=estimate)
-        self._groups[key] = group
-        if len(self._groups) > GROUPS_KEPT:
-            del self._groups[next(iter(self._groups))]
-        return group
-
-    def _forget_group(self, group: Group) -> None:
-        """The last attempt of a group with inputs has ended; they are read again should another one come."""
-        if self._groups.get((group.job_id, group.epoch)) is group:
-            del self._groups[group.job_id, group.epoch]
-        self._inputs.forget(group)
-
-    async def _fetch(self, group: Group, message: work_queue_pb2.TaskGroup, attempts: list[Attempt]) -> None:
-        error: AntFarmError | None = None
-        try:
-            await self._inputs.fill(group, message.inputs, attempts)
-        except AntFarmError as problem:
-            error = problem
-        wanted = [attempt for attempt in attempts if attempt in self._fetching]  # others were revoked or released
-        for attempt in wanted:
-            del self._fetching[attempt]
-        if error is None:
-            now = now_ns()
-            for attempt in wanted:
-                attempt.since_ns = now
-            self._board.add(wanted, is_async=group.is_async)
-        else:
-            self._reporter.without_input(wanted, error)
-        self._pump()
-
-    def _fetched(self, task: asyncio.Task[None]) -> None:
-        self._fetches.discard(task)
-        if not task.cancelled():
-            task.result()  # a defect ends the program
 
     # ---- from the children ------------------------------------------------------------------------------------------
 
@@ -371,7 +305,7 @@ class Driver:
         now = now_ns()
         board = self._board
         if self._draining:  # a crash may have put back what had not started
-            self._reporter.released(board.withdraw(lambda attempt: True))
+            self._reporter.released(board.withdraw(lambda attempt: True) + self._intake.withdraw(lambda attempt: True))
         for lane, attempts in board.dispatch(now):
             self._crew.feed(lane, attempts)
         plain, loop = board.lanes_wanted()
@@ -420,10 +354,10 @@ class Driver:
 
     @property
     def _at_rest(self) -> bool:
-        return self._board.idle and not self._fetching and not self._crew.broken
+        return not self._in_use or (self._board.idle and self._intake.idle and not self._crew.broken)
 
     def _note_idle(self) -> None:
-        if self._draining and self._board.idle and not self._fetching:
+        if self._draining and self._board.idle and self._intake.idle:
             self._idle.set()
 
     def _tick(self) -> None:
