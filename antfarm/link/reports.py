@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.session import Session, Token
 from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX
@@ -103,7 +105,12 @@ class Reports:
         """Take up what an earlier process of this worker left; the next Hello holds their tokens."""
         count = 0
         for message in self._outbox.load():
-            for group in report_queue_pb2.Reports.FromString(message).outcomes:
+            try:
+                groups = report_queue_pb2.Reports.FromString(message).outcomes
+            except DecodeError:
+                log.warning("a message in the outbox is none of ours and left out")
+                continue
+            for group in groups:
                 for outcome in group.outcomes:
                     token = (group.job_id, outcome.index, group.epoch, outcome.attempt)
                     size = outcome.ByteSize() + REPORT_OVERHEAD_BYTES

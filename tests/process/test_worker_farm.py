@@ -93,7 +93,9 @@ class Farm:
 
 
 @asynccontextmanager
-async def farm_in(directory: Path, *flags: str, host: str = "127.0.0.1") -> AsyncIterator[Farm]:
+async def farm_in(
+    directory: Path, *flags: str, host: str = "127.0.0.1", orchestrator_flags: tuple[str, ...] = ()
+) -> AsyncIterator[Farm]:
     """Both services on `host` with common flags."""
     async with AsyncExitStack() as stack:
         where = ("--host", host, "--port")
@@ -105,7 +107,13 @@ async def farm_in(directory: Path, *flags: str, host: str = "127.0.0.1") -> Asyn
         port = free_port()
         state = ("--state", str(directory / "orchestrator"), "--storage", storage.address)
         orchestrator = Program(
-            "services.orchestrator", directory / "orchestrator.log", *where, str(port), *state, *flags
+            "services.orchestrator",
+            directory / "orchestrator.log",
+            *where,
+            str(port),
+            *state,
+            *flags,
+            *orchestrator_flags,
         )
         await orchestrator.start()
         stack.push_async_callback(lambda: orchestrator.end())
@@ -207,6 +215,26 @@ async def test_a_killed_orchestrator_comes_back_and_repeats_nothing_that_its_wor
         results = [result async for result in job.results()]
     assert results == [str(i) for i in range(200)]
     assert Counter(lines(path)) == Counter(str(i) for i in range(200))
+
+
+async def test_a_worker_that_was_taken_for_dead_goes_on_as_another_incarnation(tmp_path: Path) -> None:
+    """A zombie: stopped for longer than its lease, then continued. Its late successes count or are superseded; nothing is lost."""
+    path = tmp_path / "trace"
+    async with farm_in(tmp_path, orchestrator_flags=("--heartbeat-s", "0.5")) as farm, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(farm.worker("--slots", "2"))
+        client = await stack.enter_async_context(await aio.connect(farm.orchestrator.address))
+        job = await client.map(note, [str(path)] * 20, [str(i) for i in range(20)], seconds=0.2)
+        await until(lambda: len(lines(path)) >= 4)
+        first.signal(signal.SIGSTOP)
+        await until(lambda: "lost" in farm.orchestrator.log.read_text(), what="the stopped worker is declared lost")
+        second = await stack.enter_async_context(farm.worker("--slots", "2"))
+        await asyncio.sleep(0.5)
+        first.signal(signal.SIGCONT)
+        assert [result async for result in job.results()] == [str(i) for i in range(20)]
+        await until(lambda: first.log.count("attached to") >= 2, what="the zombie attaches again")
+        again = await client.map(note, [str(path)] * 20, [f"again{i}" for i in range(20)], seconds=0.1)
+        assert len([result async for result in again.results()]) == 20
+        assert second.process.poll() is None
 
 
 async def test_a_cancelled_job_stops_in_the_children(farm: Farm) -> None:
