@@ -79,7 +79,7 @@ class Reports:
             return
         older = self._words.get(token)
         if older is not None and older.log:
-            word.log = (older.log + word.log)[-LOG_TAIL_BYTES_MAX // 4 :]
+            word.log = (older.log + word.log).encode()[-LOG_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
         self._words[token] = word
         if self._connected:
             self.wake.set()

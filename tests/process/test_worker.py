@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -687,6 +689,31 @@ async def test_a_defect_of_the_agent_ends_it_and_its_children_and_says_where(tmp
             assert "AssertionError: broken on purpose" in worker.log
             assert farm.now.goodbye is None
             await worker.gone()
+        finally:
+            assert worker.process.stdout is not None
+            worker.process.stdout.close()
+
+
+async def test_systemd_is_told_of_readiness_of_life_and_of_the_end(tmp_path: Path) -> None:
+    """Ready as soon as tasks could run, even when the orchestrator does not answer yet."""
+    heard: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.setblocking(False)
+
+        def listen() -> list[str]:
+            with suppress(BlockingIOError):
+                while True:
+                    heard.extend(notify.recv(4096).decode().splitlines())
+            return heard
+
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        worker = WorkerProcess("127.0.0.1:1", tmp_path, env=env).start()
+        try:
+            await until(lambda: {"READY=1", "WATCHDOG=1"} <= set(listen()))
+            worker.signal(signal.SIGTERM)
+            assert await worker.exit() == 0
+            assert "STOPPING=1" in listen()
         finally:
             assert worker.process.stdout is not None
             worker.process.stdout.close()

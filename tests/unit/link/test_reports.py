@@ -1,0 +1,173 @@
+"""Reports on their way: outbox first, frames of bounded size, everything again on a new connection."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from antfarm.link.outbox import Outbox
+from antfarm.link.reports import OUTBOX_BYTES_MAX, OUTBOX_KEPT_BYTES, Reports
+from antfarm.link.session import Session
+from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX, VerdictCode
+from antfarm.v1 import report_queue_pb2 as rq
+
+
+class Kept(Outbox):
+    def __init__(self, messages: Sequence[bytes] = ()) -> None:
+        self.messages = list(messages)
+        self.largest = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.messages))
+
+    def load(self) -> list[bytes]:
+        return self.messages
+
+    def append(self, message: bytes) -> None:
+        self.messages.append(message)
+        self.largest = max(self.largest, self.size_bytes)
+
+    def replace(self, messages: Sequence[bytes]) -> None:
+        self.messages = list(messages)
+
+
+def make(outbox: Kept | None = None, tasks: int = 5000) -> tuple[Session, Reports, Kept]:
+    kept = outbox or Kept()
+    session = Session(incarnation=b"", dice=random.Random(1), window=1)
+    session.assigned("job", 1, [(i, 1) for i in range(tasks)])
+    return session, Reports(session, kept), kept
+
+
+def outcome(index: int, result: bytes = b"1") -> rq.Outcome:
+    return rq.Outcome(index=index, attempt=1, ending=rq.ENDING_SUCCEEDED, result=result)
+
+
+def frames(reports: Reports) -> list[rq.Reports]:
+    found = []
+    while (frame := reports.next_frame()) is not None:
+        found.append(frame)
+    return found
+
+
+def indices(found: Sequence[rq.Reports]) -> list[int]:
+    return [o.index for frame in found for group in frame.outcomes for o in group.outcomes]
+
+
+async def test_what_is_reported_in_one_turn_is_in_the_outbox_before_it_can_be_sent() -> None:
+    _, reports, kept = make()
+    reports.connected()
+    for index in range(3):
+        reports.add("job", 1, outcome(index))
+    assert kept.messages == []
+    assert reports.next_frame() is None
+    await asyncio.sleep(0)
+    assert len(kept.messages) == 1
+    assert indices(frames(reports)) == [0, 1, 2]
+
+
+async def test_all_that_waits_is_one_frame_up_to_its_limit() -> None:
+    _, reports, _ = make()
+    reports.connected()
+    for index in range(40):
+        reports.add("job", 1, outcome(index, b"x" * 60_000))
+        await asyncio.sleep(0)
+    found = frames(reports)
+    assert indices(found) == list(range(40))
+    assert len(found) == 3
+    assert max(frame.ByteSize() for frame in found) <= BATCH_BYTES_MAX
+
+
+async def test_one_turn_of_large_results_is_split_too() -> None:
+    _, reports, kept = make()
+    reports.connected()
+    for index in range(40):
+        reports.add("job", 1, outcome(index, b"x" * 60_000))
+    await asyncio.sleep(0)
+    assert max(map(len, kept.messages)) <= BATCH_BYTES_MAX
+    assert indices(frames(reports)) == list(range(40))
+
+
+async def test_a_new_connection_gets_all_that_is_unacked_and_nothing_else() -> None:
+    session, reports, _ = make()
+    for index in range(4):
+        reports.add("job", 1, outcome(index))
+    await asyncio.sleep(0)
+    assert reports.next_frame() is None, "not connected"
+    reports.connected()
+    assert indices(frames(reports)) == [0, 1, 2, 3]
+    session.judged(VerdictCode.ACCEPTED, [1, 3], 0, 0)
+    reports.disconnected()
+    reports.connected()
+    found = frames(reports)
+    assert indices(found) == [1, 3]
+    assert [o.report_no for o in found[0].outcomes[0].outcomes] == [2, 4]
+
+
+async def test_what_was_told_to_wait_is_sent_again_when_its_time_has_come() -> None:
+    session, reports, _ = make()
+    reports.connected()
+    reports.add("job", 1, outcome(7))
+    await asyncio.sleep(0)
+    frames(reports)
+    session.judged(VerdictCode.RETRY, [1], 10**9, 0)
+    reports.take_due(10**9 - 1)
+    assert reports.next_frame() is None
+    reports.take_due(10**9)
+    assert indices(frames(reports)) == [7]
+
+
+async def test_the_outbox_stays_small_while_reports_are_acked_and_is_empty_when_nothing_is_owed() -> None:
+    session, reports, kept = make(tasks=40_000)
+    reports.connected()
+    number = 0
+    for start in range(0, 40_000, 100):
+        for index in range(start, start + 100):
+            reports.add("job", 1, outcome(index, b"x" * 100))
+        await asyncio.sleep(0)
+        frames(reports)
+        if start:  # always one batch behind
+            session.judged(VerdictCode.ACCEPTED, range(number - 99, number + 1), 0, 0)
+            reports.note_verdicts()
+        number += 100
+    assert kept.largest < OUTBOX_BYTES_MAX + OUTBOX_KEPT_BYTES + 2 * session.unacked_bytes + 100 * 250
+    assert not reports.settled.is_set()
+    session.judged(VerdictCode.ACCEPTED, range(number - 99, number + 1), 0, 0)
+    reports.note_verdicts()
+    reports.tidy()
+    assert reports.settled.is_set()
+    assert kept.messages == []
+
+
+async def test_an_outbox_with_something_foreign_in_it_gives_what_is_ours() -> None:
+    _, reports, kept = make()
+    reports.add("job", 1, outcome(3))
+    await asyncio.sleep(0)
+    again, recovered, _ = make(Kept([b"\xff\xff\xff", *kept.messages]), tasks=0)
+    recovered.connected()
+    assert indices(frames(recovered)) == [3]
+    assert list(again.held) == [("job", 3, 1, 1)]
+
+
+async def test_joined_words_are_cut_to_the_limit_of_a_word() -> None:
+    _, reports, _ = make()
+    reports.connected()
+    for letter in "aäz":
+        reports.say(rq.Running(job_id="job", epoch=1, index=0, attempt=1, log=letter * 30_000))
+    [frame] = frames(reports)
+    log = frame.running[0].log
+    assert len(log.encode()) <= LOG_TAIL_BYTES_MAX
+    assert log.endswith("z" * 30_000)
+
+
+async def test_progress_of_what_has_ended_is_dropped_and_its_log_is_not() -> None:
+    _, reports, _ = make()
+    reports.connected()
+    reports.say(rq.Running(job_id="job", epoch=1, index=0, attempt=1, progress=0.5))
+    reports.say(rq.Running(job_id="job", epoch=1, index=1, attempt=1, log="bye"))
+    reports.add("job", 1, outcome(0))
+    reports.add("job", 1, outcome(1))
+    await asyncio.sleep(0)
+    [frame] = frames(reports)
+    assert [(word.index, word.log) for word in frame.running] == [(1, "bye")]
