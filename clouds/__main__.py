@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ def _run(options: Options) -> int:
             from clouds import farm
 
             local = stack.enter_context(farm.claimed(options.state or farm.default_state(), line.note))
-            storage = local.start_storage()
+            storage = farm.whole(local.start_storage)
         found = asyncio.run(_survey(options, storage))
         line.begin(found.progress)
         if found.wanted:
@@ -139,7 +140,8 @@ def _bring(options: Options, local: LocalFarm | None, found: Found, line: Line) 
         address, owner = options.connect, f"{os.uname().nodename}:{options.out.resolve()}"
         if local is not None:
             line.note(f"starting a farm: storage, 3 orchestrators, {1 + options.workers} workers ...")
-            address, owner = farm.start(local, workers=options.workers), "the farm of this run"
+            owner = "the farm of this run"
+            address = farm.whole(partial(farm.start, local, workers=options.workers))
             stack.enter_context(farm.supervised(local, line.note))
         if wait_for_standin is not None:
             url = wait_for_standin() + PATHS[request.service.style]

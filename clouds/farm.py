@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import antfarm
 from antfarm.errors import AntFarmError, InvalidArgument
@@ -35,6 +36,7 @@ _ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(512 << 20), "MALLOC_MMAP_THRESHOLD_"
 """Large arrays come and go: keeping their memory saves a quarter of the time of an analysis (page faults)."""
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 # ---- the state directory ----------------------------------------------------------------------------------------------
@@ -140,6 +142,12 @@ def _together(*starts: Callable[[], object]) -> None:
             started.result()
 
 
+def whole(start: Callable[[], T]) -> T:
+    """Run a start to its end in a thread: an interrupt, which only the main thread sees, must not lose a process that was just made."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(start).result()
+
+
 @contextmanager
 def supervised(farm: LocalFarm, say: Say) -> Iterator[None]:
     """Start programs of the farm again when they die, as systemd would; `say` is told in one line."""
@@ -205,17 +213,15 @@ def standin(*arguments: str) -> Iterator[Callable[[], str]]:
     """
     root = str(Path(antfarm.__file__).resolve().parents[1])
     paths = os.pathsep.join(path for path in (root, os.environ.get("PYTHONPATH", "")) if path)
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "clouds.standin", "--port", "0", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env={**os.environ, "PYTHONPATH": paths, STOP_WITH_STDIN: "1"},
-            start_new_session=True,
-        ) as process,
-    ):
+    start: Callable[..., subprocess.Popen[bytes]] = partial(
+        subprocess.Popen,
+        [sys.executable, "-P", "-m", "clouds.standin", "--port", "0", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths, STOP_WITH_STDIN: "1"},
+        start_new_session=True,
+    )
+    with tempfile.TemporaryFile() as said, whole(partial(start, stderr=said)) as process:
         assert process.stdout is not None
         output = process.stdout
 

@@ -105,7 +105,7 @@ async def bring(farm: aio.Farm, request: Request, found: Found, *, group: int, o
         async with asyncio.timeout(CANCEL_S):
             await farm.cancel(jobs, cause="the run was interrupted")
         raise
-    await _look_again(farm.connection.storage(), request, found, say)
+    await look_again(farm.connection.storage(), request, found, say)
 
 
 async def _cancel_leftovers(farm: aio.Farm, owner: str) -> None:
@@ -150,7 +150,7 @@ async def _follow_analyses(job: aio.Job[Any], groups: Sequence[Sequence[date]], 
         say(progress)
 
 
-async def _look_again(storage: AsyncStorage, request: Request, found: Found, say: Say) -> None:
+async def look_again(storage: AsyncStorage, request: Request, found: Found, say: Say) -> None:
     """A group may fail whose days were done (its summary was lost, say): what Storage has counts."""
     if not found.failed:
         return

@@ -130,3 +130,19 @@ def test_a_run_whose_client_is_killed_is_gone_on_with(doomed: DoomedFarm, tmp_pa
     assert asyncio.run(unfinished(doomed.address)) == []
     assert doomed.said == []
     assert_nothing_false(blobs(doomed.storage))
+
+
+def test_a_farm_that_is_killed_whole_comes_back_and_finishes(doomed: DoomedFarm, tmp_path: Path) -> None:
+    with serving("--seed", "23", "--latency", "0.3") as server:
+        given = [*arguments_for(server, tmp_path, FIRST, DAYS, "--connect", doomed.address, seed=23), "--group", "2"]
+        with popen(given) as client:
+            wait_until(lambda: len(doomed.analysed()) >= 4)
+            for program in doomed.local.programs.values():
+                os.kill(program.pid, signal.SIGKILL)
+            out, err = client.communicate(timeout=100)
+        done = ran(client.returncode, given, out, err)
+        stats = server.stats()
+    assert (done.code, done.statuses) == (0, {"used": DAYS}), done.err
+    assert stats["needless"] <= 3, "at most what was under way is fetched twice"
+    assert {line.split(" ")[0] for line in doomed.said if "started again" in line} == set(doomed.local.programs)
+    assert_nothing_false(blobs(doomed.storage))
