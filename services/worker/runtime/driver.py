@@ -174,7 +174,7 @@ class Driver:
     # ---- from the children ------------------------------------------------------------------------------------------
 
     def _on_records(self, number: int, records: list[list[Any]]) -> bool:
-        """Take what a child says. True when it has more to run."""
+        """Take what a child says. True when it has more to run, whatever we do meanwhile."""
         lane = self._board.lanes.get(number)
         if lane is None:
             return False
@@ -185,7 +185,7 @@ class Driver:
         finally:
             self._settle(lane, tally)
         self._pump()
-        return bool(tally.ended) and bool(lane.fed)
+        return bool(tally.ended) and bool(lane.fed) and not lane.is_loop
 
     def _on_record(self, lane: Lane, record: list[Any], tally: _Tally) -> None:
         """One record. ValueError or TypeError when it is none, before anything of it counts."""
