@@ -1,0 +1,244 @@
+"""Orchestrators below orchestrators as real programs: right results, nothing repeated over kills, cancels and failures handed through."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from farm_app import work
+from farm_bench import APP, H_S, LEASE_S, Notes, connect, kill_and_restart, local_farm, until
+
+from antfarm.client.farm import AsyncFarm
+from antfarm.errors import TaskFailed
+from antfarm.local import LocalFarm
+from antfarm.model import JobState
+from antfarm.v1 import job_pb2, worker_pb2
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Iterator[LocalFarm]:
+    with local_farm(tmp_path) as farm:
+        yield farm
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Notes:
+    return Notes(tmp_path / "notes")
+
+
+async def start_below(farm: LocalFarm, name: str, upstream: str, *types: str, heartbeat_s: float = 1.0) -> str:
+    options = ["--heartbeat-s", str(heartbeat_s)]
+    return await asyncio.to_thread(farm.start_orchestrator, name, upstream=upstream, as_=list(types), options=options)
+
+
+async def start_worker(farm: LocalFarm, name: str, address: str) -> None:
+    options = ["--no-installed-apps", "--cancel-grace-s", "1"]
+    await asyncio.to_thread(farm.start_worker, name, connect=address, slots=2, app=[APP], options=options)
+
+
+async def two_levels(farm: LocalFarm, types: tuple[str, ...] = ("test.stage",), heartbeat_s: float = 1.0) -> str:
+    """A top and a bottom with one worker. The address of the bottom."""
+    top = await asyncio.to_thread(farm.start_orchestrator, "top", options=["--heartbeat-s", str(heartbeat_s)])
+    low = await start_below(farm, "low", top, *types, heartbeat_s=heartbeat_s)
+    await start_worker(farm, "w1", low)
+    return low
+
+
+def stage_arguments(notes: Notes, kind: str = "work", seconds: float = 0.0) -> dict[str, Any]:
+    return {"path": notes.path, "seconds": seconds, "kind": kind}
+
+
+def sum_of_squares(count: int) -> int:
+    return sum(i * i for i in range(count))
+
+
+async def jobs_of(client: AsyncFarm) -> list[job_pb2.Job]:
+    answer = await client.connection.jobs.ListJobs(job_pb2.ListJobsRequest(page_size=1_000))
+    return list(answer.jobs)
+
+
+async def nothing_is_left_below(client: AsyncFarm) -> None:
+    """The orchestrator below has ended all jobs, and its workers hold nothing."""
+
+    async def clean() -> bool:
+        workers = await client.connection.workers.ListWorkers(worker_pb2.ListWorkersRequest())
+        ended = all(
+            job.state not in (job_pb2.JOB_STATE_OPEN, job_pb2.JOB_STATE_RUNNING) for job in await jobs_of(client)
+        )
+        return ended and all(worker.held == 0 for worker in workers.workers)
+
+    await until(clean, "all has ended below")
+
+
+async def test_requests_of_every_kind_get_what_is_due_to_them(farm: LocalFarm, notes: Notes) -> None:
+    low = await two_levels(farm)
+    async with await connect(farm.address) as client, await connect(low) as below:
+        good = await client.map("test.stage", ["a", "b", "c"], [0, 1, 7], **stage_arguments(notes))
+        assert [value async for value in good.results()] == [
+            ["a", 0, []],
+            ["b", sum_of_squares(1), []],
+            ["c", sum_of_squares(7), []],
+        ]
+        # Children that fail are the summary's business.
+        some = client.submit("test.stage", "d", 4, **stage_arguments(notes, "broken"))
+        assert await some.result(20) == ["d", 0 + 2, ["ValueError", "ValueError"]]
+        # A plan that fails, or is none, is the request's failure; nothing was expanded.
+        with pytest.raises(TaskFailed, match="there is no plan"):
+            await client.submit("test.stage", "e", 4, **stage_arguments(notes, "fail")).result(20)
+        with pytest.raises(TaskFailed, match=r"let the plan return an af\.Expansion"):
+            await client.submit("test.stage", "f", 4, **stage_arguments(notes, "nothing")).result(20)
+        often = notes.often()
+        assert notes.once("plan-", "summary-")
+        assert {what for what in often if what.startswith("summary-")} == {
+            "summary-a",
+            "summary-b",
+            "summary-c",
+            "summary-d",
+        }
+        assert sum(number for what, number in often.items() if what.startswith("work-")) == 0 + 1 + 7 + 4
+        await nothing_is_left_below(below)
+
+
+async def test_a_type_without_a_plan_is_relayed_and_waits_for_workers_that_come_later(
+    farm: LocalFarm, notes: Notes
+) -> None:
+    top = await asyncio.to_thread(farm.start_orchestrator, "top")
+    middle = await start_below(farm, "middle", top, "farm_app.work", "test.stage")
+    low = await start_below(farm, "low", middle, "farm_app.work", "test.stage")
+    async with await connect(top) as client:
+        job = await client.map(work, range(40), path=notes.path, seconds=0.0)
+        stage = client.submit("test.stage", "a", 5, **stage_arguments(notes))
+
+        async def arrived() -> bool:
+            async with await connect(low) as below:
+                workers = await client.connection.workers.ListWorkers(worker_pb2.ListWorkersRequest())
+                return workers.workers[0].held > 0 and await jobs_of(below) == []
+
+        await until(arrived, "it waits below, where nobody can run it yet")
+        await start_worker(farm, "w1", low)
+        assert [value async for value in job.results()] == [i * i for i in range(40)]
+        assert await stage.result(20) == ["a", sum_of_squares(5), []]
+        assert notes.count("work-") == 45
+        assert notes.often()["plan-a"] == notes.often()["summary-a"] == 1
+
+
+async def test_each_level_is_killed_while_it_works_and_nothing_is_repeated(farm: LocalFarm, notes: Notes) -> None:
+    """Stage above stage: the middle expands into requests to the bottom, which expands each into tasks."""
+    requests, count = 4, 30
+    top = await asyncio.to_thread(farm.start_orchestrator, "top", options=["--heartbeat-s", "1"])
+    middle = await start_below(farm, "middle", top, "test.stages")
+    low = await start_below(farm, "low", middle, "test.stage")
+    await start_worker(farm, "planner", middle)
+    await start_worker(farm, "w1", low)
+    async with await connect(top) as client:
+        future = client.submit("test.stages", requests, count, path=notes.path, seconds=0.03)
+        for done, names in ((10, ("low",)), (30, ("middle",)), (50, ("top",)), (70, ("top", "middle", "low"))):
+            await until(lambda done=done: notes.count("work-") >= done)  # type: ignore[misc]
+            assert notes.count("work-") < requests * count
+            await kill_and_restart(farm, *names)
+        assert await future.result(40) == requests * sum_of_squares(count)
+        often = notes.often()
+        assert {often[f"work-{number}"] for number in range(count)} == {requests}
+        assert notes.count("work-") == requests * count
+        assert notes.once("plan-", "summary-")
+        assert notes.count("plan-") == notes.count("summary-") == requests + 1
+        results = [m async for batch in client.connection.results(future.job_id) for m in batch]
+        assert [(m.index, m.attempt) for m in results] == [(0, 1)]
+
+
+async def test_the_top_may_be_away_for_longer_than_a_lease_while_the_level_below_works_on(
+    farm: LocalFarm, notes: Notes
+) -> None:
+    count = 30
+    low = await two_levels(farm, heartbeat_s=H_S)
+    async with await connect(farm.address) as client, await connect(low) as below:
+        future = client.submit("test.stage", "a", count, **stage_arguments(notes, seconds=0.1))
+        await until(lambda: notes.count("work-") >= 4)
+        down = time.monotonic()
+        await asyncio.to_thread(farm.kill, "top")
+        await until(lambda: time.monotonic() - down > 1.5 * LEASE_S)
+        await until(lambda: notes.often()["summary-a"] == 1, "it ends below while nobody is above")
+        await asyncio.to_thread(farm.restart, "top")
+        assert await future.result(40) == ["a", sum_of_squares(count), []]
+        assert notes.once()
+        assert notes.count() == count + 2
+        results = [m async for batch in client.connection.results(future.job_id) for m in batch]
+        assert [(m.index, m.attempt) for m in results] == [(0, 1)]
+        await nothing_is_left_below(below)
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+async def test_a_cancel_at_the_top_reaches_the_workers_below(farm: LocalFarm, notes: Notes, levels: int) -> None:
+    top = await asyncio.to_thread(farm.start_orchestrator, "top", options=["--heartbeat-s", "1"])
+    above = await start_below(farm, "middle", top, "test.stage") if levels == 3 else top
+    low = await start_below(farm, "low", above, "test.stage")
+    await start_worker(farm, "w1", low)
+    async with await connect(top) as client, await connect(low) as below:
+        job = await client.map("test.stage", ["a", "b"], [20, 20], **stage_arguments(notes, "gated"))
+        await until(lambda: notes.count("work-") == 2, "two run and will not end by themselves")
+        children = {note.pid for note in notes.all() if note.what.startswith("work-")}
+        status = await job.cancel("enough")
+        assert (status.state, status.cause) == (JobState.CANCELLED, "enough")
+        await nothing_is_left_below(below)
+        await until(gone(children), "the children that ran them were stopped")
+        assert notes.count("work-") == 2
+        assert notes.count("summary-") == 0
+        # All levels are of use again.
+        notes.open_gate()
+        assert await client.submit("test.stage", "c", 3, **stage_arguments(notes)).result(20) == ["c", 5, []]
+        assert (await job.status()).counts == {7: 2}
+
+
+def gone(pids: set[int]) -> Callable[[], bool]:
+    return lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+async def test_a_cancel_while_the_level_below_is_away_reaches_it_when_it_returns(farm: LocalFarm, notes: Notes) -> None:
+    low = await two_levels(farm)
+    async with await connect(farm.address) as client, await connect(low) as below:
+        job = await client.map("test.stage", ["a"], [20], **stage_arguments(notes, "gated"))
+        await until(lambda: notes.count("work-") == 2)
+        await asyncio.to_thread(farm.kill, "low")
+        await job.cancel("enough")
+        await asyncio.to_thread(farm.restart, "low")
+        await nothing_is_left_below(below)
+        assert notes.count("work-") == 2
+        notes.open_gate()
+        assert await client.submit("test.stage", "c", 3, **stage_arguments(notes)).result(20) == ["c", 5, []]
+
+
+async def test_a_drained_level_below_finishes_what_it_has_and_comes_back(farm: LocalFarm, notes: Notes) -> None:
+    await two_levels(farm)
+    async with await connect(farm.address) as client:
+        future = client.submit("test.stage", "a", 30, **stage_arguments(notes, seconds=0.03))
+        await until(lambda: notes.count("work-") >= 6)
+        assert await asyncio.to_thread(farm.terminate, "low") == 0  # its own parents survive in its journal
+        await asyncio.to_thread(farm.restart, "low")
+        assert await future.result(30) == ["a", sum_of_squares(30), []]
+        assert notes.once()
+
+
+def test_orchestrators_in_a_ring_are_refused_in_one_line(tmp_path: Path) -> None:
+    with local_farm(tmp_path) as farm:
+        top = farm.start_orchestrator("top")
+        low = farm.start_orchestrator("low", upstream=top, as_=["test.stage"])
+        farm.kill("top")
+        program = farm.program("top")
+        program.arguments = (*program.arguments, "--upstream", low, "--as", "test.other")
+        farm.restart("top")
+
+        def ended() -> list[str]:
+            return [name for name in ("top", "low") if not farm.program(name).running]
+
+        deadline = time.monotonic() + 20
+        while not ended():
+            assert time.monotonic() < deadline, "the ring was closed"
+            time.sleep(0.02)
+        log = farm.program(ended()[0]).log.read_text()
+        assert "name another --upstream" in log.splitlines()[-1]
