@@ -85,6 +85,8 @@ class Harness:
         """Released and not claimed yet."""
         self.records: list[Record] = []
         """All that were ever made, for tests that look at them."""
+        self.committed: list[Record] = []
+        """Records that became durable, for whoever follows them; cleared by them."""
         self._numbers = iter(range(1, 1 << 30))
         self.core = self._make_core()
         self.do(events.Recover(wall_ns=self.wall_ns))
@@ -141,6 +143,7 @@ class Harness:
         if self.pending:
             self.journal.append(self.pending)
             self.durable_seq = self.pending[-1][0]
+            self.committed.extend(record for _, record in self.pending)
             self.pending.clear()
         waiting, self.held = self.held, []
         for effect in waiting:
@@ -385,6 +388,8 @@ class Worker:
         for frame in self.harness.claim_all(effects.SendTasks, session=self.session):
             self.frames += 1
             for number, assigned in frame.groups:
+                if number not in self.harness.state.jobs:
+                    continue  # purged while the frame waited
                 job_id = self.harness.state.jobs[number].job_id
                 for task in assigned:
                     token = (job_id, task.index, frame.epoch, task.attempt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -126,15 +125,14 @@ def _arm_deadlines(turn: Turn, job: Job, first: int, count: int, since_ns: int) 
 
 def rearm_deadlines(turn: Turn, job: Job) -> None:
     """After a restart: what is left of each duration by the wall clock, clamped to [0, whole]."""
-    for first, count, wall_ns in job.batches:
-        passed = max(turn.wall_ns - wall_ns, 0)
-        _arm_deadlines(turn, job, first, count, turn.now - passed)
+    for batch in job.batches:
+        passed = max(turn.wall_ns - batch.wall_ns, 0)
+        _arm_deadlines(turn, job, batch.first, batch.size, turn.now - passed)
 
 
 def submitted_ns(turn: Turn, job: Job, index: int) -> int:
     """When a task was submitted, on the turn's clock."""
-    _, _, wall_ns = job.batches[bisect_right(job.batches, index, key=lambda batch: batch[0]) - 1]
-    return turn.now - max(turn.wall_ns - wall_ns, 0)
+    return turn.now - max(turn.wall_ns - job.batch(index).wall_ns, 0)
 
 
 def close(turn: Turn, event: events.CloseJob) -> None:

@@ -10,7 +10,7 @@ counting as much as the shares in it. Virtual times are compared only among thos
 
 from __future__ import annotations
 
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, NewType
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class Lane:
 
     def remove(self, job: Job) -> None:
         """A job was purged."""
+        if job.offered:
+            self._heap = [entry for entry in self._heap if entry[3] is not job]
+            heapify(self._heap)
+            self._withdrawn(job)
         job.share.jobs -= 1
         self.jobs -= 1
         if not job.share.jobs:
@@ -134,11 +138,14 @@ class Lane:
     def withdraw(self) -> Job:
         """Take the job that is next off the offer."""
         job = heappop(self._heap)[3]
+        self._withdrawn(job)
+        return job
+
+    def _withdrawn(self, job: Job) -> None:
         job.offered = False
         job.share.offered -= 1
         if not job.share.offered:
             self.weight -= job.share.weight
-        return job
 
     def charge(self, job: Job, tasks: int) -> None:
         """The job that is next was given that many tasks."""

@@ -59,8 +59,8 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
                 return Judgement.DUPLICATE
             case Past.REVOKED:
                 return Judgement.SUPERSEDED
-    if not job.epoch <= epoch < turn.state.epoch or not 1 <= attempt <= ATTEMPT_MAX:
-        return Judgement.FENCED  # every token of this epoch is known, and there was none before the job
+    if not job.batch(index).epoch <= epoch < turn.state.epoch or not 1 <= attempt <= ATTEMPT_MAX:
+        return Judgement.FENCED  # every token of this epoch is known, and there was none before the task
     if job.template.at_most_once:
         return Judgement.FENCED  # its tokens are journaled: an unknown one was never issued
     newest = (note.epoch, note.attempt) if note is not None else (0, 0)

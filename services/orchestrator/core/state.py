@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from antfarm.model import (
     DependencyKind,
@@ -101,12 +102,23 @@ class TaskNote:
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
 
+class Batch(NamedTuple):
+    """Tasks that were added together."""
+
+    first: int
+    size: int
+    wall_ns: int
+    """When their queue and total timeouts began."""
+    epoch: int
+    """In which they came: tokens of earlier ones are of other tasks, of a job of that id that was purged or never became durable."""
+
+
 class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
         "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "epoch", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
+        "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
@@ -115,12 +127,8 @@ class Job:
     """Set by its lane, with `rank`."""
     rank: int
 
-    def __init__(
-        self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str, epoch: int, lane: Lane
-    ) -> None:
+    def __init__(self, number: int, job_id: JobId, spec: JobSpec, wall_ns: int, retry_of: str, lane: Lane) -> None:
         self.number = number
-        self.epoch = epoch
-        """In which it was created: tokens of earlier ones are of another job that had its id."""
         self.job_id = job_id
         self.spec = spec
         self.created_wall_ns = wall_ns
@@ -146,8 +154,7 @@ class Job:
         """epoch << 32 | attempt of the recorded attempt; 0 while there is none."""
         self.result_seqs = array("Q")
         """Records that end tasks of this job, in order: what StreamResults walks through."""
-        self.batches: list[tuple[int, int, int]] = []
-        """(first index, count, wall_ns) of each TasksAdded: when queue and total timeouts began."""
+        self.batches: list[Batch] = []
         self.counts = [0] * (max(TaskState) + 1)
         self.retried = 0
         self.ready = Ready()
@@ -195,6 +202,10 @@ class Job:
     def template(self) -> TaskTemplate:
         """What its tasks have in common."""
         return self.spec.template
+
+    def batch(self, index: int) -> Batch:
+        """The batch that a task came with."""
+        return self.batches[bisect_right(self.batches, index, key=lambda batch: batch.first) - 1]
 
     def note(self, index: int) -> TaskNote:
         """The task's note, made when there is none."""
@@ -440,7 +451,7 @@ class State:
 
     def _apply_created(self, record: records.JobCreated) -> None:
         lane = self._lane(record.spec)
-        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, self.epoch, lane)
+        job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, lane)
         for dependency in record.spec.dependencies:
             other = self.by_id.get(dependency.job_id)
             if other is None:
@@ -486,7 +497,7 @@ class State:
         self.payload_bytes += size
         job.outcome_seqs.frombytes(bytes(8 * count))
         job.winners.frombytes(bytes(8 * count))
-        job.batches.append((first, count, record.wall_ns))
+        job.batches.append(Batch(first, count, record.wall_ns, self.epoch))
         state = _WAITING if job.dependencies else _QUEUED
         job.states.extend(bytes([state]) * count)
         job.counts[state] += count

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from orchestrator_harness import Harness, Worker, failure, retrying
+from orchestrator_harness import Harness, Worker, append_event, failure, retrying
 
 from antfarm.model import BlobRef, Ending, FailureClass, JobState, TaskState, VerdictCode
 from services.orchestrator.core import effects, events, records
@@ -378,6 +378,22 @@ def test_a_token_of_a_purged_job_does_not_count_for_another_job_of_that_id(farm:
     assert case.w1.take() == [("j", 0, 2, 1)]
     case.w1.run()
     assert farm.job("j").state is JobState.SUCCEEDED
+
+
+def test_a_token_of_a_submission_that_was_lost_does_not_count_for_what_was_submitted_instead(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 1, close=False)
+    worker.take()
+    farm.autocommit = False
+    farm.do(append_event(99, "j", 1, [b"lost"]))
+    assert worker.take() == [("j", 1, 1, 1)]
+    farm.restart()
+    farm.autocommit = True
+    farm.commit()
+    farm.append("j", 1, [b"another"])
+    assert worker.attach().revoked == [("j", 1, 1, 1)]
+    assert worker.held.keys() == {("j", 0, 1, 1)}
+    assert worker.take() == [("j", 1, 2, 1)]
 
 
 def test_many_endings_in_one_frame_are_judged_one_by_one(farm: Harness) -> None:
