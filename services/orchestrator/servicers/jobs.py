@@ -117,7 +117,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 if status.state.terminal:
                     return
                 await self._wait(changed, job)
-                await asyncio.sleep(WATCH_PAUSE_S)
+                if not job.ended:  # the end is told at once
+                    await asyncio.sleep(WATCH_PAUSE_S)
         finally:
             self._driver.unwatch(job.number, changed)
 
