@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import antfarm
 from antfarm.errors import AntFarmError, InvalidArgument
-from antfarm.local import LocalFarm, Program
+from antfarm.local import LocalFarm
 from antfarm.program import STOP_WITH_STDIN
 from clouds.errors import CloudsError
 
@@ -162,44 +163,51 @@ def supervised(farm: LocalFarm, say: Say) -> Iterator[None]:
         thread.join()
 
 
+@dataclass(slots=True)
+class _Down:
+    """A program that has died: how, and when it is tried next."""
+
+    how: str
+    next_s: float = 0.0
+    pause_s: float = WATCH_S
+
+
 class _Supervisor:
     """Looks after the programs of a farm, in a thread of its own."""
 
     def __init__(self, farm: LocalFarm, say: Say) -> None:
         self._farm, self._say = farm, say
-        self._down: dict[str, tuple[float, float]] = {}
-        """Program that could not be started again -> (when to try next, the pause after that)."""
+        self._down: dict[str, _Down] = {}
 
     def watch(self, ended: threading.Event) -> None:
         """Look again and again until `ended`."""
         while not ended.wait(WATCH_S):
-            for program in list(self._farm.programs.values()):
-                if not ended.is_set():
-                    self._look_after(program)
+            for program in self._farm.programs.values():
+                process = program.process
+                if process is not None and process.poll() is not None:
+                    code = process.returncode
+                    self._down[program.name] = _Down(signal.Signals(-code).name if code < 0 else f"exit code {code}")
+                    self._farm.terminate(program.name)  # which only has to bury it
+            for name in self._farm.programs:  # in the order of their first start: each needs the ones before it
+                if ended.is_set() or (name in self._down and not self._restarted(name)):
+                    break
 
-    def _look_after(self, program: Program) -> None:
-        name = program.name
-        if name in self._down:
-            if time.monotonic() >= self._down[name][0]:
-                self._restart(name, "")
-            return
-        process = program.process
-        if process is not None and process.poll() is not None:
-            code = process.returncode
-            self._restart(name, signal.Signals(-code).name if code < 0 else f"exit code {code}")
-
-    def _restart(self, name: str, how: str) -> None:
-        """Start it again; when that fails, later, after pauses that double. `how` is how it ended, "" when that is told already."""
+    def _restarted(self, name: str) -> bool:
+        """Whether a program that was down runs again; when it cannot be started, it is tried later, after pauses that double."""
+        down = self._down[name]
+        if time.monotonic() < down.next_s:
+            return False
         try:
             self._farm.restart(name)
         except AntFarmError as error:
-            if how:
-                self._say(f"{name} ended ({how}) and cannot be started again yet: {' '.join(str(error).split())}")
-            pause_s = self._down[name][1] if name in self._down else WATCH_S
-            self._down[name] = (time.monotonic() + pause_s, min(2 * pause_s, RESTART_PAUSE_MAX_S))
-        else:
-            self._down.pop(name, None)
-            self._say(f"{name} ended ({how}) and was started again" if how else f"{name} was started again")
+            if not down.next_s:
+                self._say(f"{name} ended ({down.how}) and cannot be started again yet: {' '.join(str(error).split())}")
+            down.next_s = time.monotonic() + down.pause_s
+            down.pause_s = min(2 * down.pause_s, RESTART_PAUSE_MAX_S)
+            return False
+        self._say(f"{name} ended ({down.how}) and was started again")
+        del self._down[name]
+        return True
 
 
 # ---- the stand-in -----------------------------------------------------------------------------------------------------
@@ -213,20 +221,21 @@ def standin(*arguments: str) -> Iterator[Callable[[], str]]:
     """
     root = str(Path(antfarm.__file__).resolve().parents[1])
     paths = os.pathsep.join(path for path in (root, os.environ.get("PYTHONPATH", "")) if path)
-    start: Callable[..., subprocess.Popen[bytes]] = partial(
+    start = partial(
         subprocess.Popen,
         [sys.executable, "-P", "-m", "clouds.standin", "--port", "0", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": paths, STOP_WITH_STDIN: "1"},
         start_new_session=True,
     )
-    with tempfile.TemporaryFile() as said, whole(partial(start, stderr=said)) as process:
+    with tempfile.TemporaryFile() as said, whole(lambda: start(stderr=said)) as process:
         assert process.stdout is not None
         output = process.stdout
 
         def address() -> str:
-            line = output.readline().decode()
+            line = output.readline()
             if "ready on" in line:
                 return f"http://{line.split()[-1]}"
             said.seek(0)
