@@ -37,7 +37,7 @@ from antfarm.v1 import (
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.journal.base import Journal, JournalBroken
+from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 from services.orchestrator.runtime.driver import Driver, explain_failure
 from services.orchestrator.runtime.logbook import Logbook
@@ -168,7 +168,11 @@ class Orchestrator:
         if upstream is not None and not upstream.cancelled() and (error := upstream.exception()) is not None:
             raise error
         if driver.failed.done() and not driver.failed.cancelled() and (error := driver.failed.exception()) is not None:
-            log.error("%s", explain_failure(error), exc_info=None if isinstance(error, JournalBroken) else error)
+            log.error(
+                "%s",
+                explain_failure(error),
+                exc_info=None if isinstance(error, (JournalBroken, JournalFull)) else error,
+            )
             raise Internal(explain_failure(error))
         return program.EXIT_OK
 
@@ -193,7 +197,12 @@ def _replay(core: Core, journal: Journal) -> None:
     gc.disable()
     try:
         for seq, record in journal.replay():
-            core.replay(seq, record)
+            try:
+                core.replay(seq, record)
+            except (AssertionError, LookupError) as error:
+                raise JournalBroken(
+                    f"the journal is damaged: record {seq} does not follow from those before it ({error!r}); restore it from a backup"
+                ) from None
     finally:
         gc.enable()
     if core.state.seq:

@@ -6,6 +6,7 @@ results are JSON, so a result is put in as it stands (docs/protocol.md, Inputs).
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -64,6 +65,12 @@ class Inputs:
                     return bytes(result.result)
         except grpc.aio.AioRpcError as error:
             raise wire.error_from_rpc(error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not we were cancelled but the call: the link has closed its channel.
+            raise Unavailable("the orchestrator above hung up") from None
         raise Unavailable(f"input {job_id}/{index} is not there yet")
 
     async def whole(self, encoded: bytes) -> bytes:

@@ -161,7 +161,12 @@ class Upstream:
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the orchestrator above cannot go on: %r", error, exc_info=error)
 
     async def _read_plan(self, effect: effects.ReadPlan) -> None:
         template: TaskTemplate | None = None

@@ -71,6 +71,7 @@ class Driver:
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
         self._disk_low = False
+        self._closing = False
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
@@ -95,7 +96,10 @@ class Driver:
 
     def tick(self) -> None:
         """Tell the core the time, and look at the disk."""
-        self._look_at_disk()
+        try:
+            self._look_at_disk()
+        except OSError as error:
+            self._fail(JournalBroken(f"the journal's disk cannot be looked at: {error}; mend it, then start again"))
         self.post(events.Tick(wall_ns=self.clock.wall_ns()))
 
     def _look_at_disk(self) -> None:
@@ -155,6 +159,8 @@ class Driver:
                 await self._loop.run_in_executor(self._thread, self._journal.append, batch)
                 return
             except JournalFull:
+                if self._closing:
+                    raise  # what is lost was never acknowledged
                 # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room.
                 if not self._disk_low:
                     self._disk_low = True
@@ -216,7 +222,8 @@ class Driver:
                 event.set()
 
     async def close(self) -> None:
-        """Commit what is waiting and let go of the journal's thread. The caller closes the journal."""
+        """Commit what is waiting, unless the disk is full, and let go of the journal's thread. The caller closes the journal."""
+        self._closing = True
         while self._scheduled or self._committing is not None:
             if self.failed.done():
                 break
@@ -230,4 +237,6 @@ def explain_failure(error: BaseException) -> str:
     """One line for an operator about what stopped the driver."""
     if isinstance(error, JournalBroken):
         return str(error)
+    if isinstance(error, JournalFull):
+        return "the journal's disk is full: what was not acknowledged is not kept; make room, then start again"
     return f"a defect stopped the orchestrator: {error!r}; its journal is intact, start it again"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 from antfarm import wire
-from antfarm.errors import AntFarmError
+from antfarm.errors import AntFarmError, Unavailable
 from antfarm.model import SessionId
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects
 from services.orchestrator.core.state import State
 
-VERDICTS_IN_FRAME_MAX = 20_000
+FRAMES_WAITING_MAX = 2_000
+"""Frames or verdicts that may wait for a worker that does not read; more end its session, and its next hello repairs everything."""
 
 
 class Session:
@@ -41,17 +42,29 @@ class Session:
         self._frames_ready.set()
 
     def send(self, frame: work_queue_pb2.PullTasksResponse) -> None:
-        """Queue a frame."""
+        """Queue a frame; one for a session that has ended goes nowhere."""
+        if self.error is not None:
+            return
         if self._early is not None:
             self._early.append(frame)
         else:
             self._frames.append(frame)
             self._frames_ready.set()
+        self._bound(self._frames)
+
+    def _bound(self, waiting: Sized) -> None:
+        if len(waiting) > FRAMES_WAITING_MAX:
+            self._frames.clear()
+            self._verdicts.clear()
+            self.end(Unavailable("it does not read what it is sent: attach again"))
 
     def send_verdicts(self, verdicts: effects.SendVerdicts) -> None:
-        """Queue verdicts."""
+        """Queue verdicts, likewise."""
+        if self.error is not None:
+            return
         self._verdicts.append(verdicts)
         self._verdicts_ready.set()
+        self._bound(self._verdicts)
 
     def end(self, error: AntFarmError) -> None:
         """End both streams with an error, after what is queued."""

@@ -34,6 +34,11 @@ def job_status(job: Job, *, durable_seq: int, wall_ns: int) -> JobStatus:
     )
 
 
+def task_state(job: Job, index: int, *, durable_seq: int) -> TaskState:
+    """A task's state. It is shown as ended only when its outcome is durable."""
+    return TaskState(job.states[index]) if job.outcome_seqs[index] <= durable_seq else TaskState.ACTIVE
+
+
 def results_of(record: Record, job: Job, wanted: frozenset[int] | None) -> Iterator[TaskResult]:
     """The outcomes of a job that a record holds, all or only the wanted ones."""
     match record:
@@ -52,8 +57,8 @@ def results_of(record: Record, job: Job, wanted: frozenset[int] | None) -> Itera
                     )
         case records.JobCancelled():
             failure = records.cancelled(record.cause)
-            for index, seq in enumerate(job.outcome_seqs):
-                if seq == job.cancelled_seq and (wanted is None or index in wanted):
+            for index in range(job.task_count) if wanted is None else sorted(wanted):
+                if index < job.task_count and job.outcome_seqs[index] == job.cancelled_seq:
                     yield TaskResult(index=index, state=TaskState.CANCELLED, failure=failure)
         case _:
             raise AssertionError(record)

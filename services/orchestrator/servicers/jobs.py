@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
@@ -143,7 +143,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 seqs = result_seqs(job, cursor, durable, wanted)
                 for start in range(0, len(seqs), RECORDS_AT_ONCE):
                     found = await self._driver.read_records(seqs[start : start + RECORDS_AT_ONCE])
-                    for message in _messages(found, job, wanted):
+                    for message in _messages(found, job, wanted, cursor):
                         cursor = message.cursor
                         yield message
                 if not request.follow or ended or complete:
@@ -243,23 +243,20 @@ def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events
 
 
 def _messages(
-    found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None
-) -> list[job_pb2.StreamResultsResponse]:
-    """Messages of bounded size. A record larger than one message repeats its predecessor's cursor until its last part."""
-    messages: list[job_pb2.StreamResultsResponse] = []
-    current = job_pb2.StreamResultsResponse()
-    size, previous = 0, 0
+    found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
+) -> Iterator[job_pb2.StreamResultsResponse]:
+    """Messages of bounded size, made one by one. A record larger than one message repeats the cursor before it until its last part."""
+    current, size = job_pb2.StreamResultsResponse(), 0
     for seq, record in found:
         for result in results_of(record, job, wanted):
             message: common_pb2.TaskResult = wire.result_to_wire(result)
             size += message.ByteSize() + 8
             if current.results and (size > BATCH_BYTES_MAX or len(current.results) >= RESULTS_IN_MESSAGE_MAX):
-                current.cursor = previous
-                messages.append(current)
+                current.cursor = cursor
+                yield current
                 current, size = job_pb2.StreamResultsResponse(), message.ByteSize() + 8
             current.results.append(message)
-        previous = seq
-        current.cursor = seq
-    if current.cursor:
-        messages.append(current)
-    return messages
+        cursor = seq
+    if found:
+        current.cursor = cursor
+        yield current

@@ -21,7 +21,7 @@ from services.orchestrator.core import events
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.logbook import Logbook
-from services.orchestrator.runtime.views import results_of
+from services.orchestrator.runtime.views import results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
 
 DRAIN_LIMIT_NS = 30 * SECOND_NS
@@ -102,7 +102,7 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
             job_id=job.job_id,
             index=index,
             type=job.template.type,
-            state=job.states[index],  # type: ignore[arg-type]
+            state=int(task_state(job, index, durable_seq=self._driver.durable_seq)),  # type: ignore[arg-type]
             attempt=job.winners[index] & 0xFFFFFFFF,
         )
         note = job.notes.get(index)

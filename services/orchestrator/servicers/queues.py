@@ -13,7 +13,7 @@ import grpc.aio
 from antfarm import net, wire
 from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable
 from antfarm.interceptor import Context
-from antfarm.model import Ending, SessionId, WorkerId
+from antfarm.model import PAYLOAD_BYTES_MAX, Ending, Failure, FailureClass, SessionId, WorkerId
 from antfarm.v1 import (
     report_queue_pb2,
     report_queue_pb2_grpc,
@@ -206,7 +206,13 @@ def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
         result=message.result,
         run_us=message.run_us,
     )
-    if ending is Ending.SUCCEEDED:
+    if ending is Ending.SUCCEEDED and len(message.result) > PAYLOAD_BYTES_MAX:
+        text = (
+            f"the result is {len(message.result)} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep large values in Storage"
+        )
+        outcome.ending, outcome.result = Ending.FAILED, b""
+        outcome.failure = Failure(failure_class=FailureClass.PERMANENT, kind="PayloadTooLarge", message=text)
+    elif ending is Ending.SUCCEEDED:
         if message.outputs:
             outcome.outputs = tuple(wire.blob_from_wire(blob) for blob in message.outputs)
     else:

@@ -1,0 +1,155 @@
+"""What people and clients see: nothing counts as ended before it is durable, and results come in the order of their records."""
+
+from __future__ import annotations
+
+from orchestrator_harness import Harness, Worker
+
+from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, VerdictCode
+from antfarm.v1 import work_queue_pb2
+from services.orchestrator.core import effects
+from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
+from services.orchestrator.runtime.logbook import Logbook
+from services.orchestrator.runtime.results import ResultCache
+from services.orchestrator.runtime.sessions import FRAMES_WAITING_MAX, Session
+from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of, task_state
+from services.orchestrator.servicers.jobs import RESULTS_IN_MESSAGE_MAX, _messages
+
+
+def done(farm: Harness, count: int = 2) -> Worker:
+    worker = farm.worker(slots=count)
+    farm.create("j", count)
+    worker.take()
+    return worker
+
+
+def test_a_job_has_ended_when_its_last_outcome_is_durable(farm: Harness) -> None:
+    worker = done(farm)
+    job = farm.job("j")
+    farm.autocommit = False
+    worker.send("j", 1, [worker.outcome(token) for token in list(worker.held)])
+    assert job.state is JobState.SUCCEEDED
+    status = job_status(job, durable_seq=farm.durable_seq, wall_ns=farm.wall_ns)
+    assert (status.state, status.duration_s) == (JobState.RUNNING, None)
+    assert task_state(job, 0, durable_seq=farm.durable_seq) is TaskState.ACTIVE
+    assert result_seqs(job, 0, farm.durable_seq, None) == []
+    assert not all_durable(job, [0], farm.durable_seq)
+    farm.commit()
+    status = job_status(job, durable_seq=farm.durable_seq, wall_ns=farm.wall_ns)
+    assert status.state is JobState.SUCCEEDED
+    assert status.duration_s is not None
+    assert dict(status.counts) == {TaskState.SUCCEEDED: 2}
+    assert task_state(job, 0, durable_seq=farm.durable_seq) is TaskState.SUCCEEDED
+    assert all_durable(job, [0, 1], farm.durable_seq)
+    assert not all_durable(job, [2], farm.durable_seq)
+    worker.verdicts()
+
+
+def test_results_are_found_behind_a_cursor_and_by_index(farm: Harness) -> None:
+    worker = done(farm, 4)
+    for token in list(worker.held):
+        worker.report(token)
+    job = farm.job("j")
+    seqs = list(job.result_seqs)
+    assert len(seqs) == 4
+    assert result_seqs(job, 0, farm.durable_seq, None) == seqs
+    assert result_seqs(job, seqs[1], farm.durable_seq, None) == seqs[2:]
+    assert result_seqs(job, 0, farm.durable_seq, [3, 1, 99]) == [seqs[1], seqs[3]]
+    assert result_seqs(job, seqs[1], farm.durable_seq, [3, 1]) == [seqs[3]]
+    assert result_seqs(job, 0, seqs[0], None) == seqs[:1]
+
+
+def test_a_cancel_is_the_outcome_of_those_that_it_ended(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 4)
+    worker.take()
+    worker.run()
+    worker.take()
+    farm.cancel_task("j", 3)
+    farm.cancel("j", "enough")
+    farm.drop()
+    job = farm.job("j")
+    record = farm.journal.read([job.cancelled_seq])[0][1]
+    assert [result.index for result in results_of(record, job, None)] == [1, 2]
+    assert [result.index for result in results_of(record, job, frozenset([2, 0, 9]))] == [2]
+    (result,) = results_of(record, job, frozenset([1]))
+    assert (result.state, result.failure and result.failure.message) == (TaskState.CANCELLED, "enough")
+
+
+def ended(count: int, result: bytes = b"r") -> Record:
+    tasks = [EndedTask(index=i, state=TaskState.SUCCEEDED, epoch=1, attempt=1, result=result) for i in range(count)]
+    return TasksEnded(job=1, worker_id="w", ended=tasks)
+
+
+def test_messages_are_bounded_and_their_cursors_resume_without_a_gap(farm: Harness) -> None:
+    farm.create("j", 1)
+    job = farm.job("j")
+    found = [(10, ended(3)), (11, ended(RESULTS_IN_MESSAGE_MAX * 2)), (15, ended(1))]
+    messages = list(_messages(found, job, None, 7))
+    assert [len(message.results) for message in messages] == [RESULTS_IN_MESSAGE_MAX] * 2 + [4]
+    assert [message.cursor for message in messages] == [10, 10, 15]
+    big = list(_messages([(20, ended(40, b"x" * 60_000))], job, None, 15))
+    assert [message.cursor for message in big] == [15] * (len(big) - 1) + [20]
+    assert sum(len(message.results) for message in big) == 40
+    assert max(message.ByteSize() for message in big) <= BATCH_BYTES_MAX + 1_000
+    assert list(_messages([], job, None, 9)) == []
+
+
+def test_the_cache_keeps_the_newest_within_its_bound() -> None:
+    cache = ResultCache(bytes_max=10_000)
+    cache.add([(seq, ended(1, b"x" * 3_000)) for seq in range(1, 6)])
+    assert [seq for seq in range(1, 6) if cache.get(seq) is not None] == [3, 4, 5]
+    cache.add([(6, JobCancelled(job=1, cause=""))])
+    assert cache.get(6) == JobCancelled(job=1, cause="")
+    cache.add([(7, ended(1, b"x" * 20_000))])
+    assert cache.get(7) is None
+
+
+def test_logs_are_kept_from_their_end_and_of_the_latest_tasks() -> None:
+    book = Logbook(tasks_max=2)
+    book.add(("j", 0), "a" * 70_000)
+    cursor, text = book.read(("j", 0), 0)
+    assert (cursor, len(text)) == (70_000, 64 * 1024)
+    news = book.news
+    book.add(("j", 0), "end")
+    assert news.is_set()
+    assert book.read(("j", 0), cursor) == (70_003, "end")
+    assert book.read(("j", 0), 70_003) == (70_003, "")
+    book.add(("j", 1), "x")
+    book.add(("j", 2), "y")
+    assert book.read(("j", 0), 0) == (0, "")
+
+
+async def test_nothing_leaves_before_the_welcome() -> None:
+    session = Session(SessionId("s"))
+    session.send(frame(2))
+    session.send(frame(3))
+    session.welcome(frame(1))
+    session.send(frame(4))
+    assert [number(f) for f in await session.frames()] == [1, 2, 3, 4]
+
+
+async def test_verdicts_that_gather_are_merged_by_code() -> None:
+    session = Session(SessionId("s"))
+    for no, code in ((1, 1), (2, 2), (3, 1)):
+        session.send_verdicts(
+            effects.SendVerdicts(session=session.id, after=0, code=VerdictCode(code), report_nos=[no])
+        )
+    response = await session.verdicts()
+    assert [(v.code, list(v.report_nos)) for v in response.verdicts] == [(1, [1, 3]), (2, [2])]
+
+
+async def test_a_worker_that_does_not_read_loses_its_session_and_not_our_memory() -> None:
+    session = Session(SessionId("s"))
+    session.welcome(frame(0))
+    for i in range(FRAMES_WAITING_MAX * 2):
+        session.send(frame(i))
+    assert session._frames == []
+    assert "does not read" in str(session.error)
+
+
+def frame(beat: int) -> work_queue_pb2.PullTasksResponse:
+    return work_queue_pb2.PullTasksResponse(heartbeat_ack=work_queue_pb2.HeartbeatAck(number=beat))
+
+
+def number(message: work_queue_pb2.PullTasksResponse) -> int:
+    return message.heartbeat_ack.number
