@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("clouds: interrupted; what is in Storage stays, run the same again to go on", file=sys.stderr)
         return program.EXIT_CANCELLED
     except (CloudsError, AntFarmError) as error:
-        print(f"clouds: {' '.join(str(error).split())}", file=sys.stderr)
+        line = str(error).partition("\n")[0]  # what may follow is the end of a log
+        print(f"clouds: {line}", file=sys.stderr)
         if isinstance(error, Weather):
             return program.EXIT_CANNOT_CONNECT
         return program.EXIT_USAGE if isinstance(error, CloudsError | UserError) else program.EXIT_FAILED

@@ -55,6 +55,11 @@ def test_a_run_is_interrupted_killed_and_gone_on_with(tmp_path: Path) -> None:
         assert starting.stderr is not None
         assert starting.stderr.readline() == f"{DAYS} days: {DAYS} to download\n"
         assert starting.stderr.readline().startswith("starting a farm: storage, 3 orchestrators, 3 workers")
+        with alone.start() as other:
+            refused = other.communicate(timeout=30)
+        assert other.returncode == 2
+        busy = f"process {starting.pid} runs a farm on {alone.state}; wait for it, or give another --state"
+        assert refused == ("", f"clouds: {busy}\n")
         starting.terminate()
         assert starting.communicate(timeout=30) == ("", f"{INTERRUPTED}\n")
     assert starting.returncode == 4
@@ -72,11 +77,6 @@ def test_a_run_is_interrupted_killed_and_gone_on_with(tmp_path: Path) -> None:
 
     with alone.start() as killed:
         wait_until(lambda: alone.results() >= 8)
-        with alone.start() as other:
-            refused = other.communicate(timeout=30)
-        assert other.returncode == 2
-        busy = f"process {killed.pid} runs a farm on {alone.state}; wait for it, or give another --state"
-        assert refused == ("", f"clouds: {busy}\n")
         killed.kill()
         killed.communicate()
     before = alone.results()
