@@ -41,7 +41,7 @@ class Line:
             self._open = False
 
     def begin(self, progress: Progress) -> None:
-        """What is there and what is to be done; the clock of the time left starts."""
+        """What is there and what is to be done."""
         parts = [
             f"{count} {what}"
             for count, what in (
@@ -52,11 +52,11 @@ class Line:
             if count
         ]
         self.note(f"{_days(progress.asked)}: {', '.join(parts)}")
-        self._began = time.monotonic()
 
     def show(self, progress: Progress) -> None:
-        """How far it is."""
+        """How far it is. The clock of the time left starts with the first call."""
         now = time.monotonic()
+        self._began = self._began or now
         pause_s = LINE_PAUSE_S if self._terminal else PLAIN_PAUSE_S
         over = progress.ended >= progress.wanted
         if now - self._shown_at < pause_s and not over:
