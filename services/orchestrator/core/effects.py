@@ -44,9 +44,9 @@ class Refuse:
     after: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AssignedTask:
-    """One assignment of a group."""
+    """One assignment of a group. Not frozen: made on the hot path."""
 
     index: int
     attempt: int

@@ -70,13 +70,15 @@ class Limit:
 class Lane:
     """Jobs with the same needs, those that may have a ready task in the order in which they are next."""
 
-    __slots__ = ("_heap", "jobs", "key", "limit", "shares", "template", "virtual_time", "weight")
+    __slots__ = ("_heap", "jobs", "key", "limit", "plain", "shares", "template", "virtual_time", "weight")
 
     def __init__(self, key: LaneKey, template: TaskTemplate, limit: Limit | None) -> None:
         self.key = key
         self.template = template
         """Of any of its jobs: in what decides about fitness they are equal."""
         self.limit = limit
+        self.plain = limit is None and not template.resources
+        """Attempts take a slot and nothing else."""
         self.jobs = 0
         self.shares: dict[str, Share] = {}
         self.weight = 0

@@ -173,13 +173,12 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
     state, epoch, now, config = turn.state, turn.state.epoch, turn.now, turn.config
     frames = plan.setdefault(worker.worker_id, _Frames())
     template = job.template
-    plain = job.lane.limit is None and not template.resources
     total_ns = template.timeouts.total_ns
     if job.dependencies:
         # Whoever gets the task will ask for results that it depends on, and only durable ones are shown.
         frames.after = state.seq
-    states, payloads, notes, live, worker_live = job.states, job.payloads, job.notes, job.live, worker.live
-    number, remaining_ns = job.number, None
+    states, payloads, notes, begin = job.states, job.payloads, job.notes, state.begin
+    remaining_ns = None
     if not frames.frames:
         frames.begin(worker)
     group = frames.group(job)
@@ -199,20 +198,15 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
             if note is not None:
                 attempt_no = note.attempt + 1
                 note.epoch, note.attempt = epoch, attempt_no
-        attempt = Attempt(job, index, epoch, attempt_no, worker, worker.frames, now)
         states[index] = _ACTIVE
-        if plain:
-            live[index] = attempt
-            worker_live[number, index] = attempt
-        else:
-            state.begin(attempt)
+        begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
         if total_ns is not None:
             remaining_ns = max(submitted_ns(turn, job, index) + total_ns - now, 0)
         group.append(AssignedTask(index=index, attempt=attempt_no, payload=payload, remaining_ns=remaining_ns))
         if template.at_most_once:
             frames.after = turn.record(
                 records.AttemptIssued(
-                    job=number, index=index, epoch=epoch, attempt=attempt_no, worker_id=worker.worker_id
+                    job=job.number, index=index, epoch=epoch, attempt=attempt_no, worker_id=worker.worker_id
                 )
             )
     job.counts[_QUEUED] -= len(taken)

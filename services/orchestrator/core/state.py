@@ -381,20 +381,16 @@ class State:
         job, worker = attempt.job, attempt.worker
         job.live[attempt.index] = attempt
         worker.live[job.number, attempt.index] = attempt
-        if job.lane.limit is not None:
-            job.lane.limit.live += 1
-        for name, amount in job.spec.template.resources.items():
-            worker.used[name] = worker.used.get(name, 0.0) + amount
+        if not job.lane.plain:
+            _use(worker, job.lane, 1)
 
     def finish(self, attempt: Attempt) -> None:
         """An attempt is no longer live."""
         job, worker = attempt.job, attempt.worker
         del job.live[attempt.index]
         del worker.live[job.number, attempt.index]
-        if job.lane.limit is not None:
-            job.lane.limit.live -= 1
-        for name, amount in job.spec.template.resources.items():
-            worker.used[name] -= amount
+        if not job.lane.plain:
+            _use(worker, job.lane, -1)
 
     # ---- durable ------------------------------------------------------------------------------------------------------
 
@@ -613,6 +609,14 @@ class State:
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
         self.touched[job.number] = None
+
+
+def _use(worker: Worker, lane: Lane, attempts: int) -> None:
+    """What attempts of a lane take beside slots."""
+    if lane.limit is not None:
+        lane.limit.live += attempts
+    for name, amount in lane.template.resources.items():
+        worker.used[name] = worker.used.get(name, 0.0) + attempts * amount
 
 
 def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:
