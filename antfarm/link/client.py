@@ -85,6 +85,7 @@ class Link:
         self._channel: grpc.aio.Channel | None = None
         self._task_frames = 0
         self._sent_window = -1
+        self._said_below: frozenset[str] = frozenset()
         self._heard_ns = 0
         self._id_in_use_since_ns: int | None = None
         self._complained = False
@@ -131,9 +132,10 @@ class Link:
         return ends_ns is not None and now_ns() > ends_ns
 
     def set_descendants(self, descendants: tuple[str, ...]) -> None:
-        """Who stands below, itself included, when an orchestrator is the worker; said in the next Hello."""
+        """Who stands below, itself included, when an orchestrator is the worker. Names that no Hello has said yet lead to a new one."""
         if descendants != self._identity.descendants:
             self._identity = replace(self._identity, descendants=descendants)
+            self._wake.set()
 
     def set_window(self, window: int) -> None:
         """How many assignments may be outstanding from now on; 0 asks for none."""
@@ -223,6 +225,7 @@ class Link:
         session, identity = self._session, self._identity
         self._task_frames = 0
         self._sent_window = session.window
+        self._said_below = frozenset(identity.descendants)
         hello = work_queue_pb2.Hello(
             protocol_major=PROTOCOL_MAJOR,
             protocol_minor=PROTOCOL_MINOR,
@@ -313,6 +316,8 @@ class Link:
         session = self._session
         number, next_beat_ns = 0, now_ns() + session.heartbeat_ns
         while self._goodbye is None:
+            if not self._said_below.issuperset(self._identity.descendants):
+                return  # dial again: two orchestrators that attach to each other at the same time find out only so
             if session.window != self._sent_window:
                 self._sent_window = session.window
                 credit = work_queue_pb2.Credit(window=self._sent_window)

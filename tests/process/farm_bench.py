@@ -85,9 +85,8 @@ def local_farm(directory: Path) -> Iterator[LocalFarm]:
         with LocalFarm(directory / "farm", grace_s=15) as farm:
             try:
                 yield farm
-            except BaseException:
+            finally:
                 tell(farm)
-                raise
         addresses = {program.address for program in farm.programs.values() if program.role != "worker"}
     deadline = time.monotonic() + 5
     while left := processes_of(directory):
@@ -103,7 +102,7 @@ def local_farm(directory: Path) -> Iterator[LocalFarm]:
 
 
 def tell(farm: LocalFarm) -> None:
-    """Print the logs: pytest shows them with a failure."""
+    """Print the logs: pytest shows them when the test has failed."""
     for log in sorted((farm.state_dir / "logs").glob("*.log")):
         print(f"---- {log.name}\n{log.read_text()[-4000:]}")  # noqa: T201 - for whoever reads the failure
 

@@ -77,6 +77,11 @@ class InputReader:
                     raise mapped from None
             except Weather:
                 pass
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not we were cancelled but the call: the link has closed its channel.
             await asyncio.sleep(RETRY_S)
 
     def forget(self, group: Group) -> None:
