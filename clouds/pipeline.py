@@ -97,6 +97,7 @@ async def bring(farm: aio.Farm, request: Request, found: Found, *, group: int, o
     try:
         jobs.append(await farm.map("clouds.download", requests, name=f"{name}: download", labels=labels))
         jobs.append(await farm.map("clouds.analyse", jobs[0], requests, name=f"{name}: analyse", labels=labels))
+        say(found.progress)
         await asyncio.gather(
             _follow_downloads(farm, jobs, groups, found, say), _follow_analyses(jobs[1], groups, found, say)
         )
