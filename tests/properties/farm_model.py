@@ -49,6 +49,8 @@ class Model:
     """Tokens that their holder does not hold, or handed back unstarted (I11)."""
     cancelled: set[int] = field(default_factory=set)
     """Numbers of jobs whose cancel was acknowledged (I16)."""
+    needs: dict[str, list[tuple[str, bool]]] = field(default_factory=dict)
+    """Job -> jobs that its tasks wait for, each for its own one or for the whole."""
     epochs: list[int] = field(default_factory=list)
     parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """Tasks from above -> newest token that was bound durably."""
@@ -56,6 +58,10 @@ class Model:
     """All tokens from above that ever were."""
     worked: Counter[str] = field(default_factory=Counter)
     """How often what happened: a run in which little does proves nothing."""
+
+    def depends(self, job_id: str, needs: list[tuple[str, bool]]) -> None:
+        """A job is about to be submitted whose tasks wait for (another job, True: the whole of it)."""
+        self.needs[job_id] = needs
 
     def promise(self, key: Key, *, at_most_once: bool) -> None:
         """A task is about to be submitted."""
@@ -72,6 +78,11 @@ class Model:
         if self.tasks[key].at_most_once:
             others = [t for t in self.issued if t[:2] == key and t not in self.never_started]
             assert not others, f"I11: {token} although {others} may have started"
+        for job_id, whole in self.needs.get(key[0], ()):
+            needed = [(job_id, i) for i in range(self.counts[job_id])] if whole else [(job_id, key[1])]
+            states = [self.tasks[other].recorded for other in needed]
+            assert all(states), f"I5: {token} was sent before what it needs is durable"
+            assert whole or states == ["SUCCEEDED"], f"{token} was sent although {job_id} has not succeeded"
         self.issued[token] = worker_id
         self.newest[key] = (token[2], token[3])
         self.worked["assigned"] += 1

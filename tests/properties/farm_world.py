@@ -137,8 +137,14 @@ class World:
         for ack in harness.claim_all(effects.AckHeartbeat, session=worker.session):
             process.forget(ack.revoked)
         if process.attached:
-            for token in worker.take():
+            taken = worker.take()
+            for token in taken:
                 self.model.assigned(worker.worker_id, token)
+            there = harness.state.workers[worker.worker_id]
+            if taken and harness.autocommit and there.session == worker.session:
+                assert len(there.live) <= there.window, (
+                    f"I10: more than the credit of {worker.worker_id} is outstanding"
+                )
         for verdicts in harness.claim_all(effects.SendVerdicts, session=worker.session):
             for number in verdicts.report_nos:
                 token = worker.reports[number]
@@ -203,6 +209,7 @@ class World:
             "limit": ConcurrencyLimit(name="web", max_active=limit) if limit is not None else None,
             "dependencies": tuple(needed),
         }
+        self.model.depends(name, [(other.job_id, needs == "whole") for other in needed])
         keys = [(name, index) for index in range(count)]
         for key in keys:
             self.model.promise(key, at_most_once=wanted["once"])

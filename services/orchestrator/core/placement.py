@@ -197,7 +197,6 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
             note = notes.get(index)
             if note is not None:
                 attempt_no = note.attempt + 1
-                note.epoch, note.attempt = epoch, attempt_no
         states[index] = _ACTIVE
         begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
         if total_ns is not None:

@@ -56,6 +56,9 @@ class Ready:
         ranges = self._ranges
         while ranges and len(taken) < count:
             start, end = ranges.popleft()
+            start = states.find(_QUEUED, start, end)  # past what was cancelled, expired or adopted
+            if start < 0:
+                continue
             stop = min(end, start + count - len(taken))
             if stop < end:
                 ranges.appendleft((stop, end))

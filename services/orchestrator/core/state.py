@@ -90,9 +90,9 @@ class TaskNote:
     crashes: int = 0
     infra_failures: int = 0
     epoch: int = 0
-    """Epoch of the newest token issued."""
+    """Epoch of the newest token known of, that of a live attempt apart."""
     attempt: int = 0
-    """Attempt number of the newest token issued."""
+    """Attempt number of the same."""
     past: dict[tuple[int, int], tuple[str, Past]] = field(default_factory=dict)
     """(epoch, attempt) -> (worker it was issued to, how it ended)."""
     failed_on: set[str] = field(default_factory=set)
