@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from antfarm import errors
-from antfarm.model import PROTOCOL_MAJOR, WorkerId
+from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
 from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
@@ -144,8 +144,11 @@ def _may_hold(turn: Turn, worker: Worker, token: HeldToken) -> bool:
     if job is None or not 0 <= index < job.task_count:
         return False
     match judge(turn, worker, job, epoch, index, number):
-        case Judgement.LIVE | Judgement.DUPLICATE:
-            return True  # runs, or its report will be told that it has counted
+        case Judgement.LIVE:
+            return True
+        case Judgement.DUPLICATE:
+            # Its report will be told that it has counted; but a task that was given up may have been so without a report, and run on.
+            return job.states[index] != TaskState.DEAD_LETTER
         case Judgement.ADOPT:
             adopt(turn, worker, job, index, epoch, number)
             return True

@@ -356,6 +356,20 @@ def test_a_held_token_of_a_job_that_is_not_here_is_revoked(farm: Harness) -> Non
     farm.claim(effects.Refuse)
 
 
+def test_what_still_runs_of_a_task_that_was_given_up_is_stopped() -> None:
+    farm = Harness(CoreConfig(infra_failures_max=0))
+    worker = farm.worker()
+    farm.create("j", 1)
+    (token,) = worker.take()
+    worker.detach()
+    farm.wait(13)
+    farm.claim(effects.Audit)
+    assert farm.states("j") == "D"
+    worker.incarnation = b"2"
+    assert worker.attach().revoked == [token]
+    farm.close()
+
+
 def test_a_frame_that_waits_holds_back_those_behind_it(farm: Harness) -> None:
     """Frames are counted: one that overtook another would make the other's attempts look as if they had never arrived."""
     worker = farm.worker(slots=2)
