@@ -144,8 +144,8 @@ class Orchestrator:
     async def run(self, stop: asyncio.Event) -> int:
         """Serve until `stop`, the end of the up-stream link, or a failure of the journal."""
         settings, driver = self._settings, self.driver
-        driver.post(events.Recover(wall_ns=driver.clock.wall_ns()))
         port = net.bind(self._server, settings.host, settings.port, self._tls, insecure=settings.insecure)
+        driver.post(events.Recover(wall_ns=driver.clock.wall_ns()))
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         background = [asyncio.create_task(tick_forever(driver)), asyncio.create_task(program.watchdog())]
