@@ -14,7 +14,7 @@ from antfarm.v1 import common_pb2, job_pb2, report_queue_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 BUF = ROOT / "node_modules" / ".bin" / "buf"
-needs_buf = pytest.mark.skipif(not BUF.exists(), reason="buf is not installed: run `npm ci` in the project's root")
+needs_buf = pytest.mark.skipif(not BUF.exists(), reason="buf is not installed: run `npm install` in the project's root")
 
 
 @pytest.fixture(scope="module")
