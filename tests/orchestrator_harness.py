@@ -128,7 +128,14 @@ class Harness:
 
     def place(self) -> None:
         """The end of a batch."""
-        self._take(self.core.place(self.now))
+        step = self.core.place(self.now)
+        self._take(step)
+        for effect in step.effects:
+            if isinstance(effect, effects.SendTasks):
+                worker = self.state.sessions[effect.session]
+                assert len(worker.live) <= worker.window, (
+                    f"I10: more than the credit of {worker.worker_id} is outstanding"
+                )
         invariants.check(self.state)
 
     def _take(self, step: Any) -> None:

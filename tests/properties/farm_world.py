@@ -28,6 +28,8 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.state import Job
+from services.orchestrator.core.state import Worker as KnownWorker
 from services.orchestrator.core.turn import CoreConfig
 
 CONFIG = CoreConfig(heartbeat_ns=SECOND_NS, orphan_hold_ns=30 * SECOND_NS, orchestrator_lease_ns=8 * SECOND_NS)
@@ -137,14 +139,8 @@ class World:
         for ack in harness.claim_all(effects.AckHeartbeat, session=worker.session):
             process.forget(ack.revoked)
         if process.attached:
-            taken = worker.take()
-            for token in taken:
+            for token in worker.take():
                 self.model.assigned(worker.worker_id, token)
-            there = harness.state.workers[worker.worker_id]
-            if taken and harness.autocommit and there.session == worker.session:
-                assert len(there.live) <= there.window, (
-                    f"I10: more than the credit of {worker.worker_id} is outstanding"
-                )
         for verdicts in harness.claim_all(effects.SendVerdicts, session=worker.session):
             for number in verdicts.report_nos:
                 token = worker.reports[number]
@@ -519,6 +515,34 @@ class World:
                 assert note.app_failures < job.template.retry.max_attempts, f"I17: app retries of {where}"
                 assert note.crashes < CONFIG.crashes_max, f"I17: crashes of {where}"
                 assert note.infra_failures <= CONFIG.infra_failures_max, f"I17: losses of {where}"
+
+        for worker in state.workers.values():
+            if worker.assignable and len(worker.live) < worker.window:
+                for job in state.jobs.values():
+                    idle = self._left_over(worker, job)
+                    assert not idle, f"L6: {job.job_id}/{idle[0]} waits although {worker.worker_id} is free and fit"
+
+    def _left_over(self, worker: KnownWorker, job: Job) -> list[int]:
+        """Ready tasks of the job that the worker could have been given."""
+        template, limit = job.template, job.lane.limit
+        if job.paused or template.type not in worker.task_types or (limit is not None and limit.room == 0):
+            return []
+        spread = [i for start, end in job.ready._ranges for i in range(start, end)] + list(job.ready._returned)
+        others = [
+            other.worker_id
+            for other in self.harness.state.workers.values()
+            if other.assignable and template.type in other.task_types
+        ]
+        return [
+            index
+            for index in spread
+            if job.states[index] == TaskState.QUEUED
+            and not (
+                index in job.notes
+                and worker.worker_id in job.notes[index].failed_on
+                and any(other not in job.notes[index].failed_on for other in others)
+            )
+        ]
 
     def heal(self) -> None:
         """The faults stop: everything must come to its end (L1), no slot leak (L3), no report stay without a verdict."""
