@@ -119,10 +119,10 @@ class Model:
             case records.JobPurged():
                 self._purged(self.jobs.pop(record.job))
             case records.ParentBound():
-                token, known = (record.epoch, record.attempt), self.parents.get((record.job_id, record.index), (0, 0))
-                assert token > known, "I19: an older token took over"
-                self.parents[record.job_id, record.index] = token
-                self.bound.add((record.job_id, record.index, *token))
+                parent, bound = (record.job_id, record.index), (record.epoch, record.attempt)
+                assert bound > self.parents.get(parent, (0, 0)), "I19: an older token took over"
+                self.parents[parent] = bound
+                self.bound.add((*parent, *bound))
             case records.ParentDone():
                 del self.parents[record.job_id, record.index]
 

@@ -47,7 +47,7 @@ def _add_rules() -> None:
         return step
 
     for weight, name, parameters in ACTIONS:
-        strategies = {key: st.sampled_from(choices) for key, choices in parameters.items()}
+        strategies: Any = {key: st.sampled_from(choices) for key, choices in parameters.items()}
         for copy in range(min(weight, 3)):
             setattr(Farm, f"{name}_{copy}", rule(**strategies)(make(f"{name}_{copy}".removesuffix(f"_{copy}"))))
 
@@ -57,7 +57,7 @@ _add_rules()
 
 @pytest.mark.slow
 def test_no_sequence_of_steps_breaks_an_invariant() -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Farm,
         settings=settings(
             max_examples=150,

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from orchestrator_harness import Harness, Worker, create_event, failure, retrying
 
-from antfarm.model import SECOND_NS, Ending, Failure, FailureClass, RetryPolicy, TaskState, Timeouts, VerdictCode
+from antfarm.model import (
+    SECOND_NS,
+    Ending,
+    Failure,
+    FailureClass,
+    RetryPolicy,
+    SessionId,
+    TaskState,
+    Timeouts,
+    VerdictCode,
+)
 from services.orchestrator.core import effects, events, records
 
 
@@ -282,13 +294,13 @@ def test_progress_is_kept_while_the_attempt_lives(farm: Harness) -> None:
     for wrong in (("j", 0, 1, 2), ("j", 0, 9, 1), ("k", 0, 1, 1), ("j", 5, 1, 1)):
         worker.running(wrong, progress=0.9)
     assert attempt.progress == 0.5
-    farm.do(events.Running(session=events.SessionId("none"), job_id="j", index=0, epoch=1, attempt=1, running_for_ns=0))
+    farm.do(events.Running(session=SessionId("none"), job_id="j", index=0, epoch=1, attempt=1, running_for_ns=0))
 
 
 # ---- at most once ----------------------------------------------------------------------------------------------------
 
 
-def once(farm: Harness, **spec: object) -> tuple[Worker, tuple[str, int, int, int]]:
+def once(farm: Harness, **spec: Any) -> tuple[Worker, tuple[str, int, int, int]]:
     worker = farm.worker()
     farm.create("j", 1, at_most_once=True, **spec)
     (token,) = worker.take()

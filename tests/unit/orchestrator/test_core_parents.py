@@ -149,15 +149,13 @@ def test_a_failed_plan_is_the_parents_failure(farm: Harness) -> None:
 
 def test_a_plan_that_cannot_be_read_or_carried_out_fails_the_parent(farm: Harness) -> None:
     worker = farm.worker(types=PLANNED)
-    for number, fields in enumerate(
-        (
-            {"template": None, "failure": failure(FailureClass.PERMANENT, "plan")},
-            {"template": TaskTemplate(type="no good")},
-            {"payloads": [b"x" * 70_000]},
-            {"template": None},
-        ),
-        1,
-    ):
+    broken: list[dict[str, Any]] = [
+        {"template": None, "failure": failure(FailureClass.PERMANENT, "plan")},
+        {"template": TaskTemplate(type="no good")},
+        {"payloads": [b"x" * 70_000]},
+        {"template": None},
+    ]
+    for number, fields in enumerate(broken, 1):
         started(farm, attempt=number)
         if number == 1:
             worker.run(worker.take())
