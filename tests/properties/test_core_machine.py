@@ -46,10 +46,11 @@ def _add_rules() -> None:
         step.__name__ = name
         return step
 
+    declare: Any = rule  # its types know no strategies by name
     for weight, name, parameters in ACTIONS:
         strategies: Any = {key: st.sampled_from(choices) for key, choices in parameters.items()}
         for copy in range(min(weight, 3)):
-            setattr(Farm, f"{name}_{copy}", rule(**strategies)(make(f"{name}_{copy}".removesuffix(f"_{copy}"))))
+            setattr(Farm, f"{name}_{copy}", declare(**strategies)(make(f"{name}_{copy}".removesuffix(f"_{copy}"))))
 
 
 _add_rules()
