@@ -62,11 +62,14 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # A shell without job control starts background commands with SIGINT ignored, and asyncio handles it only where it is not.
+    interrupt_before = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt_before)
 
 
 def _analyse(arguments: Sequence[str]) -> int:
