@@ -516,11 +516,22 @@ class World:
                 assert note.crashes < CONFIG.crashes_max, f"I17: crashes of {where}"
                 assert note.infra_failures <= CONFIG.infra_failures_max, f"I17: losses of {where}"
 
-        for worker in state.workers.values():
-            if worker.assignable and len(worker.live) < worker.window:
-                for job in state.jobs.values():
-                    idle = self._left_over(worker, job)
-                    assert not idle, f"L6: {job.job_id}/{idle[0]} waits although {worker.worker_id} is free and fit"
+        if self._left_over_anywhere():
+            # What one worker leaves to the next because it failed there may take a second pass: at the latest with the next tick.
+            self.harness.do(events.Tick(wall_ns=self.harness.wall_ns))
+            self.settle()
+            left = self._left_over_anywhere()
+            assert not left, f"L6: these wait although a fit worker is free: {left}"
+
+    def _left_over_anywhere(self) -> list[tuple[str, str, int]]:
+        state = self.harness.state
+        return [
+            (worker.worker_id, job.job_id, index)
+            for worker in state.workers.values()
+            if worker.assignable and len(worker.live) < worker.window
+            for job in state.jobs.values()
+            for index in self._left_over(worker, job)
+        ]
 
     def _left_over(self, worker: KnownWorker, job: Job) -> list[int]:
         """Ready tasks of the job that the worker could have been given."""
