@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from antfarm.errors import InvalidArgument
+from antfarm.failpoint import failpoint
 from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.base import JournalBroken, JournalFull
@@ -152,7 +153,9 @@ class SqliteJournal:
             for _, record in records:
                 if isinstance(record, JobPurged):
                     self._db.execute("DELETE FROM record WHERE job = ?", (record.job,))
+            failpoint("journal.before_commit")
             self._db.execute("COMMIT")
+            failpoint("journal.after_commit")
         except _TROUBLE as error:
             self._roll_back()
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
