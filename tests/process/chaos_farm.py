@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from farm_bench import connect, local_farm, until, worker_of
-from history import Fault, History, Outcome, Task, Verdict, check, read_executions
+from history import NOBODY, Fault, History, Outcome, Task, Verdict, check, read_executions
 
 from antfarm.client.farm import AsyncFarm
 from antfarm.errors import AntFarmError
@@ -21,7 +21,7 @@ from antfarm.local import LocalFarm
 from antfarm.v1 import common_pb2, worker_pb2
 
 APP = str(Path(__file__).parent / "chaos_app.py")
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 """For anything to happen that must: far beyond what a loaded machine takes."""
 
 
@@ -37,6 +37,7 @@ class ChaosFarm:
         self.dice = random.Random(seed)
         self._offset = 0
         self._begun = 0
+        self._clients: list[asyncio.Task[None]] = []
 
     # ---- programs ---------------------------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ class ChaosFarm:
         """SIGKILL, noted; workers are then excused for what they had."""
         for name in names:
             program = self.farm.program(name)
-            agent = program.pid if program.role == "worker" else 0
+            agent = program.pid if program.role == "worker" else NOBODY
             self.history.faults.append(Fault(name, time.time(), agent))
             await asyncio.to_thread(self.farm.kill, name)
 
@@ -102,13 +103,14 @@ class ChaosFarm:
         `expand`: submit requests that become so many tasks each, below.
         """
         going = asyncio.Event()
-        running = [
+        running = self._clients = [
             asyncio.create_task(
                 self._client(number, going, tasks, seconds, address or self.farm.address, expand, type_)
             )
             for number in range(clients)
         ]
         try:
+            await self.progress()  # a client that finds nobody at its start does not wait for long
             yield
             going.set()
             async with asyncio.timeout(2 * PATIENCE_S):
@@ -137,7 +139,7 @@ class ChaosFarm:
         """One job; it counts as acknowledged when this returns."""
         submitted = self.history.submitted
         submitted[job_id] = tasks
-        arguments = {"path": self.path, "name": job_id, "seconds": seconds}
+        arguments: dict[str, object] = {"path": self.path, "name": job_id, "seconds": seconds}
         if expand:
             arguments["count"] = expand
             squares = sum(n * n for n in range(expand))
@@ -149,8 +151,8 @@ class ChaosFarm:
                     submitted[f"{job_id}.{index}"] = expand
                 else:
                     submitted.update({f"{job_id}.{index}.{below}": expand for below in range(2)})
-        await client.map(type_, range(tasks), job_id=job_id, **arguments)
-        self.history.acknowledged.add(job_id)
+        await client.map(type_, range(tasks), job_id=job_id, common=arguments)
+        self.history.acknowledged[job_id] = time.time()
 
     async def _read_again(self, address: str) -> None:
         async with await connect(address, PATIENCE_S) as client:
@@ -174,7 +176,14 @@ class ChaosFarm:
     async def progress(self, executions: int = 1) -> None:
         """Wait until so many more executions have begun: the farm works, and the next fault hits work."""
         goal = self.begun() + executions
-        await until(lambda: self.begun() >= goal, f"{executions} more executions begin", PATIENCE_S)
+
+        def there() -> bool:
+            for client in self._clients:
+                if client.done():
+                    client.result()  # the load has failed
+            return self.begun() >= goal
+
+        await until(there, f"{executions} more executions begin", PATIENCE_S)
 
     # ---- looking ----------------------------------------------------------------------------------------------------
 
@@ -235,7 +244,9 @@ async def restart_armed(farm: ChaosFarm, name: str, failpoints: str) -> bool:
     farm.farm.environment["ANTFARM_FAILPOINTS"] = failpoints
     try:
         await asyncio.to_thread(farm.farm.restart, name)
-    except AntFarmError:
+    except AntFarmError as error:
+        if "exit code -9" not in str(error):
+            raise
         return False
     finally:
         del farm.farm.environment["ANTFARM_FAILPOINTS"]

@@ -2,7 +2,8 @@
 
 A task that was executed twice is no fault by itself: the farm promises at least one execution and exactly one record. It is one when nothing
 excuses it: the worker of the older attempt had not died, been cut off or stood still between the two executions. An orchestrator's death excuses
-nothing, and one token is never executed twice. All times are of one machine's wall clock.
+no repeat but one: assignments leave before the commit of a submission that nobody has been told of yet, and such a submission dies with the
+orchestrator. One token is never executed twice. All times are of one machine's wall clock.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 Task = tuple[str, int]
 """(job id, index)"""
+NOBODY = 0
+"""The agent of a fault that was done to no worker."""
 
 
 @dataclass(slots=True)
@@ -38,14 +41,14 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something was done to a program. `agent`: the worker process whose tasks may be given to others because of that; 0: nobody's may.
+    """Something was done to a program. `agent`: the worker process whose tasks may be given to others because of that.
 
     `until`: when that worker was seen to be its old self again; a killed process never is.
     """
 
     name: str
     at: float
-    agent: int = 0
+    agent: int = NOBODY
     until: float = math.inf
 
 
@@ -66,7 +69,8 @@ class History:
 
     submitted: dict[str, int] = field(default_factory=dict)
     """Tasks per job that somebody asked for, acknowledged or not."""
-    acknowledged: set[str] = field(default_factory=set)
+    acknowledged: dict[str, float] = field(default_factory=dict)
+    """When each job's submission was acknowledged."""
     recorded: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
     """What StreamResults says from the beginning of each job, when all is over."""
     told: list[tuple[str, Outcome]] = field(default_factory=list)
@@ -91,6 +95,8 @@ class Verdict:
     wrong: list[str]
     repeated: int
     unexcused: list[Task]
+    premature: int
+    """Repeats of what had begun before its submission was acknowledged, over an orchestrator's death."""
     unexpected: list[Task]
     recovered: int
     slowest_detection_s: float | None
@@ -105,7 +111,7 @@ class Verdict:
         line = (
             f"{self.faults} faults, {self.tasks} tasks, {self.executions} executions: {len(self.lost)} lost, "
             f"{len(self.double_recorded)} double-recorded, {len(self.wrong)} recorded wrongly, {self.repeated} executed more than once "
-            f"({len(self.unexcused)} without excuse), {len(self.unexpected)} unexpected, {self.recovered} recovered, "
+            f"({len(self.unexcused)} without excuse, {self.premature} begun before their submission was acknowledged), {len(self.unexpected)} unexpected, {self.recovered} recovered, "
             f"slowest detection {slowest}"
         )
         for name in ("lost", "double_recorded", "wrong", "unexcused", "unexpected"):
@@ -148,7 +154,7 @@ def check(history: History, expected: Callable[[Task], bytes] = square) -> Verdi
     submitted = history.submitted
     known = {(job_id, outcome.index) for job_id, outcomes in history.recorded.items() for outcome in outcomes}
     unexpected = sorted(task for task in known | by_task.keys() if not 0 <= task[1] < submitted.get(task[0], 0))
-    unexcused, interrupted, slowest = _repeats(history.faults, by_task)
+    unexcused, premature, interrupted, slowest = _repeats(history, by_task)
     return Verdict(
         tasks=sum(submitted[job_id] for job_id in history.acknowledged),
         faults=len(history.faults),
@@ -158,6 +164,7 @@ def check(history: History, expected: Callable[[Task], bytes] = square) -> Verdi
         wrong=wrong,
         repeated=sum(len(executions) > 1 for executions in by_task.values()),
         unexcused=unexcused,
+        premature=premature,
         unexpected=unexpected,
         recovered=sum(task in final and final[task].succeeded for task in interrupted),
         slowest_detection_s=slowest,
@@ -186,28 +193,33 @@ def _complaint(
 
 
 def _repeats(
-    faults: Iterable[Fault], by_task: Mapping[Task, list[Execution]]
-) -> tuple[list[Task], list[Task], float | None]:
-    """Tasks repeated without excuse, tasks that a fault interrupted, and the longest time from a fault to the next execution."""
+    history: History, by_task: Mapping[Task, list[Execution]]
+) -> tuple[list[Task], int, list[Task], float | None]:
+    """Tasks repeated without excuse, how many repeats were premature, tasks that a fault interrupted, longest time from a fault to the next execution."""
     of_agent: dict[int, list[Fault]] = defaultdict(list)
-    for fault in faults:
-        if fault.agent:
-            of_agent[fault.agent].append(fault)
+    for fault in history.faults:
+        of_agent[fault.agent].append(fault)
     unexcused: list[Task] = []
     interrupted: list[Task] = []
+    premature = 0
     slowest: float | None = None
     for task, executions in by_task.items():
+        acknowledged_at = history.acknowledged.get(task[0], -math.inf)
         for older, newer in pairwise(sorted(executions, key=lambda e: e.token)):
             first, last = sorted((older.began_at, newer.began_at))
             excuses = [f for f in of_agent.get(older.agent, ()) if f.at <= last and f.until >= first]
-            if not excuses or older.token == newer.token:
+            if older.token == newer.token:
                 unexcused.append(task)
-                continue
-            late_s = newer.began_at - max(fault.at for fault in excuses)
-            slowest = late_s if slowest is None else max(slowest, late_s)
+            elif excuses:
+                late_s = newer.began_at - max(fault.at for fault in excuses)
+                slowest = late_s if slowest is None else max(slowest, late_s)
+            elif older.began_at < acknowledged_at and any(first <= f.at <= last for f in of_agent[NOBODY]):
+                premature += 1
+            else:
+                unexcused.append(task)
         if any(e.ended_at is None and e.agent in of_agent for e in executions):
             interrupted.append(task)
-    return unexcused, interrupted, slowest
+    return unexcused, premature, interrupted, slowest
 
 
 # ---- the file that handlers write ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def won(index: int, attempt: int = 1, result: bytes | None = None) -> Outcome:
 
 def history(count: int = 2) -> History:
     """Two tasks, executed once each and recorded."""
-    made = History(submitted={"job": count}, acknowledged={"job"})
+    made = History(submitted={"job": count}, acknowledged={"job": 0.5})
     made.executions = [ran(index) for index in range(count)]
     made.recorded["job"] = [won(index) for index in range(count)]
     made.told = [("job", won(0))]
@@ -30,7 +30,8 @@ def test_a_good_run_is_clean_and_says_so() -> None:
     verdict = check(history())
     assert verdict.clean
     assert str(verdict) == (
-        "0 faults, 2 tasks, 2 executions: 0 lost, 0 double-recorded, 0 recorded wrongly, 0 executed more than once (0 without excuse), "
+        "0 faults, 2 tasks, 2 executions: 0 lost, 0 double-recorded, 0 recorded wrongly, 0 executed more than once (0 without excuse, "
+        "0 begun before their submission was acknowledged), "
         "0 unexpected, 0 recovered, slowest detection none"
     )
 
@@ -129,6 +130,15 @@ def test_a_repeat_without_excuse_is_found() -> None:
     assert check(repeated(Fault("w", 2.0, 200))).unexcused == [("job", 1)], "another worker excuses nothing"
     assert check(repeated(Fault("w", 5.5, 100))).unexcused == [("job", 1)], "it died after the repeat"
     assert check(repeated(Fault("w", 0.2, 100, until=0.9))).unexcused == [("job", 1)], "it was well again before"
+
+
+def test_what_began_before_its_submission_was_acknowledged_may_go_with_the_orchestrator() -> None:
+    run = repeated(Fault("orchestrator", 2.0))
+    run.acknowledged["job"] = 3.0
+    verdict = check(run)
+    assert verdict.clean
+    assert verdict.premature == 1
+    assert check(repeated()).unexcused == [("job", 1)]
 
 
 def test_one_token_is_never_executed_twice() -> None:
