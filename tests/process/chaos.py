@@ -17,6 +17,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import chaos_kills as kills
+import chaos_silence as silence
 from chaos_report import Report
 
 SERIES = {
@@ -25,6 +26,18 @@ SERIES = {
     "failpoints": (kills.failpoints, 1, 2, 50),
     "upstream-failpoints": (kills.upstream_failpoints, 1, 3, 50),
     "level-kills": (kills.level_kills, 4, 8, 500),
+    "zombies": (silence.zombies, 2, 10, 500),
+    "partitions-short": (silence.short_partitions, 2, 10, 200),
+    "partitions-long": (silence.long_partitions, 2, 10, 200),
+    "partitions-deaf": (silence.deaf_to_client, 0, 10, 200),
+    "partitions-mute": (silence.deaf_to_server, 2, 10, 200),
+    "half-open": (silence.half_open, 2, 10, 200),
+    "paused-orchestrator": (silence.paused_orchestrator, 0, 1, 5),
+    "paused-a-minute": (silence.paused_for_a_minute, 0, 0, 1),
+    "clock-jumps": (silence.clock_jumps, 5, 10, 50),
+    "detection": (silence.detection, 0, 0, 20),
+    "loss": (silence.lossy_network, 0, 3, 30),
+    "one-way": (silence.one_way_network, 1, 2, 50),
 }
 """Name: the series, its rounds in the test suite, by default, and with --long."""
 
@@ -55,6 +68,8 @@ def main() -> int:
     for name in given.names or SERIES:
         _, _, usual, full = SERIES[name]
         rounds = given.rounds or (full if given.long else usual)
+        if not rounds:
+            continue  # takes too long for anything but --long
         began = time.monotonic()
         try:
             report = run(name, rounds, base / name)

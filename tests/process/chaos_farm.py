@@ -191,7 +191,7 @@ class ChaosFarm:
         """Wait until these workers are in that state."""
 
         async def there() -> bool:
-            return all((await worker_of(client, name)).state == state for name in workers)
+            return {(await worker_of(client, name)).state for name in workers} == {state}
 
         await until(there, f"{workers} in state {worker_pb2.WorkerState.Name(state)}", PATIENCE_S)  # type: ignore[arg-type]
 

@@ -14,6 +14,8 @@ class Report:
     done: str
     verdict: Verdict | None = None
     figures: str = ""
+    skipped: str = ""
+    """Why it could not be done on this machine."""
     complaints: list[str] = field(default_factory=list)
 
     @property
@@ -21,6 +23,8 @@ class Report:
         return not self.complaints and (self.verdict is None or self.verdict.clean)
 
     def __str__(self) -> str:
+        if self.skipped:
+            return f"skipped: {self.skipped}"
         parts = [self.done, str(self.verdict) if self.verdict is not None else "", self.figures]
         text = "; ".join(filter(None, parts))
         return "\n  BROKEN: ".join((text, *self.complaints))
