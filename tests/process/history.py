@@ -3,7 +3,8 @@
 A task that was executed twice is no fault by itself: the farm promises at least one execution and exactly one record. It is one when nothing
 excuses it: the worker of the older attempt had not died, been cut off or stood still between the two executions. An orchestrator's death excuses
 no repeat but one: assignments leave before the commit of a submission that nobody has been told of yet, and such a submission dies with the
-orchestrator. One token is never executed twice. All times are of one machine's wall clock.
+orchestrator (it is known by the later epoch; one that was durable when its acknowledgement was lost cannot be told from it). One token is never
+executed twice. All times are of one machine's wall clock.
 """
 
 from __future__ import annotations
@@ -213,7 +214,7 @@ def _repeats(
             elif excuses:
                 late_s = newer.began_at - max(fault.at for fault in excuses)
                 slowest = late_s if slowest is None else max(slowest, late_s)
-            elif older.began_at < acknowledged_at and any(first <= f.at <= last for f in of_agent[NOBODY]):
+            elif older.began_at < acknowledged_at and older.token[0] < newer.token[0]:
                 premature += 1
             else:
                 unexcused.append(task)

@@ -133,12 +133,17 @@ def test_a_repeat_without_excuse_is_found() -> None:
 
 
 def test_what_began_before_its_submission_was_acknowledged_may_go_with_the_orchestrator() -> None:
-    run = repeated(Fault("orchestrator", 2.0))
+    run = repeated(Fault("orchestrator", 0.9))
+    run.executions[-1].token = (2, 1)
+    assert check(run).unexcused == [("job", 1)], "it had been acknowledged before it began"
     run.acknowledged["job"] = 3.0
+    run.recorded["job"][1] = won(1)
+    run.executions[1].ended_at = 2.0
     verdict = check(run)
     assert verdict.clean
     assert verdict.premature == 1
-    assert check(repeated()).unexcused == [("job", 1)]
+    run.executions[-1].token = (1, 2)
+    assert check(run).unexcused == [("job", 1)], "no orchestrator died"
 
 
 def test_one_token_is_never_executed_twice() -> None:
