@@ -63,10 +63,19 @@ class Server:
         return body
 
 
+_ROOTS: set[str] = set()
+"""Addresses of all stand-ins so far: what they served lies in Storage under it, and the system gives a free port out again."""
+
+
 @contextlib.contextmanager
 def serving(*arguments: str) -> Iterator[Server]:
-    with farm.standin("--generated-ground", "--no-orbit-gaps", *arguments) as address:
-        yield Server(root=address())
+    """A stand-in at an address that none had before."""
+    with contextlib.ExitStack() as stack:
+        root = ""
+        while root in {"", *_ROOTS}:  # one that got a known address keeps it until another is found
+            root = stack.enter_context(farm.standin("--generated-ground", "--no-orbit-gaps", *arguments))()
+        _ROOTS.add(root)
+        yield Server(root=root)
 
 
 def arguments_for(server: Server, out: Path, first: date, count: int, *more: str, seed: int = 1) -> list[str]:
