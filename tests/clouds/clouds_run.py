@@ -146,6 +146,13 @@ def blobs(storage: Storage, prefix: str = "clouds/") -> dict[str, bytes]:
     return {blob.key: storage.get(blob.key) for blob in storage.list(prefix)}
 
 
+def series_of(server: Server, stored: dict[str, bytes]) -> str:
+    """Key of the one series of the pictures that this server gave."""
+    sources = {key: json.loads(content)["url"] for key, content in stored.items() if key.endswith("/source.json")}
+    (series,) = {key.split("/")[1] for key, url in sources.items() if url.startswith(server.root)}
+    return series
+
+
 def results(stored: dict[str, bytes]) -> list[dict[str, Any]]:
     """Every result.json."""
     return [json.loads(content) for key, content in stored.items() if key.endswith("/result.json")]
