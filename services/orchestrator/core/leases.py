@@ -28,6 +28,10 @@ def recover(turn: Turn) -> None:
         for index, note in job.notes.items():
             if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
                 reports.orphan(turn, job, index)
+            elif job.states[index] == TaskState.QUEUED:
+                left_ns = note.pause_ns - max(turn.wall_ns - note.failed_wall_ns, 0)
+                if left_ns > 0:
+                    reports.back_off(turn, job, index, left_ns)
         jobs.rearm_deadlines(turn, job)
 
 
@@ -81,7 +85,12 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
     note = job.notes.get(index)
     if note is not None and note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING:
         note.wait_until_ns = None
-        turn.state.make_ready(job, index)
+        if turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
+            # By a clock that was set back it may be out with a worker that has not come back yet, and waits with the others.
+            job.set_state(index, TaskState.QUEUED)
+            job.recovered.add_returned(index)
+        else:
+            turn.state.make_ready(job, index)
 
 
 def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:

@@ -98,6 +98,9 @@ class TaskNote:
     failed_on: set[str] = field(default_factory=set)
     """Workers that failed the task: a retry goes elsewhere while there is an elsewhere."""
     last_failure: Failure | None = None
+    failed_wall_ns: int = 0
+    """When the last failure was, by the wall clock, and the back-off that began then: a restart measures by them what is left."""
+    pause_ns: int = 0
     wait_until_ns: int | None = None
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
@@ -564,6 +567,7 @@ class State:
         note.crashes = record.crashes
         note.infra_failures = record.infra_failures
         note.last_failure = record.failure
+        note.failed_wall_ns, note.pause_ns = record.wall_ns, record.pause_ns
         if (record.epoch, record.attempt) > (note.epoch, note.attempt):
             note.epoch, note.attempt = record.epoch, record.attempt
         how = Past.LOST if record.lost else Past.FAILED
