@@ -64,7 +64,7 @@ async def serve(settings: OrchestratorSettings) -> int:
     tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
     net.check_bind(settings.host, tls, insecure=settings.insecure)
     stop = program.stop_on_signals()
-    journal = SqliteJournal(settings.state_directory)
+    journal = SqliteJournal(settings.state_directory, settings.ballast_mib << 20)
     try:
         orchestrator = Orchestrator(settings, journal, tls)
         return await orchestrator.run(stop)

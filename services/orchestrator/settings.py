@@ -33,6 +33,12 @@ class OrchestratorSettings(ProgramSettings):
     heartbeat_s: float = setting(
         3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence.", metavar="S"
     )
+    ballast_mib: int = setting(
+        64,
+        "Room kept beside the journal and given up when its disk is full, so that outcomes can still be recorded; at most"
+        " 2 % of the disk. 0 keeps none.",
+        metavar="MIB",
+    )
     insecure: bool = setting(False, "Serve other machines without TLS. Anybody who reaches the port can run tasks.")
 
     def __post_init__(self) -> None:
@@ -45,6 +51,8 @@ class OrchestratorSettings(ProgramSettings):
             raise InvalidArgument(
                 "--upstream HOST:PORT and --as TYPE go together: give both for a down-stream orchestrator"
             )
+        if self.ballast_mib < 0:
+            raise InvalidArgument(f"--ballast-mib {self.ballast_mib}: give 0 or more")
         if self.upstream_slots < 1:
             raise InvalidArgument(f"--upstream-slots {self.upstream_slots}: give at least 1")
         for address in filter(None, (self.storage, self.upstream)):
