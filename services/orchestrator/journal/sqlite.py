@@ -8,6 +8,7 @@ times cheaper than random keys.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -21,9 +22,10 @@ from typing import IO
 
 from antfarm.errors import InvalidArgument
 from services.orchestrator.core.records import JobPurged, Record
+from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.ballast import Ballast
-from services.orchestrator.journal.base import JournalBroken, JournalFull
+from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken, JournalFull
 from services.orchestrator.journal.codec import decode, encode, job_of
 
 FORMAT = "1"
@@ -61,6 +63,8 @@ class SqliteJournal:
         """Pages written to the log since it was last moved, as far as can be told from outside."""
         self._directory = directory
         self._broken = False
+        self._loose, self._look_at = 0, LOOSE_RECORDS_MAX
+        """Records of no job, and how many of them are worth a look."""
         self._lock = _lock(directory)
         try:
             wal.check(self._path.with_name("journal.sqlite-wal"))
@@ -97,7 +101,9 @@ class SqliteJournal:
         # SQLite would move the log into the main file by itself, but say nothing of a sync that failed while it did.
         db.execute("PRAGMA wal_autocheckpoint = 0")
         db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_KEPT}")
-        return made or self._make()
+        name = made or self._make()
+        (self._loose,) = db.execute("SELECT count(*) FROM record WHERE job = 0").fetchone()
+        return name
 
     def _check(self, schema: dict[str, str]) -> str:
         """The id of a journal that is whole, as far as it can be told without reading the records."""
@@ -167,16 +173,36 @@ class SqliteJournal:
             if not self._ballast.give_up():
                 raise
             self._commit(rows, purged)
+        self._loose += sum(not row[1] for row in rows)
+        if self._loose >= self._look_at:
+            self._compact()
         self._move_log()
         self._ballast.keep()
 
-    def _commit(self, rows: Sequence[tuple[int, int, int, int, bytes]], purged: Sequence[tuple[int]]) -> None:
+    def _compact(self) -> None:
+        """Drop the records of no job that later ones have superseded. Where there is no room for that, they stay for now."""
+        loose = list(self._select("WHERE job = 0 ORDER BY seq"))
+        gone = superseded(loose, self._jobs_between)
+        with contextlib.suppress(JournalFull):
+            self._commit((), (), gone)
+        self._loose = len(loose) - len(gone)
+        self._look_at = max(LOOSE_RECORDS_MAX, 2 * self._loose)
+
+    def _jobs_between(self, first: int, last: int) -> bool:
+        found = self._db.execute("SELECT 1 FROM record WHERE seq > ? AND seq < ? AND +job > 0 LIMIT 1", (first, last))
+        return found.fetchone() is not None
+
+    def _commit(
+        self, rows: Sequence[tuple[int, int, int, int, bytes]], purged: Sequence[tuple[int]], gone: Sequence[int] = ()
+    ) -> None:
+        """Keep rows; drop those of purged jobs, and single ones."""
         if self._broken:
             raise JournalBroken(f"journal {self._path} failed before: start again")
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?)", rows)
             deleted = self._db.executemany("DELETE FROM record WHERE job = ?", purged).rowcount
+            deleted += self._db.executemany("DELETE FROM record WHERE seq = ?", ((seq,) for seq in gone)).rowcount
             self._db.execute("COMMIT")
         except _TROUBLE as error:
             self._roll_back()
