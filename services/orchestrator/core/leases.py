@@ -22,6 +22,7 @@ def recover(turn: Turn) -> None:
     state.recovering_until_ns = turn.now + lease_ns if state.awaited else None
     for job in state.jobs.values():
         if job.ended:
+            job.ended_ns = turn.now - max(turn.wall_ns - job.ended_wall_ns, 0)
             continue
         if state.awaited:
             job.recovered, job.ready = job.ready, Ready()

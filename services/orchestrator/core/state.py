@@ -121,7 +121,7 @@ class Job:
 
     __slots__ = (
         "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
+        "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
@@ -143,6 +143,8 @@ class Job:
         """Record that cancelled it."""
         self.cause = ""
         self.ended_wall_ns = 0
+        self.ended_ns = 0
+        """When it ended, on the clock of this process. Volatile: retention counts from it."""
         self.ended_seq = 0
         """Record that says that it ended."""
         self.states = bytearray()
@@ -339,6 +341,10 @@ class State:
         self.jobs: dict[int, Job] = {}
         self.by_id: dict[str, Job] = {}
         self.next_job = 1
+        self.ended: dict[int, None] = {}
+        """Jobs that have ended, in the order of their ends."""
+        self.ended_tasks = 0
+        """Tasks of these."""
         self.seen: dict[str, bool] = {}
         """Workers that attached and neither left nor were lost, oldest first -> whether it is an orchestrator."""
         self.parents: dict[tuple[str, int], Parent] = {}
@@ -482,6 +488,8 @@ class State:
     def _apply_job_ended(self, seq: int, record: records.JobEnded) -> None:
         job = self.jobs[record.job]
         job.ended_wall_ns, job.ended_seq = record.wall_ns, seq
+        self.ended[job.number] = None
+        self.ended_tasks += job.task_count
         if job.lane.limit is not None and job.template.limit is not None:
             job.lane.limit.unbind(job.template.limit.max_active)
 
@@ -606,12 +614,16 @@ class State:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
+        if self.ended.pop(job.number, self) is None:
+            self.ended_tasks -= job.task_count
         job.lane.remove(job)
         if not job.lane.jobs:
             del self.lanes[job.lane.key]
         self.payload_bytes -= job.payload_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
+        for other, _, _ in job.dependents:  # they have ended, and a replay would not find it either
+            other.dependencies = [entry for entry in other.dependencies if entry[0] is not job]
         self.touched[job.number] = None
 
 
