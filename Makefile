@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos bench bench-storage ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long bench bench-storage ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -52,6 +52,12 @@ verify-protos: $(STAMP) ## fail when antfarm/v1 is not what protos/ generates, o
 	@$(BIN)/python tests/wire/verify_protos.py
 	@if command -v npm >/dev/null; then npm install --no-package-lock --silent --no-audit --no-fund && npx buf lint && npx buf format -d --exit-code; \
 		else echo "buf lint left out: no npm on this machine"; fi
+
+chaos: $(STAMP) ## kill, stop and cut off real programs under load; about 5 minutes
+	@$(BIN)/python tests/process/chaos.py
+
+chaos-long: $(STAMP) ## the same with full counts (a thousand kills of each kind ...), as long as it takes
+	@$(BIN)/python tests/process/chaos.py --long
 
 bench: $(STAMP) ## measure throughput and round trip on this machine
 	@$(BIN)/python -m bench

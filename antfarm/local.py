@@ -79,6 +79,8 @@ class LocalFarm:
         self.programs: dict[str, Program] = {}
         self.inherit: tuple[int, ...] = ()
         """Descriptors that programs started from now on keep open, e.g. a lock that stands for them."""
+        self.environment: dict[str, str] = {}
+        """Variables that programs started from now on have beside those of this process."""
         try:
             (self.state_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -196,7 +198,7 @@ class LocalFarm:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=_environment() | self.environment,
                 pass_fds=self.inherit,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
             )

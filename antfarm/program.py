@@ -16,6 +16,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NoReturn
 
+from antfarm import failpoint
 from antfarm.errors import AntFarmError, UserError, Weather
 
 EXIT_OK = 0
@@ -78,6 +79,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoRetu
     is a defect and shows its traceback.
     """
     try:
+        failpoint.arm(os.environ)
         code = _run_loop(main)
     except UserError as error:
         _die(program, error, EXIT_USAGE)

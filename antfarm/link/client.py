@@ -31,6 +31,7 @@ from antfarm.errors import (
     Unavailable,
     WorkerIdInUse,
 )
+from antfarm.failpoint import failpoint
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.owner import Handler, WorkerIdentity
 from antfarm.link.reports import Reports
@@ -348,6 +349,7 @@ class Link:
         session = self._session
         while (frame := await read_frame(reports)) is not None:
             self._heard_ns = now = now_ns()
+            failpoint("link.before_verdict")
             for verdict in frame.verdicts:
                 if verdict.code == report_queue_pb2.VERDICT_CODE_FENCED:
                     log.warning("%d reports were fenced: %s", len(verdict.report_nos), verdict.detail)
@@ -365,6 +367,7 @@ class Link:
         while True:
             while (frame := reports.next_frame()) is not None:
                 await stream.write(report_queue_pb2.PushReportsRequest(reports=frame))
+                failpoint("link.after_send")
             self._say_window()  # reports that wait may have closed it
             due_ns = session.next_due_ns
             await wait_for(reports.wake, None if due_ns is None else due_ns - now_ns())

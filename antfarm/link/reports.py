@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from antfarm.failpoint import failpoint
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.session import Session, Token
 from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX
@@ -90,12 +91,14 @@ class Reports:
         if not fresh:
             return
         batches = list(pack(fresh))
+        failpoint("link.before_outbox")
         if self._durable:
             if self._outbox.size_bytes > OUTBOX_BYTES_MAX + 2 * self._session.unacked_bytes:
                 self._outbox.replace([message.SerializeToString() for message, _ in self._all_unacked()])
             else:
                 for message, _ in batches:
                     self._outbox.append(message.SerializeToString())
+        failpoint("link.after_outbox")
         if self._connected:
             self._ready.extend(batches)
             self.wake.set()

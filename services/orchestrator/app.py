@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from antfarm import net, program
 from antfarm.errors import AntFarmError, Internal, Unavailable
+from antfarm.failpoint import failpoint
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.model import SECOND_NS
 from antfarm.v1 import (
@@ -149,6 +150,7 @@ class Orchestrator:
         """Serve until `stop`, the end of the up-stream link, or a failure of the journal."""
         settings, driver = self._settings, self.driver
         port = net.bind(self._server, settings.host, settings.port, self._tls, insecure=settings.insecure)
+        failpoint("epoch.before_record")
         driver.post(events.Recover(wall_ns=driver.clock.wall_ns()))
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, Weather
+from antfarm.failpoint import failpoint
 from antfarm.link import Link, WorkerIdentity
 from antfarm.link.session import Token
 from antfarm.model import Ending, Failure, FailureClass, TaskState, TaskTemplate
@@ -150,6 +151,7 @@ class Upstream:
         match effect:
             case effects.StartParent():
                 job_id, index = effect.parent
+                failpoint("upstream.before_start")
                 self._link.running(
                     report_queue_pb2.Running(job_id=job_id, epoch=effect.epoch, index=index, attempt=effect.attempt)
                 )
@@ -229,6 +231,7 @@ class Upstream:
     def _report(self, token: Token, outcome: report_queue_pb2.Outcome) -> None:
         if token in self._reported or not self._link.holds(token):
             return
+        failpoint("upstream.before_report")
         self._reported.add(token)
         self._link.report(token[0], token[2], outcome)
 
@@ -238,6 +241,7 @@ class Upstream:
             await asyncio.sleep(ACK_POLL_S)
             self._link.set_descendants(self._descendants())
             for token in [token for token in self._reported if not self._link.holds(token)]:
+                failpoint("upstream.before_acked")
                 self._reported.discard(token)
                 job_id, index, epoch, attempt = token
                 self._driver.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from antfarm.errors import InvalidArgument
+from antfarm.failpoint import failpoint
 from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
@@ -203,7 +204,9 @@ class SqliteJournal:
             self._db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?)", rows)
             deleted = self._db.executemany("DELETE FROM record WHERE job = ?", purged).rowcount
             deleted += self._db.executemany("DELETE FROM record WHERE seq = ?", ((seq,) for seq in gone)).rowcount
+            failpoint("journal.before_commit")
             self._db.execute("COMMIT")
+            failpoint("journal.after_commit")
         except _TROUBLE as error:
             self._roll_back()
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from antfarm.failpoint import failpoint
 from services.orchestrator.core import events
 from services.orchestrator.core.effects import Audit, Effect, Reply
 from services.orchestrator.core.machine import Core, Step
@@ -148,7 +149,9 @@ class Driver:
                 await self._append(batch)
                 self.results.add(batch)
                 self.durable_seq = batch[-1][0]
+                failpoint("driver.before_release")
                 self._release_durable()
+                failpoint("driver.after_release")
                 self._wake(touched)
         except Exception as error:
             self._fail(error)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sized
 
 from antfarm import wire
 from antfarm.errors import AntFarmError, Unavailable
+from antfarm.failpoint import failpoint
 from antfarm.model import SessionId
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects
@@ -153,6 +154,7 @@ class Sessions:
         return True
 
     def _welcome(self, session: Session, effect: effects.Welcome) -> None:
+        failpoint("session.before_welcome")
         session.welcome(
             work_queue_pb2.PullTasksResponse(
                 welcome=work_queue_pb2.Welcome(

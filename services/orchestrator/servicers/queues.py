@@ -12,6 +12,7 @@ import grpc.aio
 
 from antfarm import net, wire
 from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable
+from antfarm.failpoint import failpoint
 from antfarm.interceptor import Context
 from antfarm.model import PAYLOAD_BYTES_MAX, Ending, Failure, FailureClass, SessionId, WorkerId
 from antfarm.v1 import (
@@ -129,6 +130,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
         while True:
             for frame in await session.frames():
                 await context.write(frame)
+                failpoint("work_queue.after_write")
 
 
 class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
@@ -191,7 +193,10 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
 
     async def _write_verdicts(self, session: Session, context: Context) -> None:
         while True:
-            await context.write(await session.verdicts())
+            verdicts = await session.verdicts()
+            failpoint("report_queue.before_write")
+            await context.write(verdicts)
+            failpoint("report_queue.after_write")
 
 
 def _outcome(message: report_queue_pb2.Outcome) -> Outcome:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from aiofiles.threadpool import wrap
 
 from antfarm.errors import AntFarmError, BlobNotFound
+from antfarm.failpoint import failpoint
 from antfarm.model import BlobRef
 from services.storage.backends.base import Written, check_announced, conflict, damaged
 from services.storage.backends.blobfile import CHECKSUM_BYTES, Checksums, Footer, block_fits
@@ -49,6 +50,7 @@ class DigestedFile(io.FileIO):
     def seal(self, key: str) -> None:
         """Add what follows the content, and make the file durable. A failure is final: the file is dropped, not synced again."""
         self._write_all(self.checksums.footer(key))
+        failpoint("storage.before_fsync")
         os.fsync(self.fileno())
 
 
@@ -152,6 +154,7 @@ class FileWriter:
                 raise conflict(self._key)
             await self._drop()
             return Written(blob=blob, existed=True)
+        failpoint("storage.before_reply")
         await self._drop()
         return Written(blob=blob, existed=False)
 

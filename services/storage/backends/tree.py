@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from antfarm.errors import BlobNotFound, Unavailable
+from antfarm.failpoint import failpoint
 from services.storage.backends.base import damaged
 
 _PIECE_CHARS = 200
@@ -120,6 +121,7 @@ class Tree:
                 with _nothing_else(key), self._opened(directories, create=True) as fds:
                     to_sync = self._to_sync(directories, fds)
                     try:
+                        failpoint("storage.before_link")
                         os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=fds[-1], follow_symlinks=False)
                     except OSError:
                         _close(to_sync)
@@ -133,6 +135,7 @@ class Tree:
             self._remember(directories, name)
         try:
             self._sync(to_sync)
+            failpoint("storage.after_link")
         except OSError:
             with self._lock:
                 os.close(self._unlink(directories, name))

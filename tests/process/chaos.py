@@ -1,0 +1,99 @@
+"""Real programs under fire, one series after the other, each with the line of the history checker.
+
+python tests/process/chaos.py                    every series, in about five minutes
+python tests/process/chaos.py --long             every series with its full count
+python tests/process/chaos.py worker-kills --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import chaos_kills as kills
+import chaos_silence as silence
+from chaos_report import Report
+
+SERIES = {
+    "worker-kills": (kills.worker_kills, 6, 60, 1_000),
+    "orchestrator-kills": (kills.orchestrator_kills, 3, 20, 1_000),
+    "failpoints": (kills.failpoints, 1, 2, 50),
+    "upstream-failpoints": (kills.upstream_failpoints, 1, 3, 50),
+    "level-kills": (kills.level_kills, 4, 8, 500),
+    "zombies": (silence.zombies, 2, 10, 500),
+    "partitions-short": (silence.short_partitions, 2, 10, 200),
+    "partitions-long": (silence.long_partitions, 2, 10, 200),
+    "partitions-deaf": (silence.deaf_to_client, 0, 10, 200),
+    "partitions-mute": (silence.deaf_to_server, 2, 10, 200),
+    "half-open": (silence.half_open, 2, 10, 200),
+    "paused-orchestrator": (silence.paused_orchestrator, 0, 1, 5),
+    "paused-a-minute": (silence.paused_for_a_minute, 0, 0, 1),
+    "clock-jumps": (silence.clock_jumps, 5, 10, 50),
+    "detection": (silence.detection, 0, 0, 20),
+    "loss": (silence.lossy_network, 0, 3, 30),
+    "one-way": (silence.one_way_network, 1, 2, 50),
+}
+"""Name: the series, its rounds in the test suite, by default, and with --long."""
+
+
+def run(name: str, rounds: int, directory: Path) -> Report:
+    """One series in an empty directory; what its programs said goes into `programs.log` there."""
+    directory.mkdir()
+    with (directory / "programs.log").open("w") as log, redirect_stdout(log):
+        return asyncio.run(SERIES[name][0](directory, rounds))
+
+
+def main() -> int:
+    """Run what is asked for; exit code 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="SERIES", help=f"of {', '.join(SERIES)}")
+    parser.add_argument("--long", action="store_true", help="the full counts")
+    parser.add_argument("--rounds", type=int, help="another count")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep logs and state of the programs also of a clean series"
+    )
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in SERIES]
+    if unknown:
+        parser.error(f"there is no series {unknown[0]}; there are {', '.join(SERIES)}")
+    logging.basicConfig(level=logging.ERROR)
+    base = Path(tempfile.mkdtemp(prefix="antfarm-chaos-"))
+    broken = 0
+    for name in given.names or SERIES:
+        _, _, usual, full = SERIES[name]
+        rounds = given.rounds or (full if given.long else usual)
+        if not rounds:
+            continue  # takes too long for anything but --long
+        began = time.monotonic()
+        try:
+            report = run(name, rounds, base / name)
+        except Exception as error:
+            broken += 1
+            print(f"{name}: BROKEN: {error!r}; logs: {base / name}", flush=True)  # noqa: T201
+            continue
+        print(f"{name}: {report} [{time.monotonic() - began:.0f} s]", flush=True)  # noqa: T201
+        if report.clean and not given.keep:
+            remove(base / name)
+        elif not report.clean:
+            broken += 1
+            print(f"  logs: {base / name}", flush=True)  # noqa: T201
+    if not any(base.iterdir()):
+        base.rmdir()
+    return 1 if broken else 0
+
+
+def remove(directory: Path) -> None:
+    """Remove what a series left."""
+    import shutil
+
+    shutil.rmtree(directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Tasks of the chaos series: each execution notes its begin and its end for the history checker.
+
+`name` is the job as the client knows it; below a down-stream orchestrator the job that a task runs in has another, derived id.
+"""
+
+from __future__ import annotations
+
+import time
+
+from history import note_begin, note_end
+
+import antfarm as af
+
+
+@af.task(name="chaos.step")
+def step(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """Takes its time, returns the square."""
+    token = name, number, ctx.epoch, ctx.attempt
+    note_begin(path, *token, at=time.time())
+    time.sleep(seconds)
+    note_end(path, *token, at=time.time())
+    return number * number
+
+
+def plan(number: int, path: str, name: str, seconds: float, count: int, ctx: af.Context) -> af.Expansion:
+    """A request becomes `count` steps."""
+    common = {"path": path, "name": f"{name}.{number}", "seconds": seconds}
+    return af.Expansion(task=step, calls=range(count), common=common)
+
+
+def summarise(
+    outcomes: list[af.Outcome], number: int, path: str, name: str, seconds: float, count: int, ctx: af.Context
+) -> int:
+    """The sum of the squares."""
+    return sum(outcome.result() for outcome in outcomes)
+
+
+def plan_of_requests(number: int, path: str, name: str, seconds: float, count: int, ctx: af.Context) -> af.Expansion:
+    """A request becomes two requests to the level below."""
+    return af.Expansion(
+        task="chaos.request",
+        calls=range(2),
+        common={"path": path, "name": f"{name}.{number}", "seconds": seconds, "count": count},
+    )
+
+
+af.stage(name="chaos.request", plan=plan, summarise=summarise)
+af.stage(name="chaos.requests", plan=plan_of_requests, summarise=summarise)
