@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from antfarm.errors import AntFarmError
+from antfarm.errors import AntFarmError, Unavailable
 from antfarm.model import SECOND_NS
 
 Call = grpc.aio.StreamStreamCall[Any, Any]
@@ -61,7 +61,10 @@ async def serve_until_one_ends(*coroutines: Any) -> None:
         endings = await asyncio.gather(*tasks, return_exceptions=True)
     errors = [ending for ending in endings if isinstance(ending, Exception)]
     if errors:
-        raise min(errors, key=_rank)
+        error = min(errors, key=_rank)
+        if isinstance(error, asyncio.InvalidStateError):  # a writer found out before the readers were told how it ended
+            raise Unavailable("its stream has ended") from error
+        raise error
 
 
 def _rank(error: Exception) -> int:

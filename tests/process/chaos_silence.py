@@ -328,7 +328,7 @@ async def one_way(directory: Path, rounds: int) -> Report:
         names = [f"w{n + 1}" for n in range(4)]
         await farm.start(SHORT_H_S, workers=len(names))
         port = farm.farm.program("orchestrator").port
-        async with farm.load():
+        async with farm.load(), await connect(farm.farm.address) as client:
             for _ in range(rounds):
                 await farm.progress(4)
                 before = len(farm.losses())
@@ -336,7 +336,7 @@ async def one_way(directory: Path, rounds: int) -> Report:
                     await _sh(f"nft add rule inet chaos in tcp sport {port} drop")
                     await until(lambda before=before: len(farm.losses()) >= before + len(names), "all are lost", 60)
                     await _sh("nft flush chain inet chaos in")
-                    await farm.progress(4)
+                    await farm.all_in_state(client, READY, *names)
         return Report(
             done=f"{rounds * len(names)} one-way partitions by firewall (lease scaled to {4 * SHORT_H_S:g} s)",
             verdict=farm.verdict(),
