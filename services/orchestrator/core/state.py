@@ -120,7 +120,7 @@ class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
-        "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
+        "added_seq", "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
         "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
@@ -147,6 +147,8 @@ class Job:
         """When it ended, on the clock of this process. Volatile: retention counts from it."""
         self.ended_seq = 0
         """Record that says that it ended."""
+        self.added_seq = 0
+        """Record that added its last tasks."""
         self.states = bytearray()
         self.payloads: list[bytes | None] = []
         """None once the task succeeded: only unsuccessful ones can be retried."""
@@ -411,7 +413,7 @@ class State:
             case records.TasksEnded():
                 self._apply_ended(seq, record)
             case records.TasksAdded():
-                self._apply_added(record)
+                self._apply_added(seq, record)
             case records.JobCreated():
                 self._apply_created(record)
             case records.JobClosed():
@@ -493,8 +495,9 @@ class State:
         if job.lane.limit is not None and job.template.limit is not None:
             job.lane.limit.unbind(job.template.limit.max_active)
 
-    def _apply_added(self, record: records.TasksAdded) -> None:
+    def _apply_added(self, seq: int, record: records.TasksAdded) -> None:
         job = self.jobs[record.job]
+        job.added_seq = seq
         payloads = record.payloads
         first, count = len(job.states), len(payloads)
         size = sum(map(len, payloads))
