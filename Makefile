@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long bench bench-storage ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long crash-images bench bench-storage ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -64,5 +64,8 @@ bench: $(STAMP) ## measure throughput and round trip on this machine
 
 bench-storage: $(STAMP) ## measure Storage beside a bare stream and cp
 	@$(BIN)/python -m bench.storage --dir .
+
+crash-images: $(STAMP) ## open ten thousand images of a journal as crashes leave them
+	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q tests/conformance/test_crash_images.py
 
 ci: lint types imports verify-protos test ## all that is checked before a change lands

@@ -7,10 +7,13 @@ import math
 import re
 
 from antfarm.errors import InvalidArgument
+from antfarm.model import DURATION_NS_MAX, SECOND_NS
 
 Duration = float | int | str | dt.timedelta
 """What every public parameter for a length of time takes. A plain number means seconds."""
 
+SECONDS_MAX = DURATION_NS_MAX / SECOND_NS
+"""A hundred years, as long as the protocol goes."""
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -28,9 +31,9 @@ def seconds(value: Duration) -> float:
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidArgument(f"{value!r} is not a length of time: give seconds, a timedelta or text such as '10m'")
     else:
-        found = float(value)
-    if not 0 <= found < math.inf:
-        raise InvalidArgument(f"{value!r} is not a length of time: it must be zero or above")
+        found = float(min(value, 2 * SECONDS_MAX))  # an int may be beyond any float
+    if not 0 <= found <= SECONDS_MAX:
+        raise InvalidArgument(f"{str(value)[:40]!r} is not a length of time: give zero to a hundred years")
     return found
 
 

@@ -503,7 +503,15 @@ def _durable_job(job: Job) -> dict[str, Any]:
         "batches": list(job.batches),
         "ended": {index: state for index, state in enumerate(job.states) if state >= TaskState.SUCCEEDED},
         "counts": {
-            index: (note.app_failures, note.crashes, note.infra_failures, note.last_failure, set(note.failed_on))
+            index: (
+                note.app_failures,
+                note.crashes,
+                note.infra_failures,
+                note.last_failure,
+                set(note.failed_on),
+                note.failed_wall_ns,
+                note.pause_ns,
+            )
             for index, note in job.notes.items()
             if note.app_failures or note.crashes or note.infra_failures
         },

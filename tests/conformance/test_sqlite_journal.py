@@ -23,6 +23,8 @@ from services.orchestrator.journal.sqlite import SqliteJournal
 ROOT = Path(__file__).parents[2]
 WRITER = Path(__file__).with_name("journal_writer.py")
 MAIN, WAL = "journal.sqlite", "journal.sqlite-wal"
+FRAME = 24 + 4096
+"""Bytes of one frame of the log: header and page."""
 
 
 def program(*arguments: str | Path) -> list[str]:
@@ -158,6 +160,21 @@ def test_a_last_batch_that_reached_the_disk_in_pieces_is_cut_off(crashed: Crashe
                 log[start : start + part] = rng.choice([bytes(part), rng.randbytes(part)])
         whole = bytes(log) == crashed.log
         assert records_in(crashed.image(bytes(log))) == rows(1, (last if whole else before) + 1)
+
+
+def test_a_frame_whose_header_is_torn_in_the_middle_proves_nothing(crashed: Crashed) -> None:
+    """Its page and commit mark may be those of an older log, in the sector before, while all that follows is of the batch that was under way."""
+    last = crashed.ends[-1][1]
+    directory = crashed.image(crashed.log)
+    journal = SqliteJournal(directory)
+    journal.append(rows(last + 1, last + 3_000))
+    log = bytearray((directory / WAL).read_bytes())
+    journal.close()
+    torn = [start for start in range(len(crashed.log), len(log) - FRAME, FRAME) if start % 512 == 504]
+    assert torn, "the batch is large enough"
+    for start in torn:
+        log[start : start + 8] = (2).to_bytes(4, "big") + (9).to_bytes(4, "big")
+    assert records_in(crashed.image(bytes(log))) == rows(1, last + 1)
 
 
 def test_a_journal_goes_on_after_a_torn_tail(crashed: Crashed) -> None:

@@ -420,10 +420,8 @@ async def test_many_waits_share_one_stream(aio_farm: af.aio.Farm) -> None:
 
 
 def test_an_address_that_nobody_answers_is_one_clear_line() -> None:
-    started = time.monotonic()
     with pytest.raises(errors.Unavailable, match=r"no farm answers at 127\.0\.0\.1:9 \(connection refused\)") as caught:
         af.connect("127.0.0.1:9")
-    assert time.monotonic() - started < 8
     assert "\n" not in str(caught.value)
     with pytest.raises(errors.InvalidArgument, match="is not HOST:PORT"):
         af.connect("nonsense")

@@ -168,6 +168,15 @@ async def aio_sleep(seconds: float) -> float:
     return seconds
 
 
+_meetings: dict[int, asyncio.Barrier] = {}
+
+
+@task(name="aio.meet")
+async def aio_meet(parties: int) -> int:
+    """Ends when that many of them run at the same time."""
+    return await _meetings.setdefault(parties, asyncio.Barrier(parties)).wait()
+
+
 @task(name="aio.block")
 async def aio_block(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - that is the point

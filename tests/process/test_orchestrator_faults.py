@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ async def test_an_orchestrator_killed_three_times_repeats_nothing_and_its_client
 
 
 async def test_tasks_of_a_killed_worker_are_queued_again_in_time(farm: LocalFarm, notes: Notes, tmp_path: Path) -> None:
-    """Within L + S + d of its last sign of life, which came at most H before the kill. d is the machine's own delay: at most 1 s here."""
+    """Within L + S + d of its last sign of life, by the orchestrator's own clock; d, by which a sweep comes late here, is below H (the pause guard)."""
     gate = tmp_path / "gate"
     await start(farm, H_S, workers=1)
     async with await connect(farm.address) as client:
@@ -103,14 +104,14 @@ async def test_tasks_of_a_killed_worker_are_queued_again_in_time(farm: LocalFarm
         theirs = {note.index for note in notes.all()[:2]}
         children = {note.pid for note in notes.all()[:2]}
         os.kill(farm.program("w1").pid, signal.SIGKILL)
-        killed = time.monotonic()
 
         async def lost() -> bool:
             return {task.index for task in await tasks_of(client, job.job_id) if task.infra_failures == 1} == theirs
 
         await until(lost, "they are queued again")
-        late_s = time.monotonic() - killed
-        assert LEASE_S - H_S - SWEEP_S < late_s < LEASE_S + SWEEP_S + 1.0
+        said = re.search(r"lost: worker w1 was silent for ([0-9.]+) s", farm.program("orchestrator").log.read_text())
+        assert said is not None
+        assert LEASE_S <= float(said[1]) + 0.05 <= LEASE_S + SWEEP_S + H_S
         assert (await worker_of(client, "w1")).state == worker_pb2.WORKER_STATE_LOST
         await asyncio.to_thread(farm.kill, "w1")  # reaps it
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children died with it")

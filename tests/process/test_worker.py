@@ -185,11 +185,11 @@ async def test_coroutines_run_at_the_same_time_and_keep_their_words_apart(
     farm: FakeOrchestrator, tmp_path: Path
 ) -> None:
     async with WorkerProcess(farm.address, tmp_path, "--slots", "20"):
-        started = time.monotonic()
+        tokens = farm.give("aio.meet", [b"[20]"] * 20, job_id="together")
+        assert {value(await farm.outcome(token)) for token in tokens} == set(range(20))
         tokens = farm.give("aio.talk", [json.dumps([f"word{i}"]).encode() for i in range(20)])
         for index, token in enumerate(tokens):
             assert value(await farm.outcome(token)) == index
-        assert time.monotonic() - started < 5
         for index in range(20):
             text = "".join(word.log for word in farm.words if word.index == index)
             assert text == f"word{index}\n" * 5
@@ -201,11 +201,8 @@ async def test_a_task_takes_as_many_slots_as_its_resources_say(farm: FakeOrchest
     for token in tokens:
         await farm.outcome(token)
     assert time.monotonic() - started > 0.8
-    started = time.monotonic()
-    tokens = farm.give("aio.sleep", [b"[0.4]"] * 20, job_id="small", resources={"cpu": 0.1})
-    for token in tokens:
-        await farm.outcome(token)
-    assert time.monotonic() - started < 3
+    tokens = farm.give("aio.meet", [b"[20]"] * 20, job_id="small", resources={"cpu": 0.1})
+    assert {value(await farm.outcome(token)) for token in tokens} == set(range(20))
 
 
 # ---- inputs -----------------------------------------------------------------------------------------------------------
@@ -374,13 +371,11 @@ async def test_a_memory_limit_is_a_crash_of_that_task_and_others_do_not_feel_it(
     assert value(await one(farm, "eat", 4 * limit)) == 4 * limit
 
 
-async def test_a_hang_with_an_ignored_sigterm_and_a_grandchild_is_ended_within_a_second_of_its_limit(
+async def test_a_hang_with_an_ignored_sigterm_and_a_grandchild_is_ended_at_its_limit(
     farm: FakeOrchestrator, worker: WorkerProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "pids"
-    started = time.monotonic()
     outcome = await one(farm, "stubborn", str(path), timeouts=run_for(0.5))
-    assert time.monotonic() - started < 0.5 + 1.0 + 0.5, "limit, a second, and the way there and back"
     assert (outcome.ending, outcome.failure.failure_class, outcome.failure.kind) == (
         rq.ENDING_TIMED_OUT,
         APP,
@@ -442,11 +437,11 @@ async def test_garbage_on_the_pipes_ends_that_child_only(farm: FakeOrchestrator,
 async def test_user_code_that_blocks_everything_delays_no_heartbeat(
     farm: FakeOrchestrator, worker: WorkerProcess
 ) -> None:
-    farm.give("sleep", [b"[2]"] * 2)
-    [token] = farm.give("aio.block", [b"[2]"], job_id="aio")
+    farm.give("sleep", [b"[3]"] * 2)
+    [token] = farm.give("aio.block", [b"[3]"], job_id="aio")
     start = len(farm.now.heartbeats)
-    await asyncio.sleep(1.5)
-    assert len(farm.now.heartbeats) - start >= 5, "one each 0.2 s"
+    await until(lambda: len(farm.now.heartbeats) - start >= 5, what="one each 0.2 s")
+    assert token not in farm.outcomes
     await farm.outcome(token)
 
 
@@ -475,10 +470,8 @@ async def test_short_tasks_behind_one_long_task_go_to_the_other_child(
     await farm.outcome(mixed[-1])
     [long] = farm.give("sleep", [b"[30]"], job_id="long")
     short = farm.give("sleep", [b"[0]"] * 200, job_id="short")
-    started = time.monotonic()
     for token in short:
-        assert (await farm.outcome(token)).ending == rq.ENDING_SUCCEEDED
-    assert time.monotonic() - started < 1.9, "before they would be handed back"
+        assert (await farm.outcome(token)).ending == rq.ENDING_SUCCEEDED, "not handed back"
     farm.revoke([long])
     assert (await farm.outcome(long)).ending == rq.ENDING_REVOKED
 
@@ -505,11 +498,9 @@ async def test_revoked_attempts_end_wherever_they_are(farm: FakeOrchestrator, wo
     await until(lambda: {w.job_id for w in farm.words} == {"loop", "running"})
     farm.now.window += 2  # more than the worker asked for, so that something waits there
     waiting = farm.give("sleep", [b"[60]"] * 2, job_id="waiting")
-    started = time.monotonic()
     farm.revoke([*running, *waiting, *loop])
     for token in [*running, *waiting, *loop]:
         assert (await farm.outcome(token)).ending == rq.ENDING_REVOKED
-    assert time.monotonic() - started < 1.5
     assert value(await one(farm, "add", 1)) == 1
 
 

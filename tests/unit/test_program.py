@@ -168,7 +168,7 @@ async def test_the_watchdog_is_fed_twice_in_its_interval(
     start = time.monotonic()
     beats = [await asyncio.wait_for(_receive(supervisor), 5) for _ in range(5)]
     assert beats == [b"WATCHDOG=1"] * 5
-    assert 0.19 <= time.monotonic() - start <= 2
+    assert time.monotonic() - start >= 0.19
     feeding.cancel()
 
 

@@ -16,6 +16,8 @@ def check(state: State) -> None:
             assert state.jobs[number].live.get(index) is attempt, "I10: at most one live attempt per task"
         assert not (worker.lost or worker.gone) or not worker.live, "a lost worker holds no live attempt"
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
+    assert set(state.ended) == {number for number, job in state.jobs.items() if job.ended_seq}, "ended jobs are listed"
+    assert state.ended_tasks == sum(state.jobs[number].task_count for number in state.ended), "their tasks are counted"
     _check_lanes(state)
     assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
 

@@ -194,7 +194,7 @@ def retry(turn: Turn, event: events.RetryJob) -> None:
             raise errors.Conflict(f"job {event.new_job_id} exists and is no retry of {event.job_id}: choose another id")
         turn.effect(Reply(request=event.request, after=turn.state.seq, existed=True))
         return
-    if job.dependencies:
+    if job.spec.dependencies:
         raise errors.WrongState(
             f"job {event.job_id} takes inputs from other jobs: submit those tasks anew instead of retrying them"
         )
@@ -215,16 +215,20 @@ def purge(turn: Turn, event: events.PurgeJob) -> None:
     job = find(turn, event.job_id)
     if not job.ended:
         raise errors.JobNotEnded(f"job {event.job_id} has tasks that have not ended: cancel it first")
-    waiting = [other.job_id for other, _, _ in job.dependents if not other.ended]
-    if waiting:
-        raise errors.JobNotEnded(f"job {event.job_id} is needed by {waiting[0]}, which has not ended")
-    parent = turn.state.parent_of(job.job_id)
-    if parent is not None:
-        raise errors.JobNotEnded(
-            f"job {job.job_id} is part of task {parent.job_id}/{parent.index} of the orchestrator above, which has not ended"
-        )
+    needed = needed_by(turn, job)
+    if needed is not None:
+        raise errors.JobNotEnded(f"job {job.job_id} is {needed}, which has not ended")
     turn.record(records.JobPurged(job=job.number))
     turn.effect(Reply(request=event.request, after=turn.state.seq))
+
+
+def needed_by(turn: Turn, job: Job) -> str | None:
+    """What an ended job cannot be purged for, in words; None when nothing needs it."""
+    for other, _, _ in job.dependents:
+        if not other.ended:
+            return f"needed by {other.job_id}"
+    parent = turn.state.parent_of(job.job_id)
+    return f"part of task {parent.job_id}/{parent.index} of the orchestrator above" if parent is not None else None
 
 
 def find(turn: Turn, job_id: str) -> Job:
@@ -276,6 +280,7 @@ def ended(turn: Turn, job: Job, indices: Sequence[int] = ()) -> None:
             work.append((job, ()))
         elif job.ended and not job.ended_seq:
             turn.record(records.JobEnded(job=job.number, wall_ns=turn.wall_ns))
+            job.ended_ns = turn.now
             turn.ended_jobs.append(job)
 
 

@@ -22,12 +22,17 @@ def recover(turn: Turn) -> None:
     state.recovering_until_ns = turn.now + lease_ns if state.awaited else None
     for job in state.jobs.values():
         if job.ended:
+            job.ended_ns = turn.now - max(turn.wall_ns - job.ended_wall_ns, 0)
             continue
         if state.awaited:
             job.recovered, job.ready = job.ready, Ready()
         for index, note in job.notes.items():
             if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
                 reports.orphan(turn, job, index)
+            elif job.states[index] == TaskState.QUEUED:
+                left_ns = note.pause_ns - max(turn.wall_ns - note.failed_wall_ns, 0)
+                if left_ns > 0:
+                    reports.back_off(turn, job, index, left_ns)
         jobs.rearm_deadlines(turn, job)
 
 
@@ -81,7 +86,12 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
     note = job.notes.get(index)
     if note is not None and note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING:
         note.wait_until_ns = None
-        turn.state.make_ready(job, index)
+        if turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
+            # By a clock that was set back it may be out with a worker that has not come back yet, and waits with the others.
+            job.set_state(index, TaskState.QUEUED)
+            job.recovered.add_returned(index)
+        else:
+            turn.state.make_ready(job, index)
 
 
 def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:

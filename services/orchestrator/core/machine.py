@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antfarm.errors import AntFarmError
-from services.orchestrator.core import events, jobs, leases, parents, placement, reports, workers
+from services.orchestrator.core import events, jobs, leases, parents, placement, reports, retention, workers
 from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import State
@@ -59,6 +59,7 @@ class Core:
         self._dice = dice
         self._wall_offset_ns = 0
         self._swept_ns = 0
+        self._look_at_ended_ns = 0
 
     def replay(self, seq: int, record: Record) -> None:
         """Apply a record of the journal, before the first event."""
@@ -105,6 +106,8 @@ class Core:
         workers.sweep(turn)
         leases.end_recovery(turn)
         leases.fire(turn)
+        if turn.now >= self._look_at_ended_ns:
+            self._look_at_ended_ns = retention.purge_due(turn)
 
     def place(self, now: int) -> Step:
         """Give ready tasks to workers with free credit: once per batch of events."""

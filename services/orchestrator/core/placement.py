@@ -12,7 +12,7 @@ from antfarm.model import TaskState
 from services.orchestrator.core import records
 from services.orchestrator.core.effects import AssignedTask, SendTasks
 from services.orchestrator.core.jobs import submitted_ns
-from services.orchestrator.core.lanes import Lane
+from services.orchestrator.core.lanes import PARENT_PREFIX, Lane
 from services.orchestrator.core.state import Attempt, Job, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -177,6 +177,9 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
     if job.dependencies:
         # Whoever gets the task will ask for results that it depends on, and only durable ones are shown.
         frames.after = state.seq
+    elif job.job_id.startswith(PARENT_PREFIX):
+        # Nobody submits these again: if they began before they are durable, a restart would make and run them once more.
+        frames.after = max(frames.after, job.added_seq)
     states, payloads, notes, begin = job.states, job.payloads, job.notes, state.begin
     remaining_ns = None
     if not frames.frames:

@@ -95,6 +95,9 @@ class AttemptFailed:
     infra_failures: int
     lost: bool = False
     """Given up with its worker, not reported by it: a late success counts."""
+    wall_ns: int = 0
+    """When it failed, and how long the task waits from then on: after a restart it waits for what is left."""
+    pause_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

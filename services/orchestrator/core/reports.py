@@ -6,6 +6,7 @@ says is carried out by the functions below it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import assert_never
 
@@ -269,6 +270,7 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
     if final or template.at_most_once:
         _end(turn, attempt, state, failure, run_us)
         return
+    pause_ns = _pause_ns(turn, job, failure.failure_class, app=app, other=crashes + infra)
     turn.state.finish(attempt)
     turn.record(
         records.AttemptFailed(
@@ -282,22 +284,29 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
             crashes=crashes,
             infra_failures=infra,
             lost=lost,
+            wall_ns=turn.wall_ns,
+            pause_ns=pause_ns,
         )
     )
-    if failure.failure_class is FailureClass.APP:
-        pause = min(template.retry.backoff_initial_ns << min(app - 1, 40), template.retry.backoff_max_ns)
+    if pause_ns > 0:
+        back_off(turn, job, index, pause_ns)
+    else:
+        turn.state.make_ready(job, index)
+
+
+def _pause_ns(turn: Turn, job: Job, failure_class: FailureClass, *, app: int, other: int) -> int:
+    """How long a task waits after a failure: full jitter below a bound that doubles with the failures of its kind."""
+    retry = job.template.retry
+    if failure_class is FailureClass.APP:
+        bound_ns = min(retry.backoff_initial_ns << min(app - 1, 40), retry.backoff_max_ns)
     else:
         # A lost node says little about the task: the first repeat goes out at once.
-        pause = (
-            min(turn.config.heartbeat_ns << min(crashes + infra - 2, 4), 60_000_000_000) if crashes + infra > 1 else 0
-        )
-    _back_off(turn, job, index, int(pause * turn.dice.random()))
+        bound_ns = min(turn.config.heartbeat_ns << min(other - 2, 4), 60_000_000_000) if other > 1 else 0
+    return int(bound_ns * turn.dice.random())
 
 
-def _back_off(turn: Turn, job: Job, index: int, pause_ns: int) -> None:
-    if pause_ns <= 0:
-        turn.state.make_ready(job, index)
-        return
+def back_off(turn: Turn, job: Job, index: int, pause_ns: int) -> None:
+    """The task waits before its next attempt."""
     job.set_state(index, TaskState.WAITING)
     _wait(turn, job, index, pause_ns, "retry")
 
@@ -341,7 +350,18 @@ def _remember(note: TaskNote, attempt: Attempt, how: Past) -> None:
         note.epoch, note.attempt = attempt.epoch, attempt.attempt
 
 
-def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
+def lose_all(turn: Turn, attempts: Sequence[Attempt], suspects: Sequence[Attempt], cause: str) -> None:
+    """A worker is lost, and these attempts with it.
+
+    Args:
+        suspects: all that are known to have run there when it died. One alone is held to have killed it, and the loss is a crash of its
+            task; of several nobody knows which it was, and what had not started cannot have been it.
+    """
+    for attempt in attempts:
+        _lose(turn, attempt, cause, sole_suspect=len(suspects) == 1 and attempt is suspects[0])
+
+
+def _lose(turn: Turn, attempt: Attempt, cause: str, *, sole_suspect: bool) -> None:
     """The attempt's worker is lost: the task is queued again within its budget, a late success may still come."""
     job, index = attempt.job, attempt.index
     if job.template.at_most_once:
@@ -350,7 +370,8 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
         _remember(job.note(index), attempt, Past.LOST)
         orphan(turn, job, index)
         return
-    failure = Failure(failure_class=FailureClass.INFRA, kind="node lost", message=cause)
+    blame = FailureClass.CRASH if sole_suspect else FailureClass.INFRA
+    failure = Failure(failure_class=blame, kind="node lost", message=cause)
     fail(turn, attempt, failure, run_us=0, lost=True)
 
 

@@ -98,6 +98,9 @@ class TaskNote:
     failed_on: set[str] = field(default_factory=set)
     """Workers that failed the task: a retry goes elsewhere while there is an elsewhere."""
     last_failure: Failure | None = None
+    failed_wall_ns: int = 0
+    """When the last failure was, by the wall clock, and the back-off that began then: a restart measures by them what is left."""
+    pause_ns: int = 0
     wait_until_ns: int | None = None
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
@@ -117,8 +120,8 @@ class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
-        "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
-        "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
+        "added_seq", "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
+        "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
@@ -140,8 +143,12 @@ class Job:
         """Record that cancelled it."""
         self.cause = ""
         self.ended_wall_ns = 0
+        self.ended_ns = 0
+        """When it ended, on the clock of this process. Volatile: retention counts from it."""
         self.ended_seq = 0
         """Record that says that it ended."""
+        self.added_seq = 0
+        """Record that added its last tasks."""
         self.states = bytearray()
         self.payloads: list[bytes | None] = []
         """None once the task succeeded: only unsuccessful ones can be retried."""
@@ -336,6 +343,10 @@ class State:
         self.jobs: dict[int, Job] = {}
         self.by_id: dict[str, Job] = {}
         self.next_job = 1
+        self.ended: dict[int, None] = {}
+        """Jobs that have ended, in the order of their ends."""
+        self.ended_tasks = 0
+        """Tasks of these."""
         self.seen: dict[str, bool] = {}
         """Workers that attached and neither left nor were lost, oldest first -> whether it is an orchestrator."""
         self.parents: dict[tuple[str, int], Parent] = {}
@@ -402,7 +413,7 @@ class State:
             case records.TasksEnded():
                 self._apply_ended(seq, record)
             case records.TasksAdded():
-                self._apply_added(record)
+                self._apply_added(seq, record)
             case records.JobCreated():
                 self._apply_created(record)
             case records.JobClosed():
@@ -479,11 +490,14 @@ class State:
     def _apply_job_ended(self, seq: int, record: records.JobEnded) -> None:
         job = self.jobs[record.job]
         job.ended_wall_ns, job.ended_seq = record.wall_ns, seq
+        self.ended[job.number] = None
+        self.ended_tasks += job.task_count
         if job.lane.limit is not None and job.template.limit is not None:
             job.lane.limit.unbind(job.template.limit.max_active)
 
-    def _apply_added(self, record: records.TasksAdded) -> None:
+    def _apply_added(self, seq: int, record: records.TasksAdded) -> None:
         job = self.jobs[record.job]
+        job.added_seq = seq
         payloads = record.payloads
         first, count = len(job.states), len(payloads)
         size = sum(map(len, payloads))
@@ -564,6 +578,7 @@ class State:
         note.crashes = record.crashes
         note.infra_failures = record.infra_failures
         note.last_failure = record.failure
+        note.failed_wall_ns, note.pause_ns = record.wall_ns, record.pause_ns
         if (record.epoch, record.attempt) > (note.epoch, note.attempt):
             note.epoch, note.attempt = record.epoch, record.attempt
         how = Past.LOST if record.lost else Past.FAILED
@@ -602,12 +617,16 @@ class State:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
+        if self.ended.pop(job.number, self) is None:
+            self.ended_tasks -= job.task_count
         job.lane.remove(job)
         if not job.lane.jobs:
             del self.lanes[job.lane.key]
         self.payload_bytes -= job.payload_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
+        for other, _, _ in job.dependents:  # they have ended, and a replay would not find it either
+            other.dependencies = [entry for entry in other.dependencies if entry[0] is not job]
         self.touched[job.number] = None
 
 

@@ -43,6 +43,12 @@ class CoreConfig:
     """Payload bytes in one Tasks frame."""
     frame_tasks_max: int = 1024
     """Assignments in one Tasks frame."""
+    keep_ended_ns: int = 7 * 24 * 3600 * SECOND_NS
+    """How long an ended job is kept with its results; then it is purged."""
+    keep_crowded_ns: int = 24 * 3600 * SECOND_NS
+    """The same at most, when ended jobs have too many tasks or the disk is low. Until then late reports find their task."""
+    ended_tasks_max: int = 10_000_000
+    """Tasks that ended jobs may have together before they are kept for less long."""
     workers_known_max: int = 10_000
     """Workers that are remembered; beyond it those who left or were lost are forgotten, oldest first."""
 

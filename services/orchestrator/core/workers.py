@@ -13,7 +13,7 @@ from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
 from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
-from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose
+from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose_all
 from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -44,13 +44,13 @@ def attach(turn: Turn, event: events.Attach) -> None:
         )
     another = worker.incarnation != event.incarnation
     previous_live = list(worker.live.values()) if another else []
+    suspects = [attempt for attempt in previous_live if attempt.started]
     _take_over(turn, worker, event)
     held = dict.fromkeys(event.held)
     revoked = _reconcile(turn, worker, held, frames_received=None, spare=another)
-    for attempt in previous_live:
-        # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
-        if attempt.token not in held and attempt.job.live.get(attempt.index) is attempt:
-            lose(turn, attempt, f"worker {worker.worker_id} was restarted")
+    # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
+    gone = [a for a in previous_live if a.token not in held and a.job.live.get(a.index) is a]
+    lose_all(turn, gone, suspects, f"worker {worker.worker_id} was restarted")
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
     state.awaited.discard(event.worker_id)
@@ -251,8 +251,8 @@ def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
             Refuse(session=worker.session, error=errors.IncarnationLost(f"{cause}: attach as a new incarnation"))
         )
         worker.session = None
-    for attempt in list(worker.live.values()):
-        lose(turn, attempt, cause)
+    live = list(worker.live.values())
+    lose_all(turn, live, [attempt for attempt in live if attempt.started], cause)
     _forget(turn, worker.worker_id)
 
 

@@ -19,6 +19,10 @@ class JournalBroken(Exception):
     """
 
 
+LOOSE_RECORDS_MAX = 4_000
+"""Records of no job after which a journal looks which of them still stand: again when there are twice as many as stood."""
+
+
 class Journal(Protocol):
     """Blocking; used by one thread at a time."""
 
@@ -30,7 +34,10 @@ class Journal(Protocol):
         ...
 
     def append(self, records: Sequence[tuple[int, Record]]) -> None:
-        """Make records durable, all of them or none. JournalFull, JournalBroken."""
+        """Make records durable, all of them or none. JournalFull, JournalBroken.
+
+        A JobPurged takes all records of its job with it, and records of no job go when later ones have superseded them.
+        """
         ...
 
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from services.orchestrator.core.records import JobPurged, Record
-from services.orchestrator.journal.base import JournalBroken
+from services.orchestrator.core.standing import superseded
+from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken
 from services.orchestrator.journal.codec import decode, encode, job_of
 
 
@@ -16,6 +17,7 @@ class MemoryJournal:
         self.orchestrator_id = "memory"
         self.rows: dict[int, tuple[int, int, bytes]] = {}
         """seq -> (job, kind, body)."""
+        self._look_at = LOOSE_RECORDS_MAX
 
     def replay(self) -> Iterator[tuple[int, Record]]:
         """All records in order."""
@@ -31,6 +33,15 @@ class MemoryJournal:
         for _, record in records:
             if isinstance(record, JobPurged):
                 self.rows = {seq: row for seq, row in self.rows.items() if row[0] != record.job}
+        loose = [seq for seq in sorted(self.rows) if not self.rows[seq][0]]
+        if len(loose) >= self._look_at:
+            gone = superseded(self.read(loose), self._jobs_between)
+            for seq in gone:
+                del self.rows[seq]
+            self._look_at = max(LOOSE_RECORDS_MAX, 2 * (len(loose) - len(gone)))
+
+    def _jobs_between(self, first: int, last: int) -> bool:
+        return any(first < seq < last and row[0] for seq, row in self.rows.items())
 
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
         """Records by sequence number."""

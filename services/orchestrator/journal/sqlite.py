@@ -8,6 +8,8 @@ times cheaper than random keys.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
@@ -21,8 +23,10 @@ from typing import IO
 from antfarm.errors import InvalidArgument
 from antfarm.failpoint import failpoint
 from services.orchestrator.core.records import JobPurged, Record
+from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
-from services.orchestrator.journal.base import JournalBroken, JournalFull
+from services.orchestrator.journal.ballast import Ballast
+from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken, JournalFull
 from services.orchestrator.journal.codec import decode, encode, job_of
 
 FORMAT = "1"
@@ -43,15 +47,25 @@ _ADVICE = {
 _TROUBLE = (sqlite3.Error, UnicodeError)
 """What SQLite raises; the second where damage made an error message or a text unreadable."""
 _READ_CHUNK = 500
+_LOG_PAGES_MAX = 4_000
+"""Pages in the log, about, after which it is moved into the main file."""
+_PAGE_BYTES = 4_096
+_LOG_BYTES_KEPT = 64 << 20
+"""What the log's file is cut to after one large commit."""
 
 
 class SqliteJournal:
     """The journal of one orchestrator in `directory`/journal.sqlite."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, ballast_bytes: int = 0) -> None:
         """Open or make it. InvalidArgument in one line when the directory cannot be used, another process has it, or it is damaged."""
         self._path = directory / "journal.sqlite"
+        self._log_pages = 0
+        """Pages written to the log since it was last moved, as far as can be told from outside."""
         self._directory = directory
+        self._broken = False
+        self._loose, self._look_at = 0, LOOSE_RECORDS_MAX
+        """Records of no job, and how many of them are worth a look."""
         self._lock = _lock(directory)
         try:
             wal.check(self._path.with_name("journal.sqlite-wal"))
@@ -68,6 +82,8 @@ class SqliteJournal:
         except _TROUBLE as error:
             self.close()
             raise self._unusable(error) from None
+        self._ballast = Ballast(directory / "journal.ballast", ballast_bytes)
+        self._ballast.keep()
 
     def _unusable(self, error: object, advice: str = "") -> InvalidArgument:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -83,8 +99,12 @@ class SqliteJournal:
         # Not before it is known to be ours: the mode is written into the file.
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
-        return made or self._make()
+        # SQLite would move the log into the main file by itself, but say nothing of a sync that failed while it did.
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_KEPT}")
+        name = made or self._make()
+        (self._loose,) = db.execute("SELECT count(*) FROM record WHERE job = 0").fetchone()
+        return name
 
     def _check(self, schema: dict[str, str]) -> str:
         """The id of a journal that is whole, as far as it can be told without reading the records."""
@@ -141,18 +161,49 @@ class SqliteJournal:
             raise JournalBroken(f"journal {self._path}: record {seq}: {error}; use the version that wrote it") from None
 
     def append(self, records: Sequence[tuple[int, Record]]) -> None:
-        """One transaction, synced before it returns."""
+        """One transaction, synced before it returns. On a full disk the ballast goes first."""
         rows = []
         for seq, record in records:
             kind, body = encode(record)
             job = job_of(record)
             rows.append((seq, job, kind, _crc(seq, job, kind, body), body))
+        purged = [(record.job,) for _, record in records if isinstance(record, JobPurged)]
+        try:
+            self._commit(rows, purged)
+        except JournalFull:
+            if not self._ballast.give_up():
+                raise
+            self._commit(rows, purged)
+        self._loose += sum(not row[1] for row in rows)
+        if self._loose >= self._look_at:
+            self._compact()
+        self._move_log()
+        self._ballast.keep()
+
+    def _compact(self) -> None:
+        """Drop the records of no job that later ones have superseded. Where there is no room for that, they stay for now."""
+        loose = list(self._select("WHERE job = 0 ORDER BY seq"))
+        gone = superseded(loose, self._jobs_between)
+        with contextlib.suppress(JournalFull):
+            self._commit((), (), gone)
+        self._loose = len(loose) - len(gone)
+        self._look_at = max(LOOSE_RECORDS_MAX, 2 * self._loose)
+
+    def _jobs_between(self, first: int, last: int) -> bool:
+        found = self._db.execute("SELECT 1 FROM record WHERE seq > ? AND seq < ? AND +job > 0 LIMIT 1", (first, last))
+        return found.fetchone() is not None
+
+    def _commit(
+        self, rows: Sequence[tuple[int, int, int, int, bytes]], purged: Sequence[tuple[int]], gone: Sequence[int] = ()
+    ) -> None:
+        """Keep rows; drop those of purged jobs, and single ones."""
+        if self._broken:
+            raise JournalBroken(f"journal {self._path} failed before: start again")
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("INSERT INTO record VALUES (?, ?, ?, ?, ?)", rows)
-            for _, record in records:
-                if isinstance(record, JobPurged):
-                    self._db.execute("DELETE FROM record WHERE job = ?", (record.job,))
+            deleted = self._db.executemany("DELETE FROM record WHERE job = ?", purged).rowcount
+            deleted += self._db.executemany("DELETE FROM record WHERE seq = ?", ((seq,) for seq in gone)).rowcount
             failpoint("journal.before_commit")
             self._db.execute("COMMIT")
             failpoint("journal.after_commit")
@@ -160,9 +211,24 @@ class SqliteJournal:
             self._roll_back()
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                 raise JournalFull(str(error)) from None
-            raise JournalBroken(
-                f"journal {self._path} cannot be written: {error}; look at its disk, then start again"
-            ) from None
+            raise self._failed(error) from None
+        self._log_pages += 4 + max(deleted, 0) + sum(1 + len(row[4]) // _PAGE_BYTES for row in rows)
+
+    def _failed(self, error: object) -> JournalBroken:
+        """When a write or sync failed, nothing is written to these files again by this process: a sync that is repeated may lie."""
+        self._broken = self._broken or not isinstance(error, sqlite3.IntegrityError)
+        return JournalBroken(f"journal {self._path} cannot be written: {error}; look at its disk, then start again")
+
+    def _move_log(self) -> None:
+        """Move the log into the main file when it has grown. Where there is no room for that, it goes on growing meanwhile."""
+        if self._log_pages < _LOG_PAGES_MAX:
+            return
+        self._log_pages = 0
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except _TROUBLE as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+                raise self._failed(error) from None
 
     def _roll_back(self) -> None:
         try:
@@ -187,7 +253,11 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Close the file and let go of the directory."""
-        self._db.close()
+        if self._broken:
+            # Closing would move the log into the main file and sync again what failed to sync. The end of the process closes it as it is.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
+        else:
+            self._db.close()
         self._lock.close()
 
 

@@ -3,7 +3,7 @@
 SQLite takes a log up to the first frame whose checksum is wrong and forgets the rest. After a crash that is right, for a torn tail was never
 acknowledged. After bit-rot it would silently drop what was. The two can be told apart: a transaction begins only when the one before it has been
 synced, so whatever follows a commit proves that it had been acknowledged. Only damage to the last commit, or to the checksum of the one before, looks like
-a torn tail.
+a torn tail; so does, in one frame of 64, damage to the commit before the last, because that frame's header may be torn in the middle.
 
 Format: https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -20,6 +20,8 @@ _FRAME = struct.Struct(">6I")
 _MAGIC = 0x377F0682
 """Its last bit says that checksums read words big end first."""
 _MASK = 0xFFFFFFFF
+_SECTOR_BYTES = 512
+"""What a disk writes whole or not at all; larger sectors end at multiples of it."""
 
 Sums = tuple[int, int]
 
@@ -50,7 +52,9 @@ def check(path: Path) -> None:
             raise WalDamaged(f"{path.name} is damaged at byte {torn_at}, before transactions that are whole")
         if not whole and not torn_at:
             torn_at = start
-        before, committed = stored, commit > 0
+        # Of a torn frame whose header lies across two sectors, page and commit may be an older log's: they prove nothing.
+        committed = commit > 0 and (whole or start % _SECTOR_BYTES != _SECTOR_BYTES - 8)
+        before = stored
 
 
 def _frame_sum(log: bytes, start: int, step: int, before: Sums, big: bool) -> Sums:

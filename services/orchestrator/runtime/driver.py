@@ -19,14 +19,13 @@ from services.orchestrator.core import events
 from services.orchestrator.core.effects import Audit, Effect, Reply
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
+from services.orchestrator.journal.ballast import reserve_bytes
 from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
 from services.orchestrator.runtime.results import ResultCache
 
 log = logging.getLogger("antfarm.orchestrator")
 
 DISK_RETRY_S = 1.0
-DISK_RESERVE_BYTES = 1 << 30
-DISK_RESERVE_SHARE = 0.05
 
 
 class Clock(Protocol):
@@ -72,6 +71,8 @@ class Driver:
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
         self._disk_low = False
+        self.stalled = False
+        """True while the journal has no room: time stands still for the core, so that nothing expires that could not be reported."""
         self._closing = False
 
     # ---- in ---------------------------------------------------------------------------------------------------------
@@ -96,16 +97,17 @@ class Driver:
             self._requests.pop(number, None)
 
     def tick(self) -> None:
-        """Tell the core the time, and look at the disk."""
+        """Tell the core the time, unless nothing can be recorded, and look at the disk."""
         try:
             self._look_at_disk()
         except OSError as error:
             self._fail(JournalBroken(f"the journal's disk cannot be looked at: {error}; mend it, then start again"))
-        self.post(events.Tick(wall_ns=self.clock.wall_ns()))
+        if not self.stalled:
+            self.post(events.Tick(wall_ns=self.clock.wall_ns()))
 
     def _look_at_disk(self) -> None:
         free, total = self._journal.free_bytes()
-        low = free < min(DISK_RESERVE_BYTES, total * DISK_RESERVE_SHARE)
+        low = self.stalled or free < reserve_bytes(total)
         if low != self._disk_low:
             self._disk_low = low
             log.warning("disk %s: %d MiB free", "low, new tasks are refused" if low else "has room again", free >> 20)
@@ -160,11 +162,14 @@ class Driver:
         while True:
             try:
                 await self._loop.run_in_executor(self._thread, self._journal.append, batch)
+                self.stalled = False
                 return
             except JournalFull:
                 if self._closing:
                     raise  # what is lost was never acknowledged
-                # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room.
+                # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room. The core
+                # hears no ticks meanwhile, and takes the gap between two of them for a pause of its own, which counts against nobody.
+                self.stalled = True
                 if not self._disk_low:
                     self._disk_low = True
                     log.error("the journal's disk is full: nothing is acknowledged until there is room")

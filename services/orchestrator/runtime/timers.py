@@ -26,7 +26,7 @@ async def tick_forever(driver: Driver) -> None:
     while True:
         pause_s = sweep_s
         due_ns = driver.core.next_timer_ns()
-        if due_ns is not None:
+        if due_ns is not None and not driver.stalled:
             pause_s = min(pause_s, max((due_ns - driver.clock.monotonic_ns()) / 1e9, 0.002))
         await asyncio.sleep(pause_s)
         driver.tick()

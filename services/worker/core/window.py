@@ -40,7 +40,8 @@ class WindowSizer:
 
     def arrived(self, count: int, cost: float, payload_bytes: int) -> None:
         """`count` assignments of `cost` slots each came, with `payload_bytes` together."""
-        weight = 1.0 - 0.9**count
+        # The last few arrivals decide: small tasks that run for long must fill the slots before the first of them ends.
+        weight = 1.0 - 0.5**count
         self._cost += weight * (cost - self._cost)
         self._bytes += weight * (payload_bytes / count - self._bytes)
 
@@ -53,5 +54,5 @@ class WindowSizer:
         mean_s = self._run.mean_s
         if oldest_run_s > (mean_s if mean_s is not None else LEAD_S):
             mean_s = oldest_run_s
-        concurrency = max(int(slots / max(self._cost, 1e-3)), 1)
+        concurrency = max(round(slots / max(self._cost, 1e-3)), 1)
         return max(concurrency, slots) + prefetch_per_slot(mean_s, self._bytes, slots) * slots

@@ -275,9 +275,12 @@ class Driver:
 
     def _not_started(self, code: int, noise: str) -> None:
         text = f"a child ended with {death(code)} before it was ready: {' '.join(noise.split())[-500:]}"
-        if self._first_ready is not None and not self._first_ready.done():
-            self._first_ready.set_exception(InvalidArgument(text))
-        elif not self._closed:
+        first = self._first_ready
+        if first is not None and not first.done():
+            first.set_exception(InvalidArgument(text))
+        elif not self._closed and (
+            first is None or first.exception() is None
+        ):  # else it has said itself what it lacked
             log.warning("%s", text)
 
     def _blame_plain(self, left: list[Attempt], code: int, started_last: int) -> None:

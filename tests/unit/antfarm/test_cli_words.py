@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from antfarm.cli.session import find_task
 from antfarm.cli.words import combinations, parse
 from antfarm.errors import InvalidArgument
 
@@ -61,3 +62,9 @@ def test_a_hostile_argument_stays_text() -> None:
     command, _ = parse(["printf '<%s>' {}"])
     argv = command.argv(["$(echo bad) `id` '; rm -rf x #"], 1)
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "<$(echo bad) `id` '; rm -rf x #>"
+
+
+@pytest.mark.parametrize("word", ["last", "last/", "last/x", "last/-1", "last/²", "last/" + "9" * 20])
+async def test_what_names_no_task_is_told_with_an_example(word: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"is not a task: give JOB/INDEX, e\.g\. last/3"):
+        await find_task(None, word)  # type: ignore[arg-type]

@@ -140,6 +140,28 @@ def test_a_node_that_is_lost_once_costs_no_pause_and_later_ones_do(farm: Harness
     assert note.wait_until_ns - farm.now <= 3 * SECOND_NS
 
 
+@pytest.mark.parametrize(("started", "crashes"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [0, 0, 0])])
+@pytest.mark.parametrize("how", ["silent", "restarted"])
+def test_only_a_sole_suspect_is_blamed_for_a_lost_worker(
+    farm: Harness, how: str, started: int, crashes: list[int]
+) -> None:
+    worker = farm.worker(slots=3)
+    farm.create("j", 3)
+    for token in worker.take()[:started]:
+        worker.running(token)
+    if how == "silent":
+        farm.wait(13)
+    else:
+        worker.detach()
+        farm.wait(7)
+        worker.reborn()
+        worker.attach()
+    farm.drop()
+    notes = [farm.job("j").notes[index] for index in range(3)]
+    assert [note.crashes for note in notes] == crashes
+    assert [note.infra_failures for note in notes] == [1 - crash for crash in crashes]
+
+
 def test_an_absurd_number_of_attempts_does_not_overflow_the_pause(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 1, retry=RetryPolicy(max_attempts=1 << 31, backoff_max_ns=SECOND_NS))

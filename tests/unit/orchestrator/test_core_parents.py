@@ -81,6 +81,25 @@ def test_a_parent_is_bound_before_it_is_started(farm: Harness) -> None:
     ]
 
 
+def test_what_a_parent_becomes_runs_only_when_it_is_durable(farm: Harness) -> None:
+    """Nobody submits it again: what began before could be made, and run, once more after a restart."""
+    worker = farm.worker(slots=3, types=PLANNED)
+    farm.autocommit = False
+    assign(farm)
+    assert worker.take() == []
+    farm.commit()
+    farm.claim(effects.StartParent)
+    (plan,) = worker.take()
+    farm.autocommit = True
+    worker.run([plan])
+    farm.claim(effects.ReadPlan)
+    farm.autocommit = False
+    expand(farm)
+    assert worker.take() == []
+    farm.commit()
+    assert [token[:2] for token in worker.take()] == [("up/top/4/tasks", 0), ("up/top/4/tasks", 1)]
+
+
 def test_plan_tasks_summary(farm: Harness) -> None:
     worker = farm.worker(slots=3, types=PLANNED)
     started(farm)

@@ -250,12 +250,36 @@ def test_a_report_that_was_not_committed_comes_again_and_counts_once(farm: Harne
     assert farm.states("a") == "S"
 
 
-def test_a_task_in_back_off_is_tried_again(farm: Harness) -> None:
+@pytest.mark.parametrize(("set_by_s", "left_s"), [(0, 15), (1_000, 0), (-1_000, 25)])
+def test_a_back_off_goes_on_over_a_restart_by_the_wall_clock(farm: Harness, set_by_s: int, left_s: int) -> None:
+    """What is left is clamped to [0, whole], whatever the clock was set to meanwhile."""
     worker = farm.worker()
-    farm.create("a", 1, retry=retrying(2, 50.0))
+    farm.create("a", 1, retry=retrying(2, 25.0))
+    farm.core._dice = type("Dice", (), {"random": lambda self: 1.0})()
     (token,) = worker.take()
     worker.fail(token)
     assert farm.states("a") == "W"
+    farm.wall_offset_ns += set_by_s * SECOND_NS
+    farm.restart(after_s=10)
+    worker.attach()
+    if left_s:
+        farm.wait(left_s - 1, beating=[worker])
+        assert worker.take() == []
+        farm.wait(1.25, beating=[worker])
+    assert worker.take() == [("a", 0, 2, 2)]
+
+
+def test_a_back_off_that_ends_during_the_recovery_waits_for_it(farm: Harness) -> None:
+    """With a clock that was set back the task may have been given out since, to a worker that is not back yet."""
+    worker, other = farm.worker(), farm.worker("w2")
+    farm.create("a", 1, retry=retrying(2, 5.0))
+    farm.core._dice = type("Dice", (), {"random": lambda self: 1.0})()
+    (token,) = worker.take() + other.take()
+    (worker if token in worker.held else other).fail(token)
     farm.restart()
     worker.attach()
-    assert worker.take() == [("a", 0, 2, 2)]
+    farm.wait(6, beating=[worker])
+    assert farm.states("a") == "Q"
+    assert worker.take() == []
+    other.attach()
+    assert worker.take() + other.take() == [("a", 0, 2, 2)]

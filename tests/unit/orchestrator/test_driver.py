@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 from orchestrator_harness import create_event
 
 from antfarm.errors import Conflict, DiskFull
-from antfarm.model import JobId, SessionId, WorkerId
+from antfarm.model import SECOND_NS, JobId, JobSpec, SessionId, TaskTemplate, Timeouts, WorkerId
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.effects import Effect
 from services.orchestrator.core.machine import Core
@@ -20,6 +21,7 @@ from services.orchestrator.core.turn import CoreConfig
 from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.memory import MemoryJournal
 from services.orchestrator.runtime import driver as driver_module
+from services.orchestrator.runtime import timers
 from services.orchestrator.runtime.driver import Driver, explain_failure
 from services.orchestrator.runtime.timers import tick_forever
 
@@ -75,7 +77,8 @@ class Bench:
     def __init__(self) -> None:
         self.disk = Disk()
         self.delivered: list[Effect] = []
-        self.driver = Driver(Core(CoreConfig(), None), self.disk, Clock(), self.delivered.append)  # type: ignore[arg-type]
+        self.clock = Clock()
+        self.driver = Driver(Core(CoreConfig(), None), self.disk, self.clock, self.delivered.append)  # type: ignore[arg-type]
         self.driver.post(events.Recover(wall_ns=0))
 
 
@@ -284,20 +287,81 @@ async def test_fresh_outcomes_are_read_from_memory_and_old_ones_from_the_journal
     assert bench.disk.reads == 1
 
 
-async def test_ticks_come_with_each_sweep_and_when_a_timer_is_due() -> None:
+async def test_ticks_come_with_each_sweep_and_when_a_timer_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between ticks are looked at, not waited for."""
     made = Bench()
+    now = made.driver.clock.monotonic_ns()
+    made.driver.core.state.arm(now + 20_000_000, "retry", 1, 0)
+    pauses: list[float] = []
+    ticks = 0
 
-    class Real(Clock):
-        def monotonic_ns(self) -> int:
-            return time.monotonic_ns()
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise asyncio.CancelledError
 
-    made.driver.clock = Real()
-    seen: list[float] = []
-    made.driver.tick = lambda: seen.append(time.monotonic())  # type: ignore[method-assign]
-    began = time.monotonic()
-    made.driver.core.state.arm(time.monotonic_ns() + 20_000_000, "retry", 1, 0)
-    ticking = asyncio.create_task(tick_forever(made.driver))
-    await until(lambda: bool(seen))
-    assert 0.015 < seen[0] - began < 0.2
-    ticking.cancel()
+    def tick() -> None:
+        nonlocal ticks
+        ticks += 1
+        made.driver.core.state.timers.clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "sleep", pause)
+        patch.setattr(made.driver, "tick", tick)
+        with pytest.raises(asyncio.CancelledError):
+            await tick_forever(made.driver)
+    sweep_s = made.driver.core.config.sweep_ns / 1e9
+    assert pauses == [pytest.approx(0.02, rel=1e-3), sweep_s, sweep_s]
+    assert ticks == 2
     await made.driver.close()
+
+
+async def test_nothing_expires_while_nothing_can_be_recorded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk for longer than any lease and deadline: the farm waits, and goes on where it stood."""
+    monkeypatch.setattr(driver_module, "DISK_RETRY_S", 0.01)
+    driver, clock = bench.driver, bench.clock
+    driver.post(hello("w"))
+    spec = JobSpec(template=TaskTemplate(type="t", timeouts=Timeouts(total_ns=100 * SECOND_NS)))
+    await driver.ask(
+        lambda n: events.CreateJob(request=n, job_id=JobId("a"), spec=spec, payloads=[b"x", b"y"], close=True)
+    )
+    driver.tick()
+    await until(lambda: len(driver.core.state.jobs[1].live) == 1)
+    bench.disk.trouble = JournalFull("full")
+    waiting = asyncio.create_task(driver.ask(lambda n: events.PauseJob(request=n, job_id=JobId("a"), paused=True)))
+    await until(lambda: driver.stalled)
+    for _ in range(3):
+        clock.now += 90 * SECOND_NS
+        driver.tick()
+        await asyncio.sleep(0)
+    job = driver.core.state.jobs[1]
+    assert (len(job.live), job.ended_count) == (1, 0)
+    bench.disk.trouble = None
+    await waiting
+    driver.tick()
+    await asyncio.sleep(0)
+    assert (len(job.live), job.ended_count) == (1, 0), "the first tick finds a gap, which counts against nobody"
+    driver.tick()
+    await until(lambda: job.ended)
+    assert not driver.core.state.workers["w"].lost, "its lease runs anew; what was too late by its deadline expires now"
+
+
+async def test_a_full_disk_does_not_hurry_the_clock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With time standing still, a deadline that is overdue would have the ticker spin."""
+    monkeypatch.setattr(driver_module, "DISK_RETRY_S", 0.01)
+    await bench.driver.ask(create("a"))
+    bench.driver.core.state.arm(0, "total", 1, 0, 1)
+    bench.driver.stalled = True
+    ticks: list[int] = []
+    monkeypatch.setattr(bench.driver, "tick", lambda: ticks.append(1))
+    pauses: list[float] = []
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(timers, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(asyncio.CancelledError):
+        await tick_forever(bench.driver)
+    assert pauses == [bench.driver.core.config.sweep_ns / 1e9] * 3

@@ -36,10 +36,18 @@ def test_tasks_that_take_a_part_of_a_slot_widen_it() -> None:
     sizer = WindowSizer()
     for _ in range(100):
         sizer.arrived(10, 0.1, 100)
-    assert 19 <= sizer.window(2, 5.0) <= 20
+    assert sizer.window(2, 5.0) == 20
     for _ in range(100):
         sizer.arrived(10, 2.0, 100)
     assert sizer.window(2, 5.0) == 2, "never below the slots, which the protocol demands"
+
+
+def test_small_tasks_fill_the_slots_before_the_first_of_them_ends() -> None:
+    sizer, held = WindowSizer(), 0
+    while (room := sizer.window(2, 5.0) - held) > 0:
+        sizer.arrived(room, 0.1, room)
+        held += room
+    assert held == 20
 
 
 def test_an_estimate_follows_and_one_outlier_does_not_rule_it() -> None:
