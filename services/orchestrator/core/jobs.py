@@ -126,13 +126,12 @@ def _arm_deadlines(turn: Turn, job: Job, first: int, count: int, since_ns: int) 
 def rearm_deadlines(turn: Turn, job: Job) -> None:
     """After a restart: what is left of each duration by the wall clock, clamped to [0, whole]."""
     for batch in job.batches:
-        passed = max(turn.wall_ns - batch.wall_ns, 0)
-        _arm_deadlines(turn, job, batch.first, batch.size, turn.now - passed)
+        _arm_deadlines(turn, job, batch.first, batch.size, turn.moment_ns(batch.wall_ns))
 
 
 def submitted_ns(turn: Turn, job: Job, index: int) -> int:
     """When a task was submitted, on the turn's clock."""
-    return turn.now - max(turn.wall_ns - job.batch(index).wall_ns, 0)
+    return turn.moment_ns(job.batch(index).wall_ns)
 
 
 def close(turn: Turn, event: events.CloseJob) -> None:

@@ -22,7 +22,7 @@ def recover(turn: Turn) -> None:
     state.recovering_until_ns = turn.now + lease_ns if state.awaited else None
     for job in state.jobs.values():
         if job.ended:
-            job.ended_ns = turn.now - max(turn.wall_ns - job.ended_wall_ns, 0)
+            job.ended_ns = turn.moment_ns(job.ended_wall_ns)
             continue
         if state.awaited:
             job.recovered, job.ready = job.ready, Ready()
@@ -30,7 +30,7 @@ def recover(turn: Turn) -> None:
             if job.template.at_most_once and note.past and job.states[index] == TaskState.QUEUED:
                 reports.orphan(turn, job, index)
             elif job.states[index] == TaskState.QUEUED:
-                left_ns = note.pause_ns - max(turn.wall_ns - note.failed_wall_ns, 0)
+                left_ns = turn.moment_ns(note.failed_wall_ns) + note.pause_ns - turn.now
                 if left_ns > 0:
                     reports.back_off(turn, job, index, left_ns)
         jobs.rearm_deadlines(turn, job)

@@ -231,15 +231,13 @@ def acked(turn: Turn, event: events.ParentAcked) -> None:
 
 
 def _purge_oldest(turn: Turn) -> None:
-    bound = {base(key) for key in turn.state.parents}
     done = [
         job
         for job in turn.state.jobs.values()
-        if job.job_id.startswith(PARENT_PREFIX) and job.ended and job.job_id.rpartition("/")[0] not in bound
+        if job.job_id.startswith(PARENT_PREFIX) and job.ended and jobs.needed_by(turn, job) is None
     ]
     for job in done[: max(len(done) - KEPT_MAX, 0)]:
-        if all(other.ended for other, _, _ in job.dependents):
-            turn.record(records.JobPurged(job=job.number))
+        turn.record(records.JobPurged(job=job.number))
 
 
 def revoked(turn: Turn, event: events.ParentRevoked) -> None:

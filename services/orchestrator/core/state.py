@@ -617,7 +617,8 @@ class State:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
-        if self.ended.pop(job.number, self) is None:
+        if job.number in self.ended:
+            del self.ended[job.number]
             self.ended_tasks -= job.task_count
         job.lane.remove(job)
         if not job.lane.jobs:

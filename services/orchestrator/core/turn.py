@@ -84,6 +84,10 @@ class Turn:
         """Now by the wall clock, for records that people read or a restart measures by."""
         return self.now + self.wall_offset_ns
 
+    def moment_ns(self, wall_ns: int) -> int:
+        """When a recorded moment of the wall clock was, on this turn's clock. One that the wall clock places in the future is now."""
+        return self.now - max(self.wall_ns - wall_ns, 0)
+
     def record(self, record: Record) -> int:
         """Make a fact: applied now, durable later. Returns its sequence number."""
         seq = self.state.seq + 1
