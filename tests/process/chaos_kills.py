@@ -55,13 +55,7 @@ async def orchestrator_kills(directory: Path, rounds: int) -> Report:
                 await farm.progress(farm.dice.randint(1, 8))
                 await farm.kill("orchestrator")
                 await farm.restart("orchestrator")
-        lost = farm.losses()
-        return Report(
-            done=f"{rounds} SIGKILLs of the orchestrator",
-            verdict=farm.verdict(),
-            figures=f"{len(lost)} workers declared lost",
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        return Report.untouched(f"{rounds} SIGKILLs of the orchestrator", farm.verdict(), farm.losses())
 
 
 async def failpoints(directory: Path, rounds: int) -> Report:
@@ -130,11 +124,8 @@ async def level_kills(directory: Path, rounds: int) -> Report:
                 for name in victims:
                     await farm.restart(name)
         lost = [name for level in LEVELS for name in farm.losses(level)]
-        return Report(
-            done=f"{rounds} rounds of SIGKILL at each level of three, every fourth at all",
-            verdict=farm.verdict(),
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        done = f"{rounds} rounds of SIGKILL at each level of three, every fourth at all"
+        return Report.untouched(done, farm.verdict(), lost)
 
 
 async def _levels(farm: ChaosFarm, names: tuple[str, ...]) -> None:

@@ -18,6 +18,12 @@ class Report:
     """Why it could not be done on this machine."""
     complaints: list[str] = field(default_factory=list)
 
+    @classmethod
+    def untouched(cls, done: str, verdict: Verdict, lost: list[str]) -> Report:
+        """Of a series in which no worker may be declared lost; `lost`: those who were."""
+        complaints = [f"declared lost: {name}" for name in lost]
+        return cls(done=done, verdict=verdict, figures=f"{len(lost)} false expiries", complaints=complaints)
+
     @property
     def clean(self) -> bool:
         return not self.complaints and (self.verdict is None or self.verdict.clean)

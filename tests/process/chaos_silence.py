@@ -97,12 +97,8 @@ async def short_partitions(directory: Path, rounds: int) -> Report:
                 for name in victims:
                     proxies[name].heal()
                 await farm.all_in_state(client, READY, *victims)
-        lost = farm.losses()
-        return Report(
-            done=f"{rounds} partitions of half a lease (scaled to {4 * CALM_S:g} s)",
-            verdict=farm.verdict(),
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        done = f"{rounds} partitions of half a lease (scaled to {4 * CALM_S:g} s)"
+        return Report.untouched(done, farm.verdict(), farm.losses())
 
 
 def _partitions(kind: str, begin: Callable[[FaultProxy], None]) -> Callable[[Path, int], object]:
@@ -175,13 +171,8 @@ async def _paused(directory: Path, rounds: int, heartbeat_s: float) -> Report:
                 farm.signal(signal.SIGSTOP, "orchestrator")
                 await asyncio.sleep(pause_s)  # the fault itself
                 farm.signal(signal.SIGCONT, "orchestrator")
-        lost = farm.losses()
-        return Report(
-            done=f"{rounds} pauses of the orchestrator of {pause_s:g} s at a lease of {4 * heartbeat_s:g} s",
-            verdict=farm.verdict(),
-            figures=f"{len(lost)} false expiries",
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        done = f"{rounds} pauses of the orchestrator of {pause_s:g} s at a lease of {4 * heartbeat_s:g} s"
+        return Report.untouched(done, farm.verdict(), farm.losses())
 
 
 async def clock_jumps(directory: Path, rounds: int) -> Report:
@@ -191,12 +182,13 @@ async def clock_jumps(directory: Path, rounds: int) -> Report:
     with chaos_farm(directory) as farm:
         clock = directory / "clock"
         clock.write_text("+0\n")
-        farm.farm.environment |= {
+        faked = {
             "LD_PRELOAD": FAKETIME,
             "FAKETIME_TIMESTAMP_FILE": str(clock),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
+        farm.farm.environment |= faked
         await farm.start(SHORT_H_S, workers=0)
         farm.farm.environment.clear()
         await farm.start_workers(["w1", "w2", "w3"])
@@ -209,17 +201,10 @@ async def clock_jumps(directory: Path, rounds: int) -> Report:
                 if number % 5 == 4:  # what it has recorded under one clock it reads under another
                     clock.write_text(farm.dice.choice(["-3600", "+86400"]) + "\n")
                     await farm.kill("orchestrator")
-                    farm.farm.environment |= {"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(clock)}
-                    farm.farm.environment |= {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+                    farm.farm.environment |= faked
                     await farm.restart("orchestrator")
                     farm.farm.environment.clear()
-        lost = farm.losses()
-        return Report(
-            done=f"{rounds} jumps of the orchestrator's wall clock",
-            verdict=farm.verdict(),
-            figures=f"{len(lost)} false expiries",
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        return Report.untouched(f"{rounds} jumps of the orchestrator's wall clock", farm.verdict(), farm.losses())
 
 
 async def detection(directory: Path, rounds: int) -> Report:
@@ -312,14 +297,9 @@ async def lossy(directory: Path, rounds: int) -> Report:
             for _ in range(rounds):
                 await farm.progress(100)
         counted = await _sh("nft list chain inet chaos in")
-        lost = farm.losses()
         dropped = counted.partition("packets ")[2].split(" ")[0]
-        return Report(
-            done=f"{time.monotonic() - began:.0f} s at 5 % loss, {dropped} packets dropped, default settings",
-            verdict=farm.verdict(),
-            figures=f"{len(lost)} false expiries",
-            complaints=[f"declared lost: {name}" for name in lost],
-        )
+        done = f"{time.monotonic() - began:.0f} s at 5 % loss, {dropped} packets dropped, default settings"
+        return Report.untouched(done, farm.verdict(), farm.losses())
 
 
 async def one_way(directory: Path, rounds: int) -> Report:

@@ -278,10 +278,8 @@ class Driver:
         first = self._first_ready
         if first is not None and not first.done():
             first.set_exception(InvalidArgument(text))
-        elif not self._closed and (
-            first is None or first.exception() is None
-        ):  # else it has said itself what it lacked
-            log.warning("%s", text)
+        elif first is None or first.cancelled() or first.exception() is None:
+            log.warning("%s", text)  # otherwise its exception says already what the child lacked
 
     def _blame_plain(self, left: list[Attempt], code: int, started_last: int) -> None:
         """The first task without a result was running; those behind it never started and are run by another child."""
