@@ -82,7 +82,10 @@ class OrchestratorSettings(ProgramSettings):
     @property
     def keep_ended_ns(self) -> int:
         """--keep-ended in nanoseconds."""
-        return round(seconds(self.keep_ended) * SECOND_NS)
+        try:
+            return round(seconds(self.keep_ended) * SECOND_NS)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"--keep-ended {error}") from None
 
     @property
     def task_types(self) -> tuple[str, ...]:
