@@ -92,4 +92,8 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
         log.exception("%s failed [%s]", method, number, exc_info=error)
         error = Internal(f"internal error {number}; the server's log has the details")
     code, text, details = error_to_status(error)
-    await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))
+    try:
+        await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))
+    except grpc.aio.InternalError:
+        # The call is over and this side has not been told yet: nobody can hear the status, and gRPC would log a defect.
+        raise asyncio.CancelledError from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from wire_server import Serve
 
 from antfarm import errors, model, net, wire
+from antfarm.interceptor import ErrorInterceptor
 
 
 def tree(root: type[errors.AntFarmError]) -> Iterator[type[errors.AntFarmError]]:
@@ -193,6 +195,29 @@ async def test_streams_end_with_the_error_after_what_was_sent(serve: Serve) -> N
     assert got == [b"one", b"two"]
     back = wire.error_from_rpc(caught.value)
     assert (type(back), str(back)) == (errors.DataLoss, "block 3 does not match")
+
+
+async def test_an_error_for_a_call_that_is_over_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    """While a server stops, a call may end between the error and its status. gRPC passes over a handler that ends as cancelled."""
+
+    class Over:
+        async def abort(self, *status: Any) -> None:
+            raise grpc.aio.InternalError('Failed "execute_batch"')
+
+        def cancelled(self) -> bool:
+            return False
+
+    async def fail(requests: Any, context: Any) -> None:
+        raise errors.Unavailable("the orchestrator is stopping: attach again")
+
+    async def handler(details: Any) -> Any:
+        return grpc.stream_stream_rpc_method_handler(fail)
+
+    details: Any = SimpleNamespace(method="/test/fail")
+    wrapped: Any = await ErrorInterceptor().intercept_service(handler, details)
+    with pytest.raises(asyncio.CancelledError):
+        await anext(wrapped.stream_stream(None, Over()))
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("shape", ["stream_unary", "stream_stream"])
