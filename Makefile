@@ -53,7 +53,7 @@ verify-protos: $(STAMP) ## fail when antfarm/v1 is not what protos/ generates, o
 	@if command -v npm >/dev/null; then npm install --no-package-lock --silent --no-audit --no-fund && npx buf lint && npx buf format -d --exit-code; \
 		else echo "buf lint left out: no npm on this machine"; fi
 
-chaos: $(STAMP) ## kill, stop and cut off real programs under load; about 5 minutes
+chaos: $(STAMP) ## kill, stop and cut off real programs under load; some 2 to 5 minutes
 	@$(BIN)/python tests/process/chaos.py
 
 chaos-long: $(STAMP) ## the same with full counts (a thousand kills of each kind ...), as long as it takes
