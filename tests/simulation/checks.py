@@ -1,0 +1,527 @@
+"""The checkers: what was promised, submitted, issued, started, reported and made durable, and which invariant an event breaks.
+
+Nothing here is taken from a core but what it says aloud: what leaves it, and what is written to its disk. One ledger per orchestrator
+holds over all its lives. A failure starts with the name of the invariant (semantics section 14).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from antfarm.link.session import UNACKED_MAX, Token
+from antfarm.model import Ending, FailureClass, TaskState, VerdictCode
+from services.orchestrator.core import effects, invariants, records
+from services.orchestrator.core.events import Outcome
+from services.orchestrator.core.lanes import PARENT_PREFIX
+from services.orchestrator.core.machine import Step
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.state import Job
+
+if TYPE_CHECKING:
+    from tests.simulation.link import Link
+    from tests.simulation.network import Wire
+    from tests.simulation.orchestrator import Orchestrator
+    from tests.simulation.worker import Worker
+    from tests.simulation.world import World
+
+Key = tuple[str, int]
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+def demand(holds: bool, invariant: str, *what: object) -> None:
+    """Fail with the invariant's name unless it holds."""
+    if not holds:
+        raise Violation(f"{invariant}: {' '.join(map(str, what))}")
+
+
+@dataclass(slots=True)
+class Task:
+    """What is known of one task."""
+
+    durable: bool = False
+    acked: bool = False
+    state: TaskState | None = None
+    """Terminal and durable."""
+    winner: tuple[int, int] = (0, 0)
+    counts: Counter[FailureClass] = field(default_factory=Counter)
+    failed: dict[tuple[int, int], bool] = field(default_factory=dict)
+    """(epoch, attempt) of durable failures -> whether it was only lost."""
+
+
+@dataclass
+class Ledger:
+    """Everything about one orchestrator's queue."""
+
+    tasks: dict[Key, Task] = field(default_factory=dict)
+    jobs: dict[int, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    specs: dict[str, Any] = field(default_factory=dict)
+    issued: dict[Token, str] = field(default_factory=dict)
+    newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    journaled: dict[Token, str] = field(default_factory=dict)
+    """At-most-once tokens whose record is durable."""
+    sent: dict[Token, Outcome] = field(default_factory=dict)
+    """What the holder of a token reported first."""
+    starts: Counter[Key] = field(default_factory=Counter)
+    unstarted: dict[Token, None] = field(default_factory=dict)
+    """At-most-once tokens whose holder said that it never started, or does not hold it."""
+    accepted: dict[Token, None] = field(default_factory=dict)
+    cancelled: dict[str, None] = field(default_factory=dict)
+    """Jobs whose cancel was acknowledged."""
+    epoch: int = 0
+    parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    restored: int = 0
+
+
+class Checks:
+    """All checkers, and what the run did: a run in which little happened proves nothing."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.ledgers: dict[str, Ledger] = {}
+        self.did: Counter[str] = Counter()
+        self.open_reports: dict[Link, dict[Token, Outcome]] = {}
+        self.obeyed: dict[Link, int] = {}
+        self.detections_ns: list[int] = []
+
+    def ledger(self, owner: str) -> Ledger:
+        """The ledger of an orchestrator."""
+        return self.ledgers.setdefault(owner, Ledger())
+
+    # ---- clients ----------------------------------------------------------------------------------------------------
+
+    def submission_acked(self, owner: str, job_id: str, first: int, count: int) -> None:
+        """A client was told that these tasks are taken."""
+        ledger = self.ledger(owner)
+        demand(
+            ledger.sizes.get(job_id, -1) >= first + count, "I5", job_id, "was acknowledged before it was durable"
+        )
+        for index in range(first, first + count):
+            ledger.tasks[job_id, index].acked = True
+
+    def cancel_acked(self, owner: str, job_id: str) -> None:
+        """A client was told that a job is cancelled."""
+        ledger = self.ledger(owner)
+        for index in range(ledger.sizes.get(job_id, 0)):
+            demand(
+                ledger.tasks[job_id, index].state is not None, "I16", job_id, index, "goes on after its cancel was told"
+            )
+        ledger.cancelled[job_id] = None
+        self.did["cancels"] += 1
+
+    # ---- what leaves an orchestrator ----------------------------------------------------------------------------------
+
+    def issued(
+        self, owner: Orchestrator, worker_id: str, job: Job, epoch: int, assignments: Sequence[tuple[int, int, bytes, int | None]]
+    ) -> None:
+        """Assignments leave for a worker."""
+        ledger = self.ledger(owner.name)
+        demand(epoch <= ledger.epoch, "I12", "an assignment of epoch", epoch, "leaves before that is durable")
+        for index, attempt, _, _ in assignments:
+            token, key = (job.job_id, index, epoch, attempt), (job.job_id, index)
+            demand(token not in ledger.issued, "I7", token, "is issued twice")
+            newest = ledger.newest.get(key, (0, 0))
+            demand((epoch, attempt) > newest, "I7", token, "is not above", newest)
+            task = ledger.tasks.get(key)
+            demand(task is None or task.state is None, "I3", token, "is issued for a task that has ended")
+            if job.template.at_most_once:
+                demand(token in ledger.journaled, "I11", token, "leaves before it is durable")
+                others = [t for t in ledger.journaled if t[:2] == key and t != token and t not in ledger.unstarted]
+                demand(not others, "I11", token, "although these may have started:", others)
+            for dependency in job.spec.dependencies:
+                self._needs(ledger, dependency, index, token)
+            ledger.issued[token] = worker_id
+            ledger.newest[key] = (epoch, attempt)
+        self.did["assigned"] += len(assignments)
+
+    def _needs(self, ledger: Ledger, dependency: Any, index: int, token: Token) -> None:
+        needed = dependency.job_id
+        if needed not in ledger.sizes:
+            return  # purged: then it had ended
+        whole = dependency.kind.name == "ALL"
+        indexes = range(ledger.sizes[needed]) if whole else [index + dependency.offset]
+        states = [task.state if (task := ledger.tasks.get((needed, i))) else None for i in indexes]
+        demand(all(state is not None for state in states), "I5", token, "leaves before what it needs is durable")
+        demand(
+            whole or states == [TaskState.SUCCEEDED], "I13", token, "leaves although what it needs has not succeeded"
+        )
+
+    def placed(self, owner: Orchestrator, step: Step) -> None:
+        """A placement pass is over."""
+        for effect in step.effects:
+            if isinstance(effect, effects.SendTasks):
+                worker = owner.core.state.sessions.get(effect.session)
+                demand(
+                    worker is None or len(worker.live) <= worker.window, "I10", effect.session, "got more than its credit"
+                )
+
+    def verdict_leaves(self, owner: Orchestrator, effect: effects.SendVerdicts, wire: Wire | None) -> None:
+        """Verdicts leave for a worker: what they say must be durable."""
+        if wire is None or wire.lives[0] != wire.ends[0].process.life:
+            return
+        link: Any = wire.ends[0]
+        if not hasattr(link, "session"):
+            return
+        ledger = self.ledger(owner.name)
+        unacked = dict(link.session.unacked())
+        for number in effect.report_nos:
+            if number in unacked:
+                token, outcome = unacked[number]
+                self._verdict(ledger, effect.code, token, outcome)
+
+    def _verdict(self, ledger: Ledger, code: VerdictCode, token: Token, outcome: Outcome) -> None:
+        self.did[code.name] += 1
+        task = ledger.tasks.get((token[0], token[1]))
+        won = task is not None and task.state is TaskState.SUCCEEDED and task.winner == token[2:]
+        if outcome.ending is Ending.SUCCEEDED:
+            match code:
+                case VerdictCode.ACCEPTED:
+                    demand(won, "I5", token, "was told ACCEPTED before its success is durable")
+                case VerdictCode.DUPLICATE:
+                    demand(won, "I5", token, "was told DUPLICATE, but its success is not recorded")
+                case VerdictCode.SUPERSEDED:
+                    spec = ledger.specs.get(token[0])
+                    given_up = task is not None and task.failed.get(token[2:]) is False
+                    fenced = spec is not None and spec.template.fence_late_results
+                    demand(
+                        task is None or task.state is not None or given_up or fenced,
+                        "I9",
+                        token,
+                        "succeeded, nothing else stands, and it was told SUPERSEDED",
+                    )
+                    demand(not won, "I9", token, "won and was told SUPERSEDED")
+                case VerdictCode.FENCED:
+                    demand(token not in ledger.issued, "I8", token, "was issued and is FENCED")
+                case VerdictCode.UNKNOWN_TASK:
+                    demand(task is None, "I1", token, "was told that its task is unknown")
+        elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
+            ended = task is not None and (task.state is not None or token[2:] in task.failed)
+            demand(ended, "I5", token, "failed and was told ACCEPTED before that is durable")
+            demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
+            ledger.accepted[token] = None
+
+    def audited(self, owner: Orchestrator, text: str) -> None:
+        """A line of the audit log."""
+        self.did[f"audit {text.split(':')[0]}"] += 1
+
+    # ---- what becomes durable -----------------------------------------------------------------------------------------
+
+    def durable(self, owner: Orchestrator, record: Record) -> None:
+        """A record was written."""
+        ledger = self.ledger(owner.name)
+        match record:
+            case records.EpochStarted():
+                demand(record.epoch > ledger.epoch, "I12", "epoch", record.epoch, "after", ledger.epoch)
+                ledger.epoch = record.epoch
+                self.did["history gaps"] += record.history_gap
+            case records.JobCreated():
+                demand(record.job_id not in ledger.sizes, "I19", "there are two jobs", record.job_id)
+                ledger.jobs[record.job], ledger.sizes[record.job_id] = record.job_id, 0
+                ledger.specs[record.job_id] = record.spec
+                if record.job_id.startswith(PARENT_PREFIX):
+                    self.did["stages"] += 1
+            case records.TasksAdded():
+                self._added(ledger, record)
+            case records.TasksEnded():
+                job_id = ledger.jobs[record.job]
+                for ended in record.ended:
+                    self._ended(owner, ledger, job_id, record.worker_id, ended)
+            case records.JobCancelled():
+                job_id = ledger.jobs[record.job]
+                for index in range(ledger.sizes[job_id]):
+                    task = ledger.tasks[job_id, index]
+                    if task.state is None:
+                        task.state = TaskState.CANCELLED
+                        self.did["CANCELLED"] += 1
+            case records.AttemptFailed():
+                self._attempt_failed(owner, ledger, record)
+            case records.AttemptIssued():
+                token = (ledger.jobs[record.job], record.index, record.epoch, record.attempt)
+                ledger.journaled[token] = record.worker_id
+            case records.AttemptReturned():
+                job_id = ledger.jobs[record.job]
+                for token in [t for t in ledger.journaled if t[:2] == (job_id, record.index)]:
+                    # The core took the holder's word; what was started nevertheless is found where it starts.
+                    ledger.unstarted[token] = None
+            case records.JobPurged():
+                self._purged(ledger, record)
+            case records.ParentBound():
+                parent, bound = (record.job_id, record.index), (record.epoch, record.attempt)
+                demand(bound > ledger.parents.get(parent, (0, 0)), "I19", parent, "is bound by an older token", bound)
+                ledger.parents[parent] = bound
+            case records.ParentDone():
+                ledger.parents.pop((record.job_id, record.index), None)
+            case _:
+                pass
+
+    def _added(self, ledger: Ledger, record: records.TasksAdded) -> None:
+        job_id = ledger.jobs[record.job]
+        demand(record.first_index == ledger.sizes[job_id], "I1", job_id, "has a gap at", record.first_index)
+        demand(job_id not in ledger.cancelled, "I16", job_id, "takes tasks after its cancel was told")
+        ledger.sizes[job_id] += len(record.payloads)
+        for index in range(record.first_index, ledger.sizes[job_id]):
+            ledger.tasks.setdefault((job_id, index), Task()).durable = True
+            self.did["submitted"] += 1
+
+    def _ended(
+        self, owner: Orchestrator, ledger: Ledger, job_id: str, worker_id: str, ended: records.EndedTask
+    ) -> None:
+        key, token = (job_id, ended.index), (job_id, ended.index, ended.epoch, ended.attempt)
+        task = ledger.tasks.get(key)
+        demand(task is not None and task.durable, "I2", "a record names", key, "which nobody submitted")
+        assert task is not None
+        demand(task.state is None, "I3", key, "was", task.state, "and is", ended.state)
+        if ended.state is TaskState.SUCCEEDED:
+            demand(job_id not in ledger.cancelled, "I16", token, "succeeded after its cancel was told")
+            demand(token in ledger.issued, "I2", token, "succeeded and was never issued")
+            demand(ledger.issued[token] == worker_id, "I8", token, "is not of", worker_id)
+            demand(task.failed.get((ended.epoch, ended.attempt)) is not False, "I8", token, "had failed already")
+            sent = ledger.sent.get(token)
+            demand(sent is not None and sent.ending is Ending.SUCCEEDED, "I4", token, "never sent a success")
+            demand(sent is not None and sent.result == ended.result, "I4", token, "sent another result")
+        if ended.state is TaskState.DEAD_LETTER and ended.failure is not None:
+            self._dead_letter(owner, ledger, task, key, ended)
+        if ended.state is TaskState.FAILED and ended.failure is not None:
+            demand(
+                ended.failure.failure_class is not FailureClass.BENIGN, "I17", key, "failed by a benign end"
+            )
+        task.state, task.winner = ended.state, (ended.epoch, ended.attempt)
+        self.did[ended.state.name] += 1
+
+    def _dead_letter(
+        self, owner: Orchestrator, ledger: Ledger, task: Task, key: Key, ended: records.EndedTask
+    ) -> None:
+        failure, config = ended.failure, owner.config
+        assert failure is not None
+        if ledger.specs[key[0]].template.at_most_once:
+            return
+        if failure.failure_class is FailureClass.CRASH:
+            crashes = task.counts[FailureClass.CRASH] + 1
+            demand(crashes >= config.crashes_max, "I18", key, "is called poison after", crashes, "crashes")
+        elif failure.failure_class is FailureClass.INFRA:
+            losses = task.counts[FailureClass.INFRA] + 1
+            demand(losses > config.infra_failures_max, "I17", key, "was given up after", losses, "losses")
+
+    def _attempt_failed(self, owner: Orchestrator, ledger: Ledger, record: records.AttemptFailed) -> None:
+        job_id = ledger.jobs[record.job]
+        key, token = (job_id, record.index), (job_id, record.index, record.epoch, record.attempt)
+        task = ledger.tasks[key]
+        demand(task.state is None, "I3", token, "fails after its task ended")
+        before = task.failed.get(token[2:])
+        # An attempt that was lost, came back and failed counts for both; one that failed cannot fail again.
+        demand(before is not False, "I17", token, "failed twice")
+        failure_class = record.failure.failure_class
+        demand(failure_class is not FailureClass.BENIGN, "I17", token, "a benign end is counted")
+        sent = ledger.sent.get(token)
+        if not record.lost and sent is not None and record.failure.kind != "timeout":
+            demand(
+                sent.ending in (Ending.FAILED, Ending.TIMED_OUT), "I17", token, "ended", sent.ending.name, "and is counted"
+            )
+        task.failed[token[2:]] = record.lost
+        task.counts[failure_class] += 1
+        counted = (record.app_failures, record.crashes, record.infra_failures)
+        seen = tuple(task.counts[c] for c in (FailureClass.APP, FailureClass.CRASH, FailureClass.INFRA))
+        demand(counted == seen, "I17", token, "counts say", counted, "and its failures", seen)
+        template = ledger.specs[job_id].template
+        demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")
+        demand(record.infra_failures <= owner.config.infra_failures_max, "I17", token, "goes on beyond its budget")
+        demand(
+            record.crashes <= owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes"
+        )
+        self.did[f"{failure_class.name.lower()} failures"] += 1
+        self.did["losses"] += record.lost
+
+    def _purged(self, ledger: Ledger, record: records.JobPurged) -> None:
+        job_id = ledger.jobs.pop(record.job)
+        for index in range(ledger.sizes.pop(job_id)):
+            task = ledger.tasks.pop((job_id, index))
+            demand(task.state is not None, "I1", job_id, index, "was purged before it ended")
+            ledger.starts.pop((job_id, index), None)
+        ledger.cancelled.pop(job_id, None)
+        ledger.specs.pop(job_id)
+        for token in [t for t in ledger.journaled if t[0] == job_id]:
+            del ledger.journaled[token]
+        self.did["purged"] += 1
+
+    # ---- restarts -----------------------------------------------------------------------------------------------------
+
+    def crashed(self, owner: Orchestrator) -> None:
+        """The process died; what was not durable is gone, and was never acknowledged."""
+        self.world.kernel.note(owner.name, "died")
+
+    def replayed(self, owner: Orchestrator) -> None:
+        """A new process has replayed its journal."""
+        self.did["starts"] += 1
+        ledger, state = self.ledger(owner.name), owner.core.state
+        invariants.check(state)
+        demand(state.epoch == ledger.epoch or ledger.restored > 0, "I12", "replay finds epoch", state.epoch)
+        for (job_id, index), task in ledger.tasks.items():
+            job = state.by_id.get(job_id)  # type: ignore[call-overload]
+            demand(job is not None and index < job.task_count, "I1", job_id, index, "is lost")
+            assert job is not None
+            found = TaskState(job.states[index])
+            if task.state is not None:
+                demand(found is task.state, "I3", job_id, index, "was", task.state, "and is", found, "after a restart")
+            else:
+                demand(not found.terminal, "I21", job_id, index, "is", found, "after a restart")
+
+    def restored(self, owner: Orchestrator) -> None:
+        """An operator put an old backup back: what came after it is forgotten by his will, tokens are not."""
+        ledger = self.ledger(owner.name)
+        acked = {key for key, task in ledger.tasks.items() if task.acked}
+        fresh = Ledger(
+            issued=ledger.issued, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
+        )
+        self.ledgers[owner.name] = fresh
+        did = self.did.copy()
+        for _, record in owner.disk.replay():
+            self.durable(owner, record)
+        self.did = did
+        for key, task in fresh.tasks.items():
+            task.acked = key in acked
+        self.did["restored backups"] += 1
+
+    # ---- workers ------------------------------------------------------------------------------------------------------
+
+    def welcomed(self, owner: str, worker_id: str, epoch: int, seen: int) -> None:
+        """A Welcome reached a worker."""
+        self.did["welcomes"] += 1
+
+    def taken(self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None]]) -> None:
+        """A worker took assignments."""
+        demand(epoch >= self.obeyed.get(link, 0), "I12", link.worker_id, "obeys epoch", epoch)
+        self.obeyed[link] = epoch
+        ledger = self.ledger(link.upper)
+        for index, attempt, _, _ in assignments:
+            token = (job_id, index, epoch, attempt)
+            demand(ledger.issued.get(token) == link.worker_id, "I2", link.worker_id, "took", token)
+
+    def started(self, worker: Worker, token: Token) -> None:
+        """A worker begins to run an attempt."""
+        self.did["started"] += 1
+        ledger = self.ledger(worker.upper)
+        demand(ledger.issued.get(token) == worker.name, "I2", worker.name, "runs", token)
+        spec = ledger.specs.get(token[0])
+        if spec is not None and spec.template.at_most_once:
+            ledger.starts[token[0], token[1]] += 1
+            demand(ledger.starts[token[0], token[1]] == 1, "I11", token, "starts again")
+
+    def reported(self, link: Link, token: Token, outcome: Outcome, *, again: bool = False) -> None:
+        """A worker reports an outcome."""
+        ledger = self.ledger(link.upper)
+        ledger.sent.setdefault(token, outcome)
+        self.open_reports.setdefault(link, {})[token] = outcome
+        if outcome.never_started:
+            ledger.unstarted[token] = None
+        self.did["reports"] += 1
+        demand(link.session.unacked_count <= 2 * UNACKED_MAX, "I22", link.worker_id, "keeps too many reports")
+
+    def judged(self, link: Link, code: int, tokens: Sequence[Token]) -> None:
+        """A worker got verdicts."""
+        reports = self.open_reports.setdefault(link, {})
+        if VerdictCode(code).final:
+            for token in tokens:
+                reports.pop(token, None)
+        self._owes(link, reports)
+
+    def forgotten(self, link: Link, tokens: Sequence[Token]) -> None:
+        """A worker was told to forget attempts, with their reports."""
+        reports = self.open_reports.setdefault(link, {})
+        ledger = self.ledger(link.upper)
+        for token in tokens:
+            outcome = reports.pop(token, None)
+            task = ledger.tasks.get((token[0], token[1]))
+            if outcome is None or outcome.ending is not Ending.SUCCEEDED or task is None or task.state is not None:
+                continue
+            newer = ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
+            given_up = task.failed.get(token[2:]) is False
+            demand(newer or given_up, "I6", link.worker_id, "is told to forget the success of", token)
+            self.did["late successes revoked"] += 1
+        self._owes(link, reports)
+
+    def _owes(self, link: Link, reports: dict[Token, Outcome]) -> None:
+        demand(
+            link.session.unacked_count == len(reports), "I6", link.worker_id, "owes", len(reports), "reports and keeps",
+            link.session.unacked_count,
+        )
+
+    def worker_died(self, worker: Worker, held: Sequence[Token]) -> None:
+        """A worker's process died. If nothing else happens, its tasks are queued again within L + S + d."""
+        kernel = self.world.kernel
+        kernel.note(worker.name, "died")
+        self.open_reports.pop(worker.link, None)
+        owner = self.world.orchestrators[worker.upper]
+        lease_ns = owner.config.lease_ns
+        # A clock that runs fast or slow by a hundredth, a commit under way, and the network.
+        limit_ns = int((lease_ns + owner.config.sweep_ns) * 1.02) + owner.config.heartbeat_ns // 2
+        kernel.after(limit_ns, self._is_lost, worker, worker.process.life, owner, owner.process.life, kernel.now, held)
+
+    def _is_lost(
+        self, worker: Worker, life: int, owner: Orchestrator, owner_life: int, since_ns: int, held: Sequence[Token]
+    ) -> None:
+        undisturbed = owner.process.life == owner_life and owner.undisturbed_since_ns < since_ns
+        if worker.process.life != life or not undisturbed or owner.process.stopped:
+            return
+        for job_id, index, epoch, attempt in held:
+            job = owner.core.state.by_id.get(job_id)  # type: ignore[call-overload]
+            live = job.live.get(index) if job is not None else None
+            demand(
+                live is None or (live.epoch, live.attempt) != (epoch, attempt) or live.worker.worker_id != worker.name,
+                "L2", (job_id, index, epoch, attempt), "is still with", worker.name, "which died long ago",
+            )
+        self.did["detections"] += 1
+
+    def drained(self, worker: Worker) -> None:
+        """A worker left after a drain."""
+        self.did["drains"] += 1
+
+    # ---- the end --------------------------------------------------------------------------------------------------------
+
+    def unended(self) -> list[tuple[str, Key]]:
+        """Durable tasks that have not ended, of all orchestrators."""
+        return [
+            (owner, key)
+            for owner, ledger in self.ledgers.items()
+            for key, task in ledger.tasks.items()
+            if task.durable and task.state is None
+        ]
+
+    def healed(self) -> None:
+        """All faults have stopped long ago: everything must have come to its end, and nothing may be left over."""
+        for name, key in self.unended():
+            owner = self.world.orchestrators[name]
+            job = owner.core.state.by_id[key[0]]  # type: ignore[index]
+            attempt = job.live.get(key[1])
+            state = TaskState(job.states[key[1]]).name
+            holder = f"held by {attempt.worker.worker_id} as {attempt.token}" if attempt else f"note {job.notes.get(key[1])}"
+            demand(False, "L1", name, key, "never ends:", state, holder)
+        for owner in self.world.orchestrators.values():
+            invariants.check(owner.core.state)
+            for worker in owner.core.state.workers.values():
+                demand(not worker.live, "L3", "slots of", worker.worker_id, "leak:", list(worker.live))
+            demand(not owner.core.state.parents, "L1", owner.name, "keeps parents", list(owner.core.state.parents))
+            self.replays_equal(owner)
+        for simulated in self.world.workers:
+            demand(simulated.idle, "L3", simulated.name, "is busy with nothing that counts")
+            unacked = simulated.link.session.unacked_count
+            demand(not unacked, "L4", simulated.name, "still owes", unacked, "reports")
+            demand(not simulated.link.session.held, "L3", simulated.name, "still holds", list(simulated.link.session.held))
+
+    def replays_equal(self, owner: Orchestrator) -> None:
+        """What is on disk says of every task what the ledger says."""
+        from services.orchestrator.core.state import State
+
+        state = State()
+        for seq, record in owner.disk.replay():
+            state.apply(seq, record)
+        for (job_id, index), task in self.ledger(owner.name).tasks.items():
+            job = state.by_id.get(job_id)  # type: ignore[call-overload]
+            demand(job is not None, "I1", job_id, "is not on the disk of", owner.name)
+            assert job is not None
+            demand(TaskState(job.states[index]) is task.state, "I3", job_id, index, "replays as another state")

@@ -1,0 +1,161 @@
+"""The network: connections with two ordered lanes each way, and all that can happen to them.
+
+A lane keeps its order as TCP does, but the lanes of one connection overtake each other. A direction between two processes can be cut: what is sent
+into it waits for the heal, or dies with the connection. A killed process's connections are reset; of a machine that lost its power nobody
+tells. Lost packets are late ones. Reports and heartbeats may be doubled and overtaken beyond what TCP would do, because the protocol claims to bear it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tests.simulation.kernel import MS, SECOND, Kernel, Process
+
+WORK, REPORT = 0, 1
+
+
+class Endpoint(Protocol):
+    """Who talks over a connection."""
+
+    process: Process
+
+    def heard(self, wire: Wire, lane: int, message: Any) -> None:
+        """A message arrived."""
+        ...
+
+    def hung_up(self, wire: Wire) -> None:
+        """The connection has ended, as far as this side can tell."""
+        ...
+
+
+class Network:
+    """How messages travel; the faults are set from outside."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.latency_ns = 200_000
+        self.jitter_ns = 100_000
+        self.loss = 0.0
+        """How often a packet is lost, which delays its lane by a retransmission."""
+        self.doubling = 0.0
+        """How often a report or heartbeat comes twice, the second time out of order."""
+        self.cut: dict[tuple[str, str], None] = {}
+        """Directions (from, to) in which nothing passes."""
+        self._waiting: list[tuple[Wire, int, int, Any]] = []
+        self.wires: dict[Wire, None] = {}
+        self.sent = 0
+
+    def dial(self, dialer: Endpoint, acceptor: Endpoint) -> Wire:
+        """A connection, usable at once; the first message finds out whether anybody is there."""
+        wire = Wire(self, dialer, acceptor)
+        self.wires[wire] = None
+        return wire
+
+    def delay_ns(self) -> int:
+        """How long one message takes."""
+        delay = self.latency_ns + int(self.kernel.dice.random() * self.jitter_ns)
+        while self.loss and self.kernel.chance(self.loss):
+            delay += 200 * MS
+        return delay
+
+    def heal(self, pair: tuple[str, str]) -> None:
+        """A direction is open again: what waits for it goes on."""
+        self.cut.pop(pair, None)
+        waiting, self._waiting = self._waiting, []
+        for wire, side, lane, message in waiting:
+            if wire.pair(side) in self.cut:
+                self._waiting.append((wire, side, lane, message))
+            else:
+                wire.travel(side, lane, message)
+
+    def hold(self, wire: Wire, side: int, lane: int, message: Any) -> None:
+        """A message that cannot pass now."""
+        if not wire.ended[side]:
+            self._waiting.append((wire, side, lane, message))
+
+    def reset_all(self, process: Process, *, silent: bool) -> None:
+        """A process died: the others are told, unless its machine went with it."""
+        for wire in list(self.wires):
+            for side in (0, 1):
+                if wire.ends[side].process is process:
+                    wire.ended[side] = True
+                    if not silent:
+                        wire.say_end(side)
+
+
+_END = object()
+
+
+class Wire:
+    """One connection. Side 0 dialled, side 1 accepted."""
+
+    def __init__(self, network: Network, dialer: Endpoint, acceptor: Endpoint) -> None:
+        self.network = network
+        self.ends = (dialer, acceptor)
+        self.lives = (dialer.process.life, acceptor.process.life)
+        self.ended = [False, False]
+        self.session: Any = None
+        """What the acceptor knows this connection by."""
+        self._arrival = [[0, 0], [0, 0]]
+
+    def pair(self, side: int) -> tuple[str, str]:
+        """Names of (sender, receiver) when that side sends."""
+        return self.ends[side].process.name, self.ends[1 - side].process.name
+
+    def send(self, side: int, lane: int, message: Any, *, may_double: bool = False) -> None:
+        """Send from that side."""
+        if self.ended[side]:
+            return
+        self.network.sent += 1
+        self.travel(side, lane, message)
+        if may_double and self.network.doubling and self.network.kernel.chance(self.network.doubling):
+            delay = self.network.delay_ns() + int(self.network.kernel.dice.random() * SECOND)
+            self.network.kernel.after(delay, self._arrive, side, lane, message)
+
+    def travel(self, side: int, lane: int, message: Any) -> None:
+        """On its way, unless the direction is cut."""
+        network = self.network
+        if self.pair(side) in network.cut:
+            network.hold(self, side, lane, message)
+            return
+        kernel = network.kernel
+        arrival = max(kernel.now + network.delay_ns(), self._arrival[side][lane])
+        self._arrival[side][lane] = arrival
+        kernel.after(arrival - kernel.now, self._arrive, side, lane, message)
+
+    def _arrive(self, side: int, lane: int, message: Any) -> None:
+        other = 1 - side
+        receiver = self.ends[other]
+        process = receiver.process
+        if self.pair(side) in self.network.cut:
+            self.network.hold(self, side, lane, message)
+        elif not process.alive or process.life != self.lives[other]:
+            if message is not _END:
+                # Nobody is there, or another process: the machine answers with a reset.
+                self.ended[other] = True
+                self.say_end(other)
+        elif message is _END:
+            process.enter(self.lives[other], self._hear_end, other)
+        elif not self.ended[other]:
+            process.enter(self.lives[other], self._hear, other, lane, message)
+
+    def _hear(self, side: int, lane: int, message: Any) -> None:
+        if not self.ended[side]:
+            self.ends[side].heard(self, lane, message)
+
+    def _hear_end(self, side: int) -> None:
+        if not self.ended[side]:
+            self.ended[side] = True
+            self.network.wires.pop(self, None)
+            self.ends[side].hung_up(self)
+
+    def say_end(self, side: int) -> None:
+        """Tell the other side that this one has ended; it may never hear of it."""
+        self.travel(side, WORK, _END)
+
+    def hang_up(self, side: int) -> None:
+        """End the connection from that side."""
+        if not self.ended[side]:
+            self.ended[side] = True
+            self.network.wires.pop(self, None)
+            self.say_end(side)

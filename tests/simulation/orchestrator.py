@@ -1,0 +1,431 @@
+"""An orchestrator process: the real core, with the driver, the sessions and the tie to the one above modelled around it.
+
+Events are handled in batches and placed once; all records that gathered while a commit was under way go into the next one; an effect
+leaves when the record that it names is durable. This repeats `services.orchestrator.runtime.driver` without asyncio, in the same order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from antfarm.errors import AntFarmError
+from antfarm.link.session import Token
+from antfarm.model import Ending, Failure, FailureClass, JobId, SessionId, TaskState, TaskTemplate
+from services.orchestrator.core import effects, events, invariants, records
+from services.orchestrator.core.effects import Effect, Reply
+from services.orchestrator.core.machine import Core, Step
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.turn import CoreConfig
+from tests.simulation.disk import Disk
+from tests.simulation.kernel import MS, SECOND, Process
+from tests.simulation.link import Group, Link
+from tests.simulation.network import REPORT, WORK, Wire
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+WALL_NS = 1_700_000_000 * SECOND
+CHECK_EVERY = 16
+"""Batches between two looks at the core's own invariants, which cost as much as the state is large."""
+Answer = Callable[[AntFarmError | None, bool], None]
+
+
+class Orchestrator:
+    """One orchestrator over all its lives. `upper` names the one above, if any."""
+
+    def __init__(self, world: World, name: str, config: CoreConfig, upper: str | None, types: frozenset[str]) -> None:
+        self.world, self.name, self.config, self.upper, self.types = world, name, config, upper, types
+        self.process = Process(world.kernel, name)
+        self.disk = Disk()
+        self.wall_jump_ns = 0
+        self.core: Core
+        self.durable_seq = 0
+        self.link: Link | None = None
+        self.undisturbed_since_ns = 0
+        """Since when it has neither died nor stood still nor waited for its disk."""
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """A new process: replay, take over, serve."""
+        kernel = self.world.kernel
+        self.process.begin()
+        self.process.clock_start_ns = kernel.dice.randrange(1, 10**6) * SECOND
+        self._pending: list[tuple[int, Record]] = []
+        self._held: list[Effect] = []
+        self._inbox: list[events.Event] = []
+        self._scheduled = self._committing = self._stalled = False
+        self._batches = 0
+        self._sessions: dict[str, Wire] = {}
+        self._early: dict[str, list[tuple[int, Any]]] = {}
+        self._requests: dict[int, Answer] = {}
+        self._reported: dict[Token, None] = {}
+        self.undisturbed_since_ns = kernel.now
+        self.core = Core(self.config, random.Random(kernel.dice.getrandbits(64)))
+        for seq, record in self.disk.replay():
+            self.core.replay(seq, record)
+        self.durable_seq = self.core.state.seq
+        self.world.checks.replayed(self)
+        self._post_first()
+        self._tick()
+
+    def _post_first(self) -> None:
+        if self.upper is not None:
+            about: dict[str, Any] = dict(
+                slots=4,
+                window=8,
+                task_types=self.types,
+                orchestrator=True,
+                descendants=(self.name,),
+                protocol_major=1,
+            )
+            self.link = Link(self.world, self.process, self.upper, f"orchestrator-{self.name}", self, about)
+            for parent in self.core.state.parents.values():
+                self.link.session.held.setdefault((parent.job_id, parent.index, parent.epoch, parent.attempt), 0)
+            self.process.later(MS, self.link.dial)
+            self.process.later(200 * MS, self._watch_acks)
+        self.post(events.Recover(wall_ns=self.wall_ns))
+
+    def die(self, *, silent: bool = False) -> None:
+        """SIGKILL or loss of power: a commit under way is there or not."""
+        if not self.process.alive:
+            return
+        if self._committing and self.world.kernel.chance(0.5):
+            self._write(self._in_flight)
+        self.process.end()
+        self.world.network.reset_all(self.process, silent=silent)
+        self.world.checks.crashed(self)
+
+    @property
+    def wall_ns(self) -> int:
+        """The wall clock, which may jump."""
+        return WALL_NS + self.world.kernel.now + self.wall_jump_ns
+
+    def disturb(self) -> None:
+        """Note that its time does not run as it should."""
+        self.undisturbed_since_ns = self.world.kernel.now
+
+    # ---- driver -----------------------------------------------------------------------------------------------------
+
+    def post(self, event: events.Event) -> None:
+        """Hand in an event."""
+        self._inbox.append(event)
+        if not self._scheduled:
+            self._scheduled = True
+            self.process.later(50_000, self._turn)
+
+    def _tick(self) -> None:
+        low = self.disk.low or self._stalled
+        if low != self.core.state.disk_low:
+            self.post(events.DiskLow(low=low))
+        if not self._stalled:
+            self.post(events.Tick(wall_ns=self.wall_ns))
+        due_ns = self.core.next_timer_ns()
+        pause_ns = self.config.sweep_ns
+        if due_ns is not None and not self._stalled:
+            pause_ns = min(pause_ns, max(due_ns - self.process.clock_ns, 2 * MS))
+        self.process.later(pause_ns, self._tick)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        batch, self._inbox = self._inbox, []
+        now = self.process.clock_ns
+        core, checks = self.core, self.world.checks
+        for event in batch:
+            self._take(core.handle(event, now))
+        step = core.place(now)
+        checks.placed(self, step)
+        self._take(step)
+        self._batches += 1
+        if self._batches % CHECK_EVERY == 0:
+            invariants.check(core.state)
+        if self._pending and not self._committing:
+            self._begin_commit()
+
+    def _take(self, step: Step) -> None:
+        self._pending.extend(step.records)
+        for effect in step.effects:
+            assert effect.after <= self.core.state.seq, f"I5: {effect} waits for a record that does not exist"
+            if effect.after <= self.durable_seq:
+                self._release(effect)
+            else:
+                self._held.append(effect)
+
+    def _begin_commit(self) -> None:
+        self._committing = True
+        self._in_flight, self._pending = self._pending, []
+        self._try_commit()
+
+    def _try_commit(self) -> None:
+        if self.disk.full:
+            self._stalled = True
+            self.disturb()
+            self.process.later(SECOND, self._try_commit)
+            return
+        if self._stalled:
+            self._stalled = False
+            self.disturb()
+        delay = int(self.disk.commit_ns * (0.5 + self.world.kernel.dice.random()))
+        if delay > self.config.heartbeat_ns // 2:
+            self.disturb()
+        self.process.later(delay, self._committed)
+
+    def _write(self, batch: Sequence[tuple[int, Record]]) -> None:
+        self.disk.commit(batch)
+        for _, record in batch:
+            self.world.checks.durable(self, record)
+
+    def _committed(self) -> None:
+        batch = self._in_flight
+        self._write(batch)
+        self._committing = False
+        self.durable_seq = batch[-1][0]
+        held, self._held = self._held, []
+        for effect in held:
+            if effect.after <= self.durable_seq:
+                self._release(effect)
+            else:
+                self._held.append(effect)
+        if self._pending:
+            self._begin_commit()
+
+    def io_error(self) -> None:
+        """A failed fsync: what it left is unknown, the process stops and is started again."""
+        self.world.kernel.note(self.name, "EIO")
+        self.die()
+
+    # ---- out --------------------------------------------------------------------------------------------------------
+
+    def _release(self, effect: Effect) -> None:
+        match effect:
+            case Reply():
+                answer = self._requests.pop(effect.request, None)
+                if answer is not None:
+                    answer(effect.error, effect.existed)
+            case effects.Audit():
+                self.world.checks.audited(self, effect.text)
+            case effects.StartParent() | effects.ReadPlan() | effects.ReportParent():
+                self._serve_parent(effect)
+            case _:
+                self._to_session(effect)
+
+    def _to_session(self, effect: Any) -> None:
+        wire = self._sessions.get(effect.session)
+        lane, message = WORK, None
+        match effect:
+            case effects.Welcome():
+                message = ("welcome", effect.epoch, effect.heartbeat_ns, effect.lease_ns, tuple(effect.revoked))
+            case effects.SendTasks():
+                message = self._tasks_frame(effect, wire)
+            case effects.SendVerdicts():
+                self.world.checks.verdict_leaves(self, effect, wire)
+                lane, message = REPORT, ("verdicts", int(effect.code), list(effect.report_nos))
+            case effects.SendRevoke():
+                message = ("revoke", list(effect.tokens))
+            case effects.AckHeartbeat():
+                message = ("ack", effect.number, list(effect.revoked))
+            case effects.SendDrain():
+                message = ("drain",)
+            case effects.Refuse():
+                message = ("refuse", effect.error)
+        if wire is None:
+            return
+        early = self._early.get(effect.session)
+        if isinstance(effect, effects.Welcome):
+            wire.send(1, lane, message)
+            for other_lane, other in self._early.pop(effect.session, ()):
+                wire.send(1, other_lane, other)
+        elif isinstance(effect, effects.Refuse):
+            wire.send(1, lane, message)
+            self._close(wire)
+        elif early is not None:
+            early.append((lane, message))
+        else:
+            wire.send(1, lane, message)
+
+    def _tasks_frame(self, effect: effects.SendTasks, wire: Wire | None) -> tuple[str, int, list[Group]]:
+        groups: list[Group] = []
+        for number, assigned in effect.groups:
+            job = self.core.state.jobs.get(number)
+            if job is None:
+                continue
+            assignments = [(task.index, task.attempt, task.payload, task.remaining_ns) for task in assigned]
+            groups.append((job.job_id, job.template, assignments))
+            worker = self.core.state.sessions.get(effect.session)
+            holder = worker.worker_id if worker is not None else ""
+            self.world.checks.issued(self, holder, job, effect.epoch, assignments)
+        return ("tasks", effect.epoch, groups)
+
+    def _close(self, wire: Wire) -> None:
+        session = wire.session
+        wire.hang_up(1)
+        if session is not None:
+            self._end_session(session)
+
+    def _end_session(self, session: str) -> None:
+        if self._sessions.pop(session, None) is not None:
+            self._early.pop(session, None)
+            self.post(events.Detach(session=SessionId(session)))
+
+    # ---- in ---------------------------------------------------------------------------------------------------------
+
+    def heard(self, wire: Wire, lane: int, message: Any) -> None:
+        """A frame of a worker, or a request of a client."""
+        match message:
+            case ("request", make, answer):
+                number = len(self._requests) + 1
+                while number in self._requests:
+                    number += 1
+                self._requests[number] = answer
+                self.post(make(number))
+            case ("hello", hello):
+                session = f"{self.name}.{self.world.next_number()}"
+                wire.session = session
+                self._sessions[session] = wire
+                self._early[session] = []
+                self.post(events.Attach(session=SessionId(session), **hello))
+            case ("beat", number, frames, held) if wire.session:
+                self.post(
+                    events.Heartbeat(
+                        session=SessionId(wire.session), number=number, frames_received=frames, held=held
+                    )
+                )
+            case ("credit", window) if wire.session:
+                self.post(events.Credit(session=SessionId(wire.session), window=window))
+            case ("goodbye",) if wire.session:
+                self.post(events.Goodbye(session=SessionId(wire.session)))
+            case ("reports", job_id, epoch, outcomes) if wire.session in self._sessions:
+                self.post(
+                    events.Outcomes(
+                        session=SessionId(wire.session), job_id=job_id, epoch=epoch, outcomes=list(outcomes)
+                    )
+                )
+            case ("running", word) if wire.session in self._sessions:
+                self.post(events.Running(session=SessionId(wire.session), **word))
+
+    def hung_up(self, wire: Wire) -> None:
+        """A worker's or client's connection has ended."""
+        if wire.session is not None:
+            self._end_session(wire.session)
+
+    # ---- as a worker of the one above -------------------------------------------------------------------------------
+
+    def on_tasks(self, epoch: int, groups: list[Group]) -> None:
+        """Parents to expand."""
+        for job_id, template, assignments in groups:
+            for index, attempt, payload, remaining_ns in assignments:
+                self.post(
+                    events.ParentAssigned(
+                        job_id=job_id,
+                        index=index,
+                        epoch=epoch,
+                        attempt=attempt,
+                        template=self.world.passed_down(template, remaining_ns),
+                        payload=payload,
+                    )
+                )
+
+    def on_revoke(self, tokens: list[Token], *, forgotten: bool) -> None:
+        """Parents to give up."""
+        assert self.link is not None
+        for token in tokens:
+            job_id, index, epoch, attempt = token
+            self.post(events.ParentRevoked(job_id=job_id, index=index, epoch=epoch, attempt=attempt, cause="revoked"))
+            if not forgotten:
+                self._report(token, events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.REVOKED))
+
+    def on_drain(self) -> None:
+        """Take no more."""
+        assert self.link is not None
+        self.link.want(0)
+
+    def on_judged(self, tokens: Sequence[Token]) -> None:
+        """Acks are looked at from time to time, as the real one does."""
+
+    def _serve_parent(self, effect: Any) -> None:
+        link = self.link
+        if link is None:
+            return
+        job_id, index = effect.parent
+        match effect:
+            case effects.StartParent():
+                link.say_running((job_id, index, effect.epoch, effect.attempt), 0)
+            case effects.ReadPlan():
+                self.process.later(self._storage_ns(), self._read_plan, effect)
+            case effects.ReportParent():
+                self._report((job_id, index, effect.epoch, effect.attempt), self._parent_outcome(effect))
+
+    def _storage_ns(self) -> int:
+        return int(MS + self.world.kernel.dice.random() * self.world.storage_ns)
+
+    def _ended_task(self, seq: int, index: int) -> records.EndedTask | None:
+        for _, record in self.disk.read([seq]):
+            match record:
+                case records.TasksEnded():
+                    return next(task for task in record.ended if task.index == index)
+                case records.JobCancelled():
+                    return records.EndedTask(
+                        index=index, state=TaskState.CANCELLED, failure=records.cancelled(record.cause)
+                    )
+        return None
+
+    def _read_plan(self, effect: effects.ReadPlan) -> None:
+        ended = self._ended_task(effect.result_seq, 0)
+        template: TaskTemplate | None = None
+        payloads: list[bytes] = []
+        failure: Failure | None = None
+        if ended is None:
+            failure = Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="it was purged")
+        else:
+            template, payloads = self.world.parse_plan(ended.result)
+        self.post(
+            events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure)
+        )
+
+    def _parent_outcome(self, effect: effects.ReportParent) -> events.Outcome:
+        outcome = events.Outcome(
+            report_no=0, index=effect.parent[1], attempt=effect.attempt, ending=Ending.FAILED, failure=effect.failure
+        )
+        if effect.result_of is not None:
+            _, local_index, seq = effect.result_of
+            ended = self._ended_task(seq, local_index)
+            assert ended is not None, "I13: a parent's end is reported before its record is there"
+            if ended.state is TaskState.SUCCEEDED:
+                outcome.ending, outcome.result = Ending.SUCCEEDED, ended.result
+            else:
+                outcome.failure = ended.failure
+        if outcome.ending is Ending.FAILED and outcome.failure is None:
+            outcome.failure = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure")
+        return outcome
+
+    def _report(self, token: Token, outcome: events.Outcome) -> None:
+        link = self.link
+        assert link is not None
+        if token in self._reported or token not in link.session.held:
+            return
+        self._reported[token] = None
+        link.report(token, outcome)
+
+    def _watch_acks(self) -> None:
+        link = self.link
+        assert link is not None
+        below = {
+            name
+            for worker in self.core.state.sessions.values()
+            if worker.orchestrator
+            for name in worker.descendants
+        }
+        descendants = (self.name, *sorted(below - {self.name}))
+        if descendants != link.about["descendants"]:
+            link.about["descendants"] = descendants
+        for token in [token for token in self._reported if token not in link.session.held]:
+            del self._reported[token]
+            job_id, index, epoch, attempt = token
+            self.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+        self.process.later(200 * MS, self._watch_acks)
+
+    def job_ids(self) -> list[JobId]:
+        """Jobs that it knows."""
+        return list(self.core.state.by_id)  # type: ignore[arg-type]
