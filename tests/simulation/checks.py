@@ -72,6 +72,8 @@ class Ledger:
     unstarted: dict[Token, None] = field(default_factory=dict)
     """At-most-once tokens whose holder said that it never started, or does not hold it."""
     accepted: dict[Token, None] = field(default_factory=dict)
+    purged_wins: dict[Token, None] = field(default_factory=dict)
+    """Tokens whose success was recorded and purged since."""
     cancelled: dict[str, None] = field(default_factory=dict)
     """Jobs whose cancel was acknowledged."""
     epoch: int = 0
@@ -128,8 +130,6 @@ class Checks:
             demand(token not in ledger.issued, "I7", token, "is issued twice")
             newest = ledger.newest.get(key, (0, 0))
             demand((epoch, attempt) > newest, "I7", token, "is not above", newest)
-            task = ledger.tasks.get(key)
-            demand(task is None or task.state is None, "I3", token, "is issued for a task that has ended")
             if job.template.at_most_once:
                 demand(token in ledger.journaled, "I11", token, "leaves before it is durable")
                 others = [t for t in ledger.journaled if t[:2] == key and t != token and t not in ledger.unstarted]
@@ -154,9 +154,16 @@ class Checks:
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
         """A placement pass is over."""
+        ledger, state = self.ledger(owner.name), owner.core.state
         for effect in step.effects:
             if isinstance(effect, effects.SendTasks):
-                worker = owner.core.state.sessions.get(effect.session)
+                for number, assigned in effect.groups:
+                    if number not in ledger.jobs:
+                        continue  # not durable yet, perhaps made anew under the id of another
+                    for key in ((state.jobs[number].job_id, given.index) for given in assigned):
+                        task = ledger.tasks.get(key)
+                        demand(task is None or task.state is None, "I3", key, "is given out though it has ended")
+                worker = state.sessions.get(effect.session)
                 demand(
                     worker is None or len(worker.live) <= worker.window, "I10", effect.session, "got more than its credit"
                 )
@@ -179,6 +186,7 @@ class Checks:
         self.did[code.name] += 1
         task = ledger.tasks.get((token[0], token[1]))
         won = task is not None and task.state is TaskState.SUCCEEDED and task.winner == token[2:]
+        won = won or token in ledger.purged_wins
         if outcome.ending is Ending.SUCCEEDED:
             match code:
                 case VerdictCode.ACCEPTED:
@@ -338,9 +346,13 @@ class Checks:
         self.did["losses"] += record.lost
 
     def _purged(self, ledger: Ledger, record: records.JobPurged) -> None:
-        job_id = ledger.jobs.pop(record.job)
+        job_id = ledger.jobs.pop(record.job, None)
+        if job_id is None:
+            return  # its records went with the purge, and a restored journal is read again
         for index in range(ledger.sizes.pop(job_id)):
             task = ledger.tasks.pop((job_id, index))
+            if task.state is TaskState.SUCCEEDED:
+                ledger.purged_wins[(job_id, index, *task.winner)] = None
             demand(task.state is not None, "I1", job_id, index, "was purged before it ended")
             ledger.starts.pop((job_id, index), None)
         ledger.cancelled.pop(job_id, None)
@@ -410,7 +422,8 @@ class Checks:
         spec = ledger.specs.get(token[0])
         if spec is not None and spec.template.at_most_once:
             ledger.starts[token[0], token[1]] += 1
-            demand(ledger.starts[token[0], token[1]] == 1, "I11", token, "starts again")
+            # Going back in time forgets tokens: this promise cannot outlive it.
+            demand(ledger.starts[token[0], token[1]] == 1 or ledger.restored > 0, "I11", token, "starts again")
 
     def reported(self, link: Link, token: Token, outcome: Outcome, *, again: bool = False) -> None:
         """A worker reports an outcome."""
@@ -441,7 +454,9 @@ class Checks:
                 continue
             newer = ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
             given_up = task.failed.get(token[2:]) is False
-            demand(newer or given_up, "I6", link.worker_id, "is told to forget the success of", token)
+            # A restored backup does not know the token of an at-most-once task, and takes it for forged.
+            unknown = ledger.restored and ledger.specs[token[0]].template.at_most_once
+            demand(newer or given_up or bool(unknown), "I6", link.worker_id, "is told to forget the success of", token)
             self.did["late successes revoked"] += 1
         self._owes(link, reports)
 
@@ -458,15 +473,30 @@ class Checks:
         self.open_reports.pop(worker.link, None)
         owner = self.world.orchestrators[worker.upper]
         lease_ns = owner.config.lease_ns
-        # A clock that runs fast or slow by a hundredth, a commit under way, and the network.
+        # A clock that runs fast or slow by a hundredth, and a commit under way.
         limit_ns = int((lease_ns + owner.config.sweep_ns) * 1.02) + owner.config.heartbeat_ns // 2
-        kernel.after(limit_ns, self._is_lost, worker, worker.process.life, owner, owner.process.life, kernel.now, held)
+        kernel.after(
+            limit_ns, self._is_lost, worker, worker.process.life, owner, owner.process.life, kernel.now, held, limit_ns
+        )
 
     def _is_lost(
-        self, worker: Worker, life: int, owner: Orchestrator, owner_life: int, since_ns: int, held: Sequence[Token]
+        self,
+        worker: Worker,
+        life: int,
+        owner: Orchestrator,
+        owner_life: int,
+        since_ns: int,
+        held: Sequence[Token],
+        limit_ns: int,
     ) -> None:
+        kernel = self.world.kernel
+        last_ns = self.world.network.last_arrival_ns.get((worker.name, owner.name), 0)
+        if kernel.now < last_ns + limit_ns:  # what it had sent was still on its way
+            wait_ns = last_ns + limit_ns - kernel.now
+            kernel.after(wait_ns, self._is_lost, worker, life, owner, owner_life, since_ns, held, limit_ns)
+            return
         undisturbed = owner.process.life == owner_life and owner.undisturbed_since_ns < since_ns
-        if worker.process.life != life or not undisturbed or owner.process.stopped:
+        if worker.process.life != life or not undisturbed or owner.process.stopped or not owner.process.alive:
             return
         for job_id, index, epoch, attempt in held:
             job = owner.core.state.by_id.get(job_id)  # type: ignore[call-overload]

@@ -44,6 +44,8 @@ class Network:
         self._waiting: list[tuple[Wire, int, int, Any]] = []
         self.wires: dict[Wire, None] = {}
         self.sent = 0
+        self.last_arrival_ns: dict[tuple[str, str], int] = {}
+        """When the last message of a direction arrived or will."""
 
     def dial(self, dialer: Endpoint, acceptor: Endpoint) -> Wire:
         """A connection, usable at once; the first message finds out whether anybody is there."""
@@ -111,6 +113,11 @@ class Wire:
         if may_double and self.network.doubling and self.network.kernel.chance(self.network.doubling):
             delay = self.network.delay_ns() + int(self.network.kernel.dice.random() * SECOND)
             self.network.kernel.after(delay, self._arrive, side, lane, message)
+            self._expect(side, self.network.kernel.now + delay)
+
+    def _expect(self, side: int, arrival: int) -> None:
+        last, pair = self.network.last_arrival_ns, self.pair(side)
+        last[pair] = max(last.get(pair, 0), arrival)
 
     def travel(self, side: int, lane: int, message: Any) -> None:
         """On its way, unless the direction is cut."""
@@ -121,6 +128,7 @@ class Wire:
         kernel = network.kernel
         arrival = max(kernel.now + network.delay_ns(), self._arrival[side][lane])
         self._arrival[side][lane] = arrival
+        self._expect(side, arrival)
         kernel.after(arrival - kernel.now, self._arrive, side, lane, message)
 
     def _arrive(self, side: int, lane: int, message: Any) -> None:
