@@ -72,8 +72,8 @@ class Ledger:
     unstarted: dict[Token, None] = field(default_factory=dict)
     """At-most-once tokens whose holder said that it never started, or does not hold it."""
     accepted: dict[Token, None] = field(default_factory=dict)
-    purged_wins: dict[Token, None] = field(default_factory=dict)
-    """Tokens whose success was recorded and purged since."""
+    purged: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    """Tasks that ended and were purged since -> their winners."""
     cancelled: dict[str, None] = field(default_factory=dict)
     """Jobs whose cancel was acknowledged."""
     epoch: int = 0
@@ -186,7 +186,8 @@ class Checks:
         self.did[code.name] += 1
         task = ledger.tasks.get((token[0], token[1]))
         won = task is not None and task.state is TaskState.SUCCEEDED and task.winner == token[2:]
-        won = won or token in ledger.purged_wins
+        gone = task is None and token[:2] in ledger.purged
+        won = won or (gone and ledger.purged[token[:2]] == token[2:])
         if outcome.ending is Ending.SUCCEEDED:
             match code:
                 case VerdictCode.ACCEPTED:
@@ -209,7 +210,7 @@ class Checks:
                 case VerdictCode.UNKNOWN_TASK:
                     demand(task is None, "I1", token, "was told that its task is unknown")
         elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
-            ended = task is not None and (task.state is not None or token[2:] in task.failed)
+            ended = gone or (task is not None and (task.state is not None or token[2:] in task.failed))
             demand(ended, "I5", token, "failed and was told ACCEPTED before that is durable")
             demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
             ledger.accepted[token] = None
@@ -351,8 +352,7 @@ class Checks:
             return  # its records went with the purge, and a restored journal is read again
         for index in range(ledger.sizes.pop(job_id)):
             task = ledger.tasks.pop((job_id, index))
-            if task.state is TaskState.SUCCEEDED:
-                ledger.purged_wins[(job_id, index, *task.winner)] = None
+            ledger.purged[job_id, index] = task.winner
             demand(task.state is not None, "I1", job_id, index, "was purged before it ended")
             ledger.starts.pop((job_id, index), None)
         ledger.cancelled.pop(job_id, None)
@@ -455,8 +455,10 @@ class Checks:
             newer = ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
             given_up = task.failed.get(token[2:]) is False
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.
-            unknown = ledger.restored and ledger.specs[token[0]].template.at_most_once
-            demand(newer or given_up or bool(unknown), "I6", link.worker_id, "is told to forget the success of", token)
+            template = ledger.specs[token[0]].template
+            unknown = ledger.restored > 0 and template.at_most_once
+            fenced = template.fence_late_results
+            demand(newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token)
             self.did["late successes revoked"] += 1
         self._owes(link, reports)
 

@@ -198,16 +198,17 @@ class Client:
             name = JobId(job_id)
             self.ask(lambda n, name=name: events.PauseJob(request=n, job_id=name, paused=False))  # type: ignore[misc]
             self.ask(lambda n, name=name: events.CloseJob(request=n, job_id=name))  # type: ignore[misc]
-        for worker in self.world.workers:
-            if worker.upper == self.owner.name:
-                who = WorkerId(worker.name)
-                self.ask(
-                    lambda n, who=who: events.DrainWorker(request=n, worker_id=who, drain=False, limit_ns=0)  # type: ignore[misc]
-                )
+        self._submit(4)
         self.world.kernel.after(10 * SECOND, self._close_late)
 
     def _close_late(self) -> None:
-        """Jobs whose creation was still on its way when phase 2 began."""
+        """What was still on its way when phase 2 began: jobs and drains."""
+        for known in self.owner.core.state.workers.values():
+            if known.drain_limit_ns is not None:
+                who = WorkerId(known.worker_id)
+                self.ask(
+                    lambda n, who=who: events.DrainWorker(request=n, worker_id=who, drain=False, limit_ns=0)  # type: ignore[misc]
+                )
         for job_id, job in list(self.owner.core.state.by_id.items()):
             name = JobId(job_id)
             if not job.closed and not job_id.startswith("up/"):

@@ -69,6 +69,9 @@ class Faults:
     def stop(self) -> None:
         """Heal everything."""
         self._over = True
+        if not self.count:
+            self._kill_worker()
+            self.count += 1
         self.kernel.note("heal")
         network = self.world.network
         network.latency_ns, network.jitter_ns, network.loss, network.doubling = 200_000, 100_000, 0.0, 0.0

@@ -18,6 +18,7 @@ from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
+from tests.simulation.checks import demand
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, SECOND, Process
 from tests.simulation.link import Group, Link
@@ -355,7 +356,9 @@ class Orchestrator:
             case effects.ReadPlan():
                 self.process.later(self._storage_ns(), self._read_plan, effect)
             case effects.ReportParent():
-                self._report((job_id, index, effect.epoch, effect.attempt), self._parent_outcome(effect))
+                outcome = self._parent_outcome(effect)
+                if outcome is not None:
+                    self._report((job_id, index, effect.epoch, effect.attempt), outcome)
 
     def _storage_ns(self) -> int:
         return int(MS + self.world.kernel.dice.random() * self.world.storage_ns)
@@ -384,14 +387,18 @@ class Orchestrator:
             events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure)
         )
 
-    def _parent_outcome(self, effect: effects.ReportParent) -> events.Outcome:
+    def _parent_outcome(self, effect: effects.ReportParent) -> events.Outcome | None:
         outcome = events.Outcome(
             report_no=0, index=effect.parent[1], attempt=effect.attempt, ending=Ending.FAILED, failure=effect.failure
         )
         if effect.result_of is not None:
             _, local_index, seq = effect.result_of
             ended = self._ended_task(seq, local_index)
-            assert ended is not None, "I13: a parent's end is reported before its record is there"
+            if ended is None:  # taken away from us and purged in the same commit
+                parent = self.core.state.parents.get(effect.parent)
+                bound = parent is not None and (parent.epoch, parent.attempt) == (effect.epoch, effect.attempt)
+                demand(not bound, "I13", effect.parent, "ended, and its record is not there")
+                return None
             if ended.state is TaskState.SUCCEEDED:
                 outcome.ending, outcome.result = Ending.SUCCEEDED, ended.result
             else:

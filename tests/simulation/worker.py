@@ -116,6 +116,7 @@ class Worker:
             if run is not None:
                 self._stop(run, Ending.REVOKED)
         self._pump()
+        self._maybe_leave()
 
     def on_drain(self) -> None:
         """Hand back what waits, finish what runs."""
@@ -215,6 +216,7 @@ class Worker:
         now = self.process.clock_ns
         while self.waiting and now - self.waiting[0].since_ns > 2 * SECOND:
             self._hand_back(self.waiting.popleft(), Ending.RELEASED, never_started=True)
+        self._maybe_leave()
         self.process.later(LOOK_NS, self._look)
 
 

@@ -198,4 +198,4 @@ class World:
     def _demand_work(self) -> None:
         did = self.checks.did
         demand(self.faults.count > 0, "a run without a fault proves nothing:", self.knobs)
-        demand(did["started"] >= 4, "a run with so little work proves nothing:", dict(did))
+        demand(did["submitted"] >= 8 and did["started"] >= 4, "a run with so little work proves nothing:", dict(did))

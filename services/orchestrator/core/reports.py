@@ -54,6 +54,8 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
         if holder != worker.worker_id:
             return Judgement.FENCED
         match how:
+            case Past.ISSUED:
+                return Judgement.ADOPT
             case Past.LOST:
                 return late
             case Past.FAILED | Past.RELEASED:

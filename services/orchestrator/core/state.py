@@ -80,6 +80,8 @@ class Past(IntEnum):
     LOST = 2
     RELEASED = 3
     REVOKED = 4
+    ISSUED = 5
+    """The journal says that it was issued, and nothing else is known: its holder may go on with it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -591,7 +593,7 @@ class State:
     def _apply_issued(self, record: records.AttemptIssued) -> None:
         note = self.jobs[record.job].note(record.index)
         note.epoch, note.attempt = record.epoch, record.attempt
-        note.past[record.epoch, record.attempt] = (record.worker_id, Past.LOST)
+        note.past[record.epoch, record.attempt] = (record.worker_id, Past.ISSUED)
 
     def _apply_cancelled(self, seq: int, record: records.JobCancelled) -> None:
         job = self.jobs[record.job]
