@@ -168,9 +168,9 @@ class Checks:
                     worker is None or len(worker.live) <= worker.window, "I10", effect.session, "got more than its credit"
                 )
 
-    def verdict_leaves(self, owner: Orchestrator, effect: effects.SendVerdicts, wire: Wire | None) -> None:
+    def verdict_leaves(self, owner: Orchestrator, effect: effects.SendVerdicts, wire: Wire) -> None:
         """Verdicts leave for a worker: what they say must be durable."""
-        if wire is None or wire.lives[0] != wire.ends[0].process.life:
+        if wire.lives[0] != wire.ends[0].process.life:
             return
         link: Any = wire.ends[0]
         if not hasattr(link, "session"):

@@ -54,7 +54,7 @@ class Faults:
 
     def begin(self) -> None:
         """The first fault comes soon."""
-        self.kernel.after(int(self._dice.random() * 3 * SECOND), self._next)
+        self.kernel.after(int(self._dice.random() * 2 * SECOND), self._next)
 
     def _next(self) -> None:
         if self._over:

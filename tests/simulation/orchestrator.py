@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 WALL_NS = 1_700_000_000 * SECOND
-CHECK_EVERY = 16
+CHECK_EVERY = 50
 """Batches between two looks at the core's own invariants, which cost as much as the state is large."""
 Answer = Callable[[AntFarmError | None, bool], None]
 
@@ -214,12 +214,14 @@ class Orchestrator:
 
     def _to_session(self, effect: Any) -> None:
         wire = self._sessions.get(effect.session)
+        if wire is None:
+            return
         lane, message = WORK, None
         match effect:
             case effects.Welcome():
                 message = ("welcome", effect.epoch, effect.heartbeat_ns, effect.lease_ns, tuple(effect.revoked))
             case effects.SendTasks():
-                message = self._tasks_frame(effect, wire)
+                message = self._tasks_frame(effect)
             case effects.SendVerdicts():
                 self.world.checks.verdict_leaves(self, effect, wire)
                 lane, message = REPORT, ("verdicts", int(effect.code), list(effect.report_nos))
@@ -231,8 +233,6 @@ class Orchestrator:
                 message = ("drain",)
             case effects.Refuse():
                 message = ("refuse", effect.error)
-        if wire is None:
-            return
         early = self._early.get(effect.session)
         if isinstance(effect, effects.Welcome):
             wire.send(1, lane, message)
@@ -246,7 +246,7 @@ class Orchestrator:
         else:
             wire.send(1, lane, message)
 
-    def _tasks_frame(self, effect: effects.SendTasks, wire: Wire | None) -> tuple[str, int, list[Group]]:
+    def _tasks_frame(self, effect: effects.SendTasks) -> tuple[str, int, list[Group]]:
         groups: list[Group] = []
         for number, assigned in effect.groups:
             job = self.core.state.jobs.get(number)
