@@ -18,7 +18,8 @@ from services.orchestrator.core.events import Outcome
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.machine import Step
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import Job
+from services.orchestrator.core.state import Job, State
+from tests.simulation.kernel import MS
 
 if TYPE_CHECKING:
     from tests.simulation.link import Link
@@ -63,6 +64,8 @@ class Ledger:
     sizes: dict[str, int] = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
     issued: dict[Token, str] = field(default_factory=dict)
+    numbers: dict[Token, int] = field(default_factory=dict)
+    """Token -> number of its job: ids of purged jobs come again."""
     newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
     journaled: dict[Token, str] = field(default_factory=dict)
     """At-most-once tokens whose record is durable."""
@@ -74,6 +77,7 @@ class Ledger:
     accepted: dict[Token, None] = field(default_factory=dict)
     purged: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """Tasks that ended and were purged since -> their winners."""
+    purged_jobs: dict[str, None] = field(default_factory=dict)
     cancelled: dict[str, None] = field(default_factory=dict)
     """Jobs whose cancel was acknowledged."""
     epoch: int = 0
@@ -101,9 +105,9 @@ class Checks:
     def submission_acked(self, owner: str, job_id: str, first: int, count: int) -> None:
         """A client was told that these tasks are taken."""
         ledger = self.ledger(owner)
-        demand(
-            ledger.sizes.get(job_id, -1) >= first + count, "I5", job_id, "was acknowledged before it was durable"
-        )
+        if job_id in ledger.purged_jobs:
+            return
+        demand(ledger.sizes.get(job_id, -1) >= first + count, "I5", job_id, "was acknowledged before it was durable")
         for index in range(first, first + count):
             ledger.tasks[job_id, index].acked = True
 
@@ -130,15 +134,31 @@ class Checks:
             demand(token not in ledger.issued, "I7", token, "is issued twice")
             newest = ledger.newest.get(key, (0, 0))
             demand((epoch, attempt) > newest, "I7", token, "is not above", newest)
+            if job.job_id.startswith(PARENT_PREFIX):
+                demand(key in ledger.tasks, "I19", token, "leaves before its expansion is durable")
+            if ledger.numbers.get((*key, *newest)) == job.number:
+                self._repeats(owner, ledger, key, newest)
             if job.template.at_most_once:
                 demand(token in ledger.journaled, "I11", token, "leaves before it is durable")
                 others = [t for t in ledger.journaled if t[:2] == key and t != token and t not in ledger.unstarted]
                 demand(not others, "I11", token, "although these may have started:", others)
             for dependency in job.spec.dependencies:
                 self._needs(ledger, dependency, index, token)
-            ledger.issued[token] = worker_id
+            ledger.issued[token], ledger.numbers[token] = worker_id, job.number
             ledger.newest[key] = (epoch, attempt)
         self.did["assigned"] += len(assignments)
+
+    def _repeats(self, owner: Orchestrator, ledger: Ledger, key: Key, older: tuple[int, int]) -> None:
+        """Section 1: what a worker in contact still holds is not given to another."""
+        token, task = (*key, *older), ledger.tasks.get(key)
+        holder = self.world.worker_by_name.get(ledger.issued.get(token, ""))
+        if holder is None or not holder.process.alive or token not in holder.link.session.held or task is None:
+            return
+        if token[2:] in task.failed or token in ledger.sent:
+            return
+        silent_ns = self.world.kernel.now - self.world.network.arrived_ns.get((holder.name, owner.name), 0)
+        in_contact = holder.link.attached and silent_ns < owner.config.lease_ns // 2
+        demand(not in_contact, "L5", key, "is repeated while", holder.name, "holds it as", token)
 
     def _needs(self, ledger: Ledger, dependency: Any, index: int, token: Token) -> None:
         needed = dependency.job_id
@@ -218,6 +238,20 @@ class Checks:
     def audited(self, owner: Orchestrator, text: str) -> None:
         """A line of the audit log."""
         self.did[f"audit {text.split(':')[0]}"] += 1
+        words = text.split()
+        if words[0] == "lost:":
+            self._false_expiry(owner, words[2])
+
+    def _false_expiry(self, owner: Orchestrator, worker_id: str) -> None:
+        """Section 5: nobody whose word has arrived within its lease is declared lost, read or not."""
+        kernel, worker = self.world.kernel, owner.core.state.workers[worker_id]
+        process = self.world.worker_by_name.get(worker_id)
+        if process is not None and process.link.session.incarnation != worker.incarnation:
+            return  # another process of it knocks, and is refused while the old one may live
+        silent_ns = kernel.now - self.world.network.arrived_ns.get((worker_id.removeprefix("orchestrator-"), owner.name), 0)
+        if kernel.now - owner.undisturbed_since_ns < worker.lease_ns:
+            silent_ns += owner.config.sweep_ns + owner.config.heartbeat_ns // 2  # a pause is noticed by its end
+        demand(silent_ns * 1.02 + 60 * MS > worker.lease_ns, "section 5", worker_id, "is declared lost, heard", silent_ns, "ns ago")
 
     # ---- what becomes durable -----------------------------------------------------------------------------------------
 
@@ -357,6 +391,7 @@ class Checks:
             ledger.starts.pop((job_id, index), None)
         ledger.cancelled.pop(job_id, None)
         ledger.specs.pop(job_id)
+        ledger.purged_jobs[job_id] = None
         for token in [t for t in ledger.journaled if t[0] == job_id]:
             del ledger.journaled[token]
         self.did["purged"] += 1
@@ -388,7 +423,7 @@ class Checks:
         ledger = self.ledger(owner.name)
         acked = {key for key, task in ledger.tasks.items() if task.acked}
         fresh = Ledger(
-            issued=ledger.issued, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
+            issued=ledger.issued, numbers=ledger.numbers, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
         )
         self.ledgers[owner.name] = fresh
         did = self.did.copy()
@@ -547,8 +582,6 @@ class Checks:
 
     def replays_equal(self, owner: Orchestrator) -> None:
         """What is on disk says of every task what the ledger says."""
-        from services.orchestrator.core.state import State
-
         state = State()
         for seq, record in owner.disk.replay():
             state.apply(seq, record)

@@ -198,8 +198,15 @@ class Client:
             name = JobId(job_id)
             self.ask(lambda n, name=name: events.PauseJob(request=n, job_id=name, paused=False))  # type: ignore[misc]
             self.ask(lambda n, name=name: events.CloseJob(request=n, job_id=name))  # type: ignore[misc]
-        self._submit(4)
+        self._probe()
         self.world.kernel.after(10 * SECOND, self._close_late)
+
+    def _probe(self) -> None:
+        """A healed farm runs what it is given."""
+        job_id, spec = JobId("probe"), JobSpec(template=TaskTemplate(type="t", retry=self.retry(2)))
+        kind = b"plan" if self.world.knobs.plans and self.world.knobs.levels > 1 else b"ok"
+        payloads = [b"%s:20:%d" % (kind, self.world.next_number()) for _ in range(4)]
+        self.ask(lambda n: events.CreateJob(request=n, job_id=job_id, spec=spec, payloads=payloads, close=True))
 
     def _close_late(self) -> None:
         """What was still on its way when phase 2 began: jobs and drains."""

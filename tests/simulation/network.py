@@ -46,6 +46,8 @@ class Network:
         self.sent = 0
         self.last_arrival_ns: dict[tuple[str, str], int] = {}
         """When the last message of a direction arrived or will."""
+        self.arrived_ns: dict[tuple[str, str], int] = {}
+        """When the last message of a direction that was delivered arrived, read or not."""
 
     def dial(self, dialer: Endpoint, acceptor: Endpoint) -> Wire:
         """A connection, usable at once; the first message finds out whether anybody is there."""
@@ -145,6 +147,7 @@ class Wire:
         elif message is _END:
             process.enter(self.lives[other], self._hear_end, other)
         elif not self.ended[other]:
+            self.network.arrived_ns[self.pair(side)] = self.network.kernel.now
             process.enter(self.lives[other], self._hear, other, lane, message)
 
     def _hear(self, side: int, lane: int, message: Any) -> None:

@@ -81,6 +81,7 @@ class World:
         self.knobs = draw(self.kernel.dice, Faults.KINDS)
         self.orchestrators: dict[str, Orchestrator] = {}
         self.workers: list[Worker] = []
+        self.worker_by_name: dict[str, Worker] = {}
         self.executions: Counter[bytes] = Counter()
         self._numbers = 0
         self._build()
@@ -123,7 +124,9 @@ class World:
         for number in range(self.knobs.leaves):
             types = frozenset(offered if number == 0 else offered - {self.kernel.dice.choice(("", "u"))})
             slots = self.kernel.dice.choice((1, 1, 2, 4))
-            self.workers.append(Worker(self, f"{name}-w{number}", name, slots, types))
+            worker = Worker(self, f"{name}-w{number}", name, slots, types)
+            self.workers.append(worker)
+            self.worker_by_name[worker.name] = worker
 
     # ---- user code ------------------------------------------------------------------------------------------------------
 
@@ -198,4 +201,4 @@ class World:
     def _demand_work(self) -> None:
         did = self.checks.did
         demand(self.faults.count > 0, "a run without a fault proves nothing:", self.knobs)
-        demand(did["submitted"] >= 4 and did["started"] >= 4, "a run with so little work proves nothing:", dict(did))
+        demand(did["started"] >= 4, "a run with so little work proves nothing:", dict(did))
