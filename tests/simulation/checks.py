@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from antfarm.errors import AntFarmError
 from antfarm.link.session import UNACKED_MAX, Token
 from antfarm.model import Ending, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import effects, invariants, records
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Key = tuple[str, int]
+PROBES = (
+    *("ACCEPTED", "DUPLICATE", "SUPERSEDED", "FENCED", "UNKNOWN_TASK"),
+    *("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED"),
+    *("app failures", "crash failures", "infra failures", "losses", "late successes", "adopted successes"),
+    *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages"),
+    *("audit lost", "audit refused", "audit fenced", "refused: WorkerIdInUse", "refused: IncarnationLost"),
+)
+"""What some run of many must have done, or the simulation does not reach its rare branches."""
 
 
 class Violation(AssertionError):
@@ -328,6 +337,8 @@ class Checks:
             sent = ledger.sent.get(token)
             demand(sent is not None and sent.ending is Ending.SUCCEEDED, "I4", token, "never sent a success")
             demand(sent is not None and sent.result == ended.result, "I4", token, "sent another result")
+            self.did["late successes"] += (ended.epoch, ended.attempt) in task.failed
+            self.did["adopted successes"] += ended.epoch < ledger.epoch
         if ended.state is TaskState.DEAD_LETTER and ended.failure is not None:
             self._dead_letter(owner, ledger, task, key, ended)
         if ended.state is TaskState.FAILED and ended.failure is not None:
@@ -439,6 +450,10 @@ class Checks:
     def welcomed(self, owner: str, worker_id: str, epoch: int, seen: int) -> None:
         """A Welcome reached a worker."""
         self.did["welcomes"] += 1
+
+    def refused(self, link: Link, error: AntFarmError) -> None:
+        """A worker was refused, or its session was ended."""
+        self.did[f"refused: {type(error).__name__}"] += 1
 
     def taken(self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None]]) -> None:
         """A worker took assignments."""

@@ -111,7 +111,7 @@ class Client:
             rare["at_most_once"] = True
         elif dice.random() < 0.3:
             rare["idempotent"] = True
-        if dice.random() < 0.1:
+        if dice.random() < 0.2:
             rare["fence_late_results"] = True
         if dice.random() < 0.1:
             rare["limit"] = ConcurrencyLimit(name="l", max_active=dice.randint(1, 3))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from antfarm.errors import AntFarmError, IncarnationLost
 from antfarm.link.session import Session, Token
 from services.orchestrator.core.events import Outcome
+from tests.simulation.checks import demand
 from tests.simulation.kernel import SECOND, Process
 from tests.simulation.network import REPORT, WORK, Wire
 
@@ -59,7 +60,6 @@ class Link:
         self.wire: Wire | None = None
         self.attached = False
         self.leaving = False
-        self.refused: AntFarmError | None = None
         self._heard_ns = 0
         self._frames = 0
         self._beats = 0
@@ -132,7 +132,7 @@ class Link:
     def _refused(self, error: AntFarmError) -> None:
         if isinstance(error, IncarnationLost):
             self.session.reborn(self._incarnation())
-        self.refused = error
+        self.world.checks.refused(self, error)
         self._drop()
 
     def _welcomed(self, epoch: int, heartbeat_ns: int, lease_ns: int, revoked: Sequence[Token]) -> None:
@@ -219,7 +219,9 @@ class Link:
     def recover(self, outbox: Sequence[Kept]) -> None:
         """Take up the outbox of an earlier process. Before the first dial."""
         for token, outcome in outbox:
+            known = bool(self.session.held.get(token))
             number = self.session.recovered(token, (token, outcome), len(outcome.result) + 128)
+            demand(bool(number) or known, "I6", self.worker_id, "does not take up the report of", token)
             if number:
                 outcome.report_no = number
                 self.outbox.append((token, outcome))

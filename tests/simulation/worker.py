@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GRACE_NS = 200 * MS
 LOOK_NS = SECOND // 2
+DRAIN_NS = 2 * SECOND
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +126,13 @@ class Worker:
         waiting, self.waiting = self.waiting, deque()
         for run in waiting:
             self._hand_back(run, Ending.RELEASED, never_started=True)
+        self.process.later(DRAIN_NS, self._end_drain)
         self._maybe_leave()
+
+    def _end_drain(self) -> None:
+        """What still runs at the end of a drain is stopped and handed back."""
+        for run in list(self.running.values()):
+            self._stop(run, Ending.RELEASED)
 
     def on_judged(self, tokens: Sequence[Token]) -> None:
         """Perhaps nothing is owed any more."""
