@@ -72,9 +72,9 @@ class Ledger:
     jobs: dict[int, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
+    births: dict[str, int] = field(default_factory=dict)
+    """Job -> epoch in which it was made: tokens of earlier epochs are of a job of that id that is no more."""
     issued: dict[Token, str] = field(default_factory=dict)
-    numbers: dict[Token, int] = field(default_factory=dict)
-    """Token -> number of its job: ids of purged jobs come again."""
     newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
     journaled: dict[Token, str] = field(default_factory=dict)
     """At-most-once tokens whose record is durable."""
@@ -92,6 +92,7 @@ class Ledger:
     epoch: int = 0
     parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
     restored: int = 0
+    restored_epoch: int = 0
 
 
 class Checks:
@@ -145,7 +146,7 @@ class Checks:
             demand((epoch, attempt) > newest, "I7", token, "is not above", newest)
             if job.job_id.startswith(PARENT_PREFIX):
                 demand(key in ledger.tasks, "I19", token, "leaves before its expansion is durable")
-            if ledger.numbers.get((*key, *newest)) == job.number:
+            if newest[0] >= ledger.births.get(job.job_id, epoch):
                 self._repeats(owner, ledger, key, newest)
             if job.template.at_most_once:
                 demand(token in ledger.journaled, "I11", token, "leaves before it is durable")
@@ -153,7 +154,7 @@ class Checks:
                 demand(not others, "I11", token, "although these may have started:", others)
             for dependency in job.spec.dependencies:
                 self._needs(ledger, dependency, index, token)
-            ledger.issued[token], ledger.numbers[token] = worker_id, job.number
+            ledger.issued[token] = worker_id
             ledger.newest[key] = (epoch, attempt)
         self.did["assigned"] += len(assignments)
 
@@ -163,7 +164,7 @@ class Checks:
         holder = self.world.worker_by_name.get(ledger.issued.get(token, ""))
         if holder is None or not holder.process.alive or token not in holder.link.session.held or task is None:
             return
-        if token[2:] in task.failed or token in ledger.sent:
+        if token[2:] in task.failed or token in ledger.sent or older[0] < ledger.restored_epoch:
             return
         silent_ns = self.world.kernel.now - self.world.network.arrived_ns.get((holder.name, owner.name), 0)
         in_contact = holder.link.attached and silent_ns < owner.config.lease_ns // 2
@@ -235,7 +236,8 @@ class Checks:
                     )
                     demand(not won, "I9", token, "won and was told SUPERSEDED")
                 case VerdictCode.FENCED:
-                    demand(token not in ledger.issued, "I8", token, "was issued and is FENCED")
+                    of_old = token[2] < ledger.births.get(token[0], 0)
+                    demand(of_old or token not in ledger.issued, "I8", token, "was issued and is FENCED")
                 case VerdictCode.UNKNOWN_TASK:
                     demand(task is None, "I1", token, "was told that its task is unknown")
         elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
@@ -254,8 +256,8 @@ class Checks:
     def _false_expiry(self, owner: Orchestrator, worker_id: str) -> None:
         """Section 5: nobody whose word has arrived within its lease is declared lost, read or not."""
         kernel, worker = self.world.kernel, owner.core.state.workers[worker_id]
-        process = self.world.worker_by_name.get(worker_id)
-        if process is not None and process.link.session.incarnation != worker.incarnation:
+        link = self.world.link_of(worker_id)
+        if link is None or link.session.incarnation != worker.incarnation:
             return  # another process of it knocks, and is refused while the old one may live
         silent_ns = kernel.now - self.world.network.arrived_ns.get((worker_id.removeprefix("orchestrator-"), owner.name), 0)
         if kernel.now - owner.undisturbed_since_ns < worker.lease_ns:
@@ -275,7 +277,7 @@ class Checks:
             case records.JobCreated():
                 demand(record.job_id not in ledger.sizes, "I19", "there are two jobs", record.job_id)
                 ledger.jobs[record.job], ledger.sizes[record.job_id] = record.job_id, 0
-                ledger.specs[record.job_id] = record.spec
+                ledger.specs[record.job_id], ledger.births[record.job_id] = record.spec, ledger.epoch
                 if record.job_id.startswith(PARENT_PREFIX):
                     self.did["stages"] += 1
             case records.TasksAdded():
@@ -434,13 +436,14 @@ class Checks:
         ledger = self.ledger(owner.name)
         acked = {key for key, task in ledger.tasks.items() if task.acked}
         fresh = Ledger(
-            issued=ledger.issued, numbers=ledger.numbers, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
+            issued=ledger.issued, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
         )
         self.ledgers[owner.name] = fresh
         did = self.did.copy()
         for _, record in owner.disk.replay():
             self.durable(owner, record)
         self.did = did
+        fresh.restored_epoch = fresh.epoch
         for key, task in fresh.tasks.items():
             task.acked = key in acked
         self.did["restored backups"] += 1
@@ -501,6 +504,8 @@ class Checks:
             outcome = reports.pop(token, None)
             task = ledger.tasks.get((token[0], token[1]))
             if outcome is None or outcome.ending is not Ending.SUCCEEDED or task is None or task.state is not None:
+                continue
+            if token[2] < ledger.births[token[0]]:
                 continue
             newer = ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
             given_up = task.failed.get(token[2:]) is False

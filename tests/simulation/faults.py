@@ -79,7 +79,7 @@ class Faults:
             network.heal(pair)
         for orchestrator in self.world.orchestrators.values():
             self._mend_disk(orchestrator)
-            orchestrator.process.go_on()
+            self._continue(orchestrator)
             self.world.revive(orchestrator)
         for worker in self.world.workers:
             worker.black_hole, worker.speed = False, 1.0
@@ -138,8 +138,8 @@ class Faults:
         self.kernel.after(self._a_while(60), self._continue, orchestrator)
 
     def _continue(self, orchestrator: Orchestrator) -> None:
-        orchestrator.process.go_on()
         orchestrator.disturb()
+        orchestrator.process.go_on()
 
     # ---- network ------------------------------------------------------------------------------------------------------
 

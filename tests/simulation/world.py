@@ -16,6 +16,7 @@ from tests.simulation.checks import Checks, demand
 from tests.simulation.clients import Client
 from tests.simulation.faults import Faults
 from tests.simulation.kernel import MS, SECOND, Kernel
+from tests.simulation.link import Link
 from tests.simulation.network import Network
 from tests.simulation.orchestrator import Orchestrator
 from tests.simulation.worker import Worker
@@ -92,6 +93,11 @@ class World:
         """A number that nothing else has."""
         self._numbers += 1
         return self._numbers
+
+    def link_of(self, worker_id: str) -> Link | None:
+        """The link of a worker, or of an orchestrator that is one."""
+        worker = self.worker_by_name.get(worker_id)
+        return worker.link if worker is not None else self.orchestrators[worker_id.removeprefix("orchestrator-")].link
 
     # ---- building -----------------------------------------------------------------------------------------------------
 
