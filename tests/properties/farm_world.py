@@ -75,6 +75,7 @@ class Process:
         self.attached = False
         self.outbox: dict[Token, tuple[Ending, dict[str, Any]]] = {}
         """Token -> how it ended, until its final verdict (I6)."""
+        self.worker.finished = self.outbox
         self.births = 0
         self.new_incarnation()
 
@@ -148,6 +149,8 @@ class World:
                 holder = self.model.holder(token)
                 if verdicts.code is VerdictCode.ACCEPTED:
                     assert holder == worker.worker_id, f"I8: a stranger's report of {token} counted"
+                if verdicts.code is VerdictCode.SUPERSEDED and holder == worker.worker_id:
+                    self._superseded(process, token)
                 if holder in (worker.worker_id, None):
                     process.forget([token])
         for refuse in harness.claim_all(effects.Refuse, session=worker.session):
@@ -155,6 +158,14 @@ class World:
             worker.session = SessionId("")
             if isinstance(refuse.error, IncarnationLost):
                 process.new_incarnation()
+
+    def _superseded(self, process: Process, token: Token) -> None:
+        """A success that no longer counts: its task has another end. (What was revoked is not in the outbox any more.)"""
+        job = self.harness.state.by_id.get(token[0])
+        ending = process.outbox.get(token)
+        if job is not None and ending is not None and ending[0] is Ending.SUCCEEDED:
+            ended = job.states[token[1]] >= TaskState.SUCCEEDED
+            assert ended or job.template.fence_late_results, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
         for start in self.harness.claim_all(effects.StartParent):

@@ -61,49 +61,51 @@ def place(turn: Turn) -> None:
     lanes = [lane for lane in state.lanes.values() if lane.next() is not None]
     if not lanes:
         return
-    workers = [worker for worker in state.workers.values() if worker.assignable and worker.window > len(worker.live)]
+    workers = [worker for worker in state.workers.values() if worker.assignable and worker.window > worker.taken]
     plan: dict[str, _Frames] = {}
     # The emptiest worker first, so that few tasks spread over many workers.
-    workers.sort(key=lambda worker: (len(worker.live) / max(worker.slots, 1), worker.worker_id))
+    workers.sort(key=lambda worker: (worker.taken / max(worker.slots, 1), worker.worker_id))
+    widest = max(lane.slots for lane in lanes)
     for by_slots in (True, False):
         for position, worker in enumerate(workers):
             limit = min(worker.slots, worker.window) if by_slots else worker.window
-            free = limit - len(worker.live)
+            free = limit - worker.taken
             if free > 0:
                 share = math.ceil(_waiting(lanes, free * len(workers)) / (len(workers) - position))
-                _fill(turn, worker, lanes, min(free, max(share, 1)), plan)
+                _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
     for worker in workers:
         if worker.worker_id in plan:
             _send(turn, worker, plan[worker.worker_id])
 
 
-def _waiting(lanes: list[Lane], enough: int) -> int:
-    total = 0
+def _waiting(lanes: list[Lane], enough: float) -> float:
+    """Slots that waiting tasks want, counted up to `enough`."""
+    total = 0.0
     for lane in lanes:
         if total >= enough:
             break
-        total += lane.waiting(enough - total)
+        total += lane.slots * lane.waiting(math.ceil((enough - total) / lane.slots))
     return total
 
 
-def _fill(turn: Turn, worker: Worker, lanes: list[Lane], count: int, plan: dict[str, _Frames]) -> None:
-    """Give one worker up to `count` tasks of the lanes that it can run, in fair shares."""
+def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, _Frames]) -> None:
+    """Give one worker tasks that take up to `slots` of the lanes that it can run, in fair shares."""
     open_lanes = [lane for lane in lanes if len(lane) and fits(worker, lane)]
     aside: list[Job] = []
-    while count > 0 and open_lanes:
+    while slots > 0 and open_lanes:
         lane = open_lanes[0] if len(open_lanes) == 1 else min(open_lanes, key=lambda lane: _lane_pass(worker, lane))
-        job, room = lane.next(), _room(worker, lane)
+        job, room = lane.next(), min(_room(worker, lane), _count(worker, lane, slots))
         if job is None or room <= 0:
             open_lanes.remove(lane)
             continue
         # One job alone gets all; of several each gets a part at a time, so that a large window is shared as well.
         rivals = sum(len(lane) for lane in open_lanes)
-        chunk = count if rivals == 1 else max(1, count // (2 * rivals))
+        chunk = room if rivals == 1 else max(1, room // (2 * rivals))
         taken = _take(turn, worker, job, min(chunk, room))
         if taken:
             _assign(turn, worker, job, taken, plan)
             _charge(worker, lane, job, len(taken))
-            count -= len(taken)
+            slots -= lane.slots * len(taken)
         if job.ready and len(taken) < min(chunk, room):
             aside.append(lane.withdraw())  # what it has left must not go to this worker
     for job in aside:
@@ -121,12 +123,17 @@ def fits(worker: Worker, lane: Lane) -> bool:
 
 
 def _room(worker: Worker, lane: Lane) -> int:
-    """How many more tasks of the lane limits and resources allow. CPUs are slots: waiting tasks do not use them."""
+    """How many more tasks of the lane limits and resources allow. CPUs are slots, which the window counts: waiting tasks do not use them."""
     room = 1 << 30 if lane.limit is None else lane.limit.room
     for name, amount in lane.template.resources.items():
         if name != "cpu" and amount > 0:
             room = min(room, int((worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)) / amount + 1e-9))
     return room
+
+
+def _count(worker: Worker, lane: Lane, slots: float) -> int:
+    """How many tasks of the lane that many slots are for. One that is larger than the worker's window has the worker for itself, rather than never."""
+    return int(slots / lane.slots + 1e-9) or int(not worker.live)
 
 
 def _lane_pass(worker: Worker, lane: Lane) -> float:

@@ -13,7 +13,7 @@ from typing import assert_never
 from antfarm.model import Ending, Failure, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
-from services.orchestrator.core.events import Outcome
+from services.orchestrator.core.events import HeldToken, Outcome
 from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -350,6 +350,18 @@ def _remember(note: TaskNote, attempt: Attempt, how: Past) -> None:
     note.past[attempt.epoch, attempt.attempt] = (attempt.worker.worker_id, how)
     if (attempt.epoch, attempt.attempt) > (note.epoch, note.attempt):
         note.epoch, note.attempt = attempt.epoch, attempt.attempt
+
+
+def remember_revoked(turn: Turn, worker: Worker, token: HeldToken) -> None:
+    """A worker is told to forget an attempt that was lost: a report of it that is on its way does not count any more (I8).
+
+    After a restart it is LOST again, as the journal says; by then its worker has stopped and forgotten it, or was never told.
+    """
+    job_id, index, epoch, attempt = token
+    job = turn.state.by_id.get(job_id)
+    note = job.notes.get(index) if job is not None else None
+    if note is not None and note.past.get((epoch, attempt)) == (worker.worker_id, Past.LOST):
+        note.past[epoch, attempt] = (worker.worker_id, Past.REVOKED)
 
 
 def lose_all(turn: Turn, attempts: Sequence[Attempt], suspects: Sequence[Attempt], cause: str) -> None:

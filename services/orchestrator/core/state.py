@@ -28,6 +28,7 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import records
+from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, LaneKey, Limit, Share, key_of
 from services.orchestrator.core.ready import Ready
 
@@ -253,11 +254,13 @@ class Worker:
         "session",
         "slots",
         "software",
+        "spared",
         "succeeded",
         "suspect",
         "task_types",
         "used",
         "virtual_time",
+        "wide",
         "window",
         "worker_id",
     )  # fmt: skip
@@ -287,8 +290,12 @@ class Worker:
         self.frames_after = 0
         """Record that the last of them waits for."""
         self.live: dict[tuple[int, int], Attempt] = {}
+        self.spared: set[HeldToken] = set()
+        """Lost attempts that had finished when it attached: it keeps them until their late reports are judged. Of this session."""
         self.used: dict[str, float] = {}
         """Resources, other than slots, that live attempts take."""
+        self.wide = 0.0
+        """Slots that live attempts take beyond one each."""
         self.lanes: dict[LaneKey, float] = {}
         """Lanes that it was given work of -> the lane's virtual time here; forgotten at each attach."""
         self.virtual_time = 0.0
@@ -299,6 +306,11 @@ class Worker:
         """It said something: the lease runs anew."""
         self.heard_ns = now
         self.suspect = False
+
+    @property
+    def taken(self) -> float:
+        """How much of its slots and window live attempts take."""
+        return len(self.live) + self.wide
 
     @property
     def draining(self) -> bool:
@@ -637,6 +649,7 @@ def _use(worker: Worker, lane: Lane, attempts: int) -> None:
     """What attempts of a lane take beside slots."""
     if lane.limit is not None:
         lane.limit.live += attempts
+    worker.wide = worker.wide + attempts * (lane.slots - 1.0) if worker.live else 0.0  # fractions do not add up for ever
     for name, amount in lane.template.resources.items():
         worker.used[name] = worker.used.get(name, 0.0) + attempts * amount
 
