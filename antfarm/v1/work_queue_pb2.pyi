@@ -540,7 +540,9 @@ class Assignment(_message.Message):
     """What to do, as submitted."""
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
-        """Time left until the total deadline. Absent: no deadline."""
+        """Time left until the total deadline. Absent: no deadline. The orchestrator ends the task then and revokes the attempt. A worker that hears
+        nothing of it stops the attempt soon after, and reports TIMED_OUT with the failure class EXPIRED.
+        """
 
     def __init__(
         self,

@@ -210,7 +210,7 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
         states[index] = _ACTIVE
         begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
         if total_ns is not None:
-            remaining_ns = max(submitted_ns(turn, job, index) + total_ns - now, 0)
+            remaining_ns = max(submitted_ns(job, index) + total_ns - now, 0)
         group.append(AssignedTask(index=index, attempt=attempt_no, payload=payload, remaining_ns=remaining_ns))
         if template.at_most_once:
             frames.after = turn.record(

@@ -191,13 +191,26 @@ def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> No
             failure = outcome.failure or Failure(
                 failure_class=FailureClass.APP, kind="unknown", message="no failure was sent"
             )
-            if failure.failure_class is FailureClass.BENIGN:
+            if failure.failure_class is FailureClass.EXPIRED:
+                _ran_out(turn, attempt, failure)
+            elif failure.failure_class is FailureClass.BENIGN:
                 give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
             else:
                 worker.failed += 1
                 fail(turn, attempt, failure, run_us=outcome.run_us)
         case _:
             assert_never(outcome.ending)
+
+
+def _ran_out(turn: Turn, attempt: Attempt, failure: Failure) -> None:
+    """Its worker stopped it because the task's total time is over. That is for us to say: by our clock, with a lease for the two to differ."""
+    job, index = attempt.job, attempt.index
+    total_ns = job.template.timeouts.total_ns
+    if total_ns is None or jobs.submitted_ns(job, index) + total_ns > turn.now + turn.config.lease_ns:
+        give_back(turn, attempt, Past.RELEASED, never_started=False)
+        return
+    turn.state.finish(attempt)
+    jobs.end_tasks(turn, job, [index], TaskState.EXPIRED, failure)
 
 
 def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:

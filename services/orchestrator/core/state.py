@@ -123,7 +123,7 @@ class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
-        "added_seq", "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
+        "added_seq", "batches", "begun_ns", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
         "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
@@ -165,6 +165,8 @@ class Job:
         self.result_seqs = array("Q")
         """Records that end tasks of this job, in order: what StreamResults walks through."""
         self.batches: list[Batch] = []
+        self.begun_ns: list[int] = []
+        """When each batch came, on the clock of this process, which nobody sets. Volatile; made anew after replay."""
         self.counts = [0] * (max(TaskState) + 1)
         self.retried = 0
         self.ready = Ready()
@@ -213,9 +215,13 @@ class Job:
         """What its tasks have in common."""
         return self.spec.template
 
+    def batch_number(self, index: int) -> int:
+        """Position of the batch that a task came with."""
+        return bisect_right(self.batches, index, key=lambda batch: batch.first) - 1
+
     def batch(self, index: int) -> Batch:
         """The batch that a task came with."""
-        return self.batches[bisect_right(self.batches, index, key=lambda batch: batch.first) - 1]
+        return self.batches[self.batch_number(index)]
 
     def note(self, index: int) -> TaskNote:
         """The task's note, made when there is none."""
@@ -649,7 +655,8 @@ def _use(worker: Worker, lane: Lane, attempts: int) -> None:
     """What attempts of a lane take beside slots."""
     if lane.limit is not None:
         lane.limit.live += attempts
-    worker.wide = worker.wide + attempts * (lane.slots - 1.0) if worker.live else 0.0  # fractions do not add up for ever
+    # Nothing is taken by nothing: fractions do not add up for ever.
+    worker.wide = worker.wide + attempts * (lane.slots - 1.0) if worker.live else 0.0
     for name, amount in lane.template.resources.items():
         worker.used[name] = worker.used.get(name, 0.0) + attempts * amount
 
