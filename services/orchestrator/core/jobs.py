@@ -168,7 +168,7 @@ def cancel_job(turn: Turn, job: Job, cause: str) -> None:
 
 
 def _record_cancel(turn: Turn, job: Job, cause: str) -> None:
-    live = list(job.live.values())
+    live = job.all_live()
     seq = turn.record(records.JobCancelled(job=job.number, cause=cause))
     revoke(turn, live, seq, cause)
 
@@ -250,7 +250,7 @@ def end_tasks(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, fa
 
 
 def _record_ends(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, failure: Failure) -> None:
-    live = [job.live[index] for index in indices if index in job.live]
+    live = [attempt for index in indices if index in job.live for attempt in job.attempts_of(index)]
     for start in range(0, len(indices), _ENDS_IN_RECORD_MAX):
         part = indices[start : start + _ENDS_IN_RECORD_MAX]
         turn.record(

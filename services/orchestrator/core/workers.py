@@ -50,7 +50,7 @@ def attach(turn: Turn, event: events.Attach) -> None:
     held = dict.fromkeys((*event.held, *event.unacked))
     revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another)
     # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
-    gone = [a for a in previous_live if a.token not in held and a.job.live.get(a.index) is a]
+    gone = [a for a in previous_live if a.token not in held and worker.live.get((a.job.number, a.index)) is a]
     lose_all(turn, gone, suspects, f"worker {worker.worker_id} was restarted")
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
