@@ -7,7 +7,7 @@ every step it checks the invariants. What leaves the core must be claimed by the
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 from antfarm.errors import AntFarmError
@@ -333,6 +333,8 @@ class Worker:
         self.beats = 0
         self.held: dict[Token, bytes] = {}
         """Token -> payload, of all that it answers for."""
+        self.finished: Container[Token] = ()
+        """Those of the held ones whose report has no final verdict yet, as its hellos say."""
         self.reports: dict[int, Token] = {}
         self.next_report = 1
 
@@ -350,6 +352,7 @@ class Worker:
             window=self.window,
             task_types=self.types,
             held=list(self.held),
+            unacked=[token for token in self.held if token in self.finished],
             **{name: value for name, value in self.fields.items() if name != "protocol_major"},
         )
 

@@ -239,6 +239,7 @@ class Link:
             resources=dict(identity.resources),
             max_epoch_seen=session.max_epoch_seen,
             held=wire.tokens_to_wire(list(session.held)),
+            unacked=wire.tokens_to_wire(session.unacked_tokens()),
             descendants=identity.descendants,
             orchestrator=identity.orchestrator,
             host=identity.host,

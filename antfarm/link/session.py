@@ -104,6 +104,10 @@ class Session:
         """(number, report) of all reports without a final verdict, oldest first."""
         return [(number, entry[1]) for number, entry in self._unacked.items()]
 
+    def unacked_tokens(self) -> list[Token]:
+        """Tokens of all reports without a final verdict; each is held."""
+        return [token for token, _, _ in self._unacked.values()]
+
     def _measure(self) -> None:
         # Opens again at half, so that a worker at the bound does not switch with every verdict.
         count, size = len(self._unacked), self.unacked_bytes

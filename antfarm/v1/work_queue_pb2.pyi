@@ -175,6 +175,7 @@ class Hello(_message.Message):
     ORCHESTRATOR_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
+    UNACKED_FIELD_NUMBER: _builtins.int
     protocol_major: _builtins.int
     """Major version of the protocol: 1. Another one is refused."""
     protocol_minor: _builtins.int
@@ -215,6 +216,12 @@ class Hello(_message.Message):
     def descendants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of the orchestrators below and including this one, when it is an orchestrator; else empty."""
 
+    @_builtins.property
+    def unacked(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldGroup]:
+        """Of `held`, those that have finished: their report has no final verdict yet. It is kept until then, although a newer attempt may run
+        by now; what is held and still runs is revoked in that case. From a worker that leaves it out such reports are revoked too.
+        """
+
     def __init__(
         self,
         *,
@@ -233,10 +240,11 @@ class Hello(_message.Message):
         orchestrator: _builtins.bool = ...,
         host: _builtins.str = ...,
         software: _builtins.str = ...,
+        unacked: _abc.Iterable[Global___HeldGroup] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "unacked", b"unacked", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,7 +540,9 @@ class Assignment(_message.Message):
     """What to do, as submitted."""
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
-        """Time left until the total deadline. Absent: no deadline."""
+        """Time left until the total deadline. Absent: no deadline. The orchestrator ends the task then and revokes the attempt. A worker that hears
+        nothing of it stops the attempt soon after, and reports TIMED_OUT with the failure class EXPIRED.
+        """
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf import duration_pb2
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, SessionNotFound
@@ -138,9 +139,10 @@ class FakeOrchestrator(
         attempt: int = 1,
         epoch: int | None = None,
         inputs: Iterable[common_pb2.Dependency] = (),
+        remaining: duration_pb2.Duration | None = None,
         **template: Any,
     ) -> list[Token]:
-        """Queue tasks; they go out as the window allows."""
+        """Queue tasks; they go out as the window allows. `remaining`: what is left of their total time."""
         group = work_queue_pb2.TaskGroup(
             job_id=job_id,
             epoch=self.epoch if epoch is None else epoch,
@@ -149,7 +151,8 @@ class FakeOrchestrator(
         )
         tokens = []
         for index, payload in enumerate(payloads, first):
-            self.waiting.append((group, work_queue_pb2.Assignment(index=index, attempt=attempt, payload=payload)))
+            assignment = work_queue_pb2.Assignment(index=index, attempt=attempt, payload=payload, remaining=remaining)
+            self.waiting.append((group, assignment))
             tokens.append((job_id, index, group.epoch, attempt))
         self.pump()
         return tokens

@@ -26,11 +26,12 @@ from antfarm.v1 import report_queue_pb2 as rq
 
 pytestmark = pytest.mark.slow
 
-APP, PERMANENT, CRASH, INFRA = (
+APP, PERMANENT, CRASH, INFRA, EXPIRED = (
     common_pb2.FAILURE_CLASS_APP,
     common_pb2.FAILURE_CLASS_PERMANENT,
     common_pb2.FAILURE_CLASS_CRASH,
     common_pb2.FAILURE_CLASS_INFRA,
+    common_pb2.FAILURE_CLASS_EXPIRED,
 )
 
 
@@ -394,6 +395,29 @@ async def test_silence_longer_than_the_progress_limit_ends_a_task(
     outcome = await one(farm, "sleep", 60, timeouts=limit)
     assert outcome.ending == rq.ENDING_TIMED_OUT
     assert outcome.failure.message == "showed no progress for 0.3 s"
+
+
+@pytest.mark.parametrize("type_", ["sleep", "aio.sleep"])
+async def test_an_attempt_is_stopped_when_the_time_of_its_task_is_over_and_nobody_says_so(
+    farm: FakeOrchestrator, worker: WorkerProcess, type_: str
+) -> None:
+    [token] = farm.give(type_, [b"[60]"], timeouts=common_pb2.Timeouts(total=seconds(9)), remaining=seconds(0.3))
+    outcome = await farm.outcome(token)
+    assert outcome.ending == rq.ENDING_TIMED_OUT
+    assert (outcome.failure.failure_class, outcome.failure.kind) == (EXPIRED, "expired")
+    assert value(await one(farm, "add", 1)) == 1
+
+
+async def test_what_runs_is_spoken_of_anew_on_each_session(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    [token] = farm.give("sleep", [b"[60]"])
+    await until(lambda: farm.words, what="a word of the running attempt")
+    farm.words.clear()
+    farm.hang_up()
+    await until(lambda: farm.words, what="a word on the next session")
+    assert farm.words[0].index == token[1]
+    assert farm.words[0].running_for.ToNanoseconds() > 0
+    farm.revoke([token])
+    await farm.outcome(token)
 
 
 async def test_a_coroutine_over_its_limit_is_cancelled_and_its_neighbours_run_on(

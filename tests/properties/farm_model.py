@@ -47,6 +47,8 @@ class Model:
     """Token -> result that its worker reported for it (I4)."""
     never_started: set[Token] = field(default_factory=set)
     """Tokens that their holder does not hold, or handed back unstarted (I11)."""
+    backups: set[Token] = field(default_factory=set)
+    """Tokens that were live beside another one of their task."""
     cancelled: set[int] = field(default_factory=set)
     """Numbers of jobs whose cancel was acknowledged (I16)."""
     needs: dict[str, list[tuple[str, bool]]] = field(default_factory=dict)
@@ -136,6 +138,7 @@ class Model:
             assert self.results.get(token) == result, f"I4: {token} never sent {result!r}"
         task.recorded = state
         self.worked[state] += 1
+        self.worked["won by a backup"] += token in self.backups and state == "SUCCEEDED"
 
     def _purged(self, job_id: str) -> None:
         for index in range(self.counts.pop(job_id)):
@@ -153,6 +156,13 @@ class Model:
                 del self.tasks[key]
                 for token in [token for token in self.issued if token[:2] == key]:
                     self.former[token] = self.issued.pop(token)
+
+    def runs_beside_another(self, token: Token) -> None:
+        """A backup is live."""
+        if token not in self.backups:
+            assert not self.tasks[token[:2]].at_most_once, f"I11: {token} runs beside another attempt"
+            self.backups.add(token)
+            self.worked["backups"] += 1
 
     def holder(self, token: Token) -> str | None:
         """Worker that a token was ever sent to."""

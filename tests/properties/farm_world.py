@@ -40,6 +40,7 @@ SMALL = list(range(8))
 ACTIONS: list[tuple[int, str, dict[str, list[Any]]]] = [
     (3, "create", {
         "count": [0, 1, 2, 3, 4], "close": [True, False], "once": [False, False, False, True], "fence": [False, False, True],
+        "twice": [True, False], "cpu": [None, None, None, 2.0],
         "attempts": [1, 2, 3], "total_s": [None, None, None, None, 10], "queue_s": [None, None, None, None, 5],
         "limit": [None, None, None, 1], "needs": ["", "", "", "each", "whole"], "on": SMALL,
     }),
@@ -55,6 +56,8 @@ ACTIONS: list[tuple[int, str, dict[str, list[Any]]]] = [
     (1, "lose_an_assignment", {"name": WORKERS, "which": SMALL}),
     (6, "finish", {"name": WORKERS, "how": ["ok", "ok", "ok", "app", "permanent", "crash", "infra", "release", "unstarted"], "times": [1, 1, 2]}),
     (4, "finish_all", {"name": WORKERS}),
+    (3, "run_for_long", {"name": WORKERS, "which": SMALL, "seconds": [0, 30, 60]}),
+    (1, "straggle", {"seconds": [30, 60]}),
     (1, "resend", {"name": WORKERS, "turn": SMALL}),
     (1, "report_a_strangers_token", {"name": WORKERS, "which": list(range(50)), "good": [True, False]}),
     (1, "report_a_token_from_nowhere", {"name": WORKERS, "job": SMALL, "index": [0, 1, 5], "attempt": [0, 1, 2, 9]}),
@@ -71,10 +74,11 @@ class Process:
     """A worker process with everything that the protocol makes it do."""
 
     def __init__(self, harness: Harness, worker_id: str) -> None:
-        self.worker = Worker(harness, worker_id, 2, types=TYPES, window=3)
+        self.worker = Worker(harness, worker_id, 2, types=TYPES, window=3, host=worker_id)
         self.attached = False
         self.outbox: dict[Token, tuple[Ending, dict[str, Any]]] = {}
         """Token -> how it ended, until its final verdict (I6)."""
+        self.worker.finished = self.outbox
         self.births = 0
         self.new_incarnation()
 
@@ -148,6 +152,8 @@ class World:
                 holder = self.model.holder(token)
                 if verdicts.code is VerdictCode.ACCEPTED:
                     assert holder == worker.worker_id, f"I8: a stranger's report of {token} counted"
+                if verdicts.code is VerdictCode.SUPERSEDED and holder == worker.worker_id:
+                    self._superseded(process, token)
                 if holder in (worker.worker_id, None):
                     process.forget([token])
         for refuse in harness.claim_all(effects.Refuse, session=worker.session):
@@ -155,6 +161,14 @@ class World:
             worker.session = SessionId("")
             if isinstance(refuse.error, IncarnationLost):
                 process.new_incarnation()
+
+    def _superseded(self, process: Process, token: Token) -> None:
+        """A success that no longer counts: its task has another end. (What was revoked is not in the outbox any more.)"""
+        job = self.harness.state.by_id.get(token[0])
+        ending = process.outbox.get(token)
+        if job is not None and ending is not None and ending[0] is Ending.SUCCEEDED:
+            ended = job.states[token[1]] >= TaskState.SUCCEEDED
+            assert ended or job.template.fence_late_results, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
         for start in self.harness.claim_all(effects.StartParent):
@@ -195,6 +209,8 @@ class World:
         spec: dict[str, Any] = {
             "at_most_once": wanted["once"],
             "fence_late_results": wanted["fence"],
+            "idempotent": wanted["twice"],
+            "resources": {"cpu": wanted["cpu"]} if wanted["cpu"] is not None else {},
             "retry": RetryPolicy(
                 max_attempts=wanted["attempts"], backoff_initial_ns=SECOND_NS, backoff_max_ns=2 * SECOND_NS
             ),
@@ -366,6 +382,36 @@ class World:
             process.outbox[token] = self._ending(token, how)
             self._report(process, [token] * times)
 
+    def run_for_long(self, name: str, which: int, seconds: int) -> None:
+        """A word of a running attempt. One that runs for long may be given a backup."""
+        process = self.attached(name)
+        if process is not None and process.unreported:
+            job_id, index, epoch, attempt = process.unreported[which % len(process.unreported)]
+            self.do(
+                events.Running(
+                    session=process.worker.session,
+                    job_id=job_id,
+                    index=index,
+                    epoch=epoch,
+                    attempt=attempt,
+                    running_for_ns=seconds * SECOND_NS,
+                )
+            )
+
+    def straggle(self, seconds: int) -> None:
+        """All tasks of a new job succeed but one, which runs for long."""
+        self.create(4, "", 0, close=True, once=False, fence=False, twice=True, cpu=None, attempts=2, total_s=None, queue_s=None, limit=None)  # fmt: skip
+        job_id = f"job{self.names % 12}"
+        for _ in range(4):
+            for name, process in self.processes.items():
+                for token in [token for token in process.unreported if token[0] == job_id]:
+                    if token[1] == 3:
+                        self.run_for_long(name, process.unreported.index(token), seconds)
+                    else:
+                        process.outbox[token] = self._ending(token, "ok")
+                        self._report(process, [token])
+        self.wait(sweeps=6)
+
     def finish_all(self, name: str) -> None:
         """All that it holds succeeds."""
         process = self.processes.get(name)
@@ -498,6 +544,9 @@ class World:
     def check(self) -> None:
         """What holds in every state, beside the core's own invariants, which the harness checks."""
         state = self.harness.state
+        for job in state.jobs.values():
+            for backup in job.backups.values():
+                self.model.runs_beside_another(backup.token)
         going = {record.job for _, record in self.harness.pending if isinstance(record, records.JobPurged)}
         numbers = {job_id: number for number, job_id in self.model.jobs.items() if number not in going}
         for (job_id, index), task in self.model.tasks.items():
@@ -537,6 +586,8 @@ class World:
         """Ready tasks of the job that the worker could have been given."""
         template, limit = job.template, job.lane.limit
         if job.paused or template.type not in worker.task_types or (limit is not None and limit.room == 0):
+            return []
+        if worker.live and worker.taken + job.lane.slots > worker.window:
             return []
         spread = [i for start, end in job.ready._ranges for i in range(start, end)] + list(job.ready._returned)
         others = [

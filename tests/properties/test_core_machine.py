@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 PROBES = (
     "assigned", "SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED", "ACCEPTED", "DUPLICATE", "SUPERSEDED", "FENCED", "UNKNOWN_TASK",
-    "purged", "restarts", "reported above",
+    "purged", "restarts", "reported above", "backups",
 )  # fmt: skip
 """What must have happened often in a run of many seeds, or it proves little."""
 

@@ -8,8 +8,8 @@ gives the same state.
     create JOB N [open] [once] [fence] [type=t] [retries=N] [backoff=10s] [priority=N] [limit=NAME:N] [each=JOB,OFFSET] [all=JOB]
                  [queue=5s] [total=5s] [run=5s] [max_failures=N]
     append JOB FIRST N [close]    close JOB    cancel JOB [INDEX]    pause JOB    resume JOB    retry JOB NEW    purge JOB    show JOB
-    attach W [new] [reborn] [orchestrator] [slots=N] [window=N] [types=t,u] [forgets=TASK,..] [seen=EPOCH] [protocol=N]
-             (new: the same process under a new incarnation; reborn: another process, which holds nothing)
+    attach W [new] [reborn] [orchestrator] [slots=N] [window=N] [types=t,u] [forgets=TASK,..] [finished=TASK,..] [seen=EPOCH] [protocol=N]
+             (finished: their reports are still to come; new: the same process under a new incarnation; reborn: another process, which holds nothing)
     detach W    goodbye W    credit W N    beat W [frames=N] [forgets=TASK,..]    started W TASK    drain W 30s    undrain W
     report W TASK OUTCOME [TASK OUTCOME ..]
              (succeeded, failed, permanent, crash, infra, timeout, released: unstarted, stopped: started)
@@ -241,7 +241,7 @@ class Scenario:
 
     # ---- workers ------------------------------------------------------------------------------------------------------
 
-    def do_attach(self, name: str, *flags: str, forgets: str = "", **options: str) -> None:
+    def do_attach(self, name: str, *flags: str, forgets: str = "", finished: str = "", **options: str) -> None:
         peer = self.peers.setdefault(name, Peer(name))
         if "reborn" in flags:
             peer.held.clear()
@@ -264,6 +264,7 @@ class Scenario:
                 task_types=frozenset(peer.hello.get("types", "t").split(",")),
                 max_epoch_seen=int(options.get("seen", "0")),
                 held=list(peer.held),
+                unacked=[peer.token(task) for task in finished.split(",") if task],
                 orchestrator="orchestrator" in flags,
             )
         )

@@ -105,6 +105,8 @@ class Attach:
     resources: Mapping[str, float] = field(default_factory=dict)
     max_epoch_seen: int = 0
     held: Sequence[HeldToken] = ()
+    unacked: Sequence[HeldToken] = ()
+    """Those of the held ones that have finished and whose report has no final verdict yet."""
     descendants: tuple[str, ...] = ()
     orchestrator: bool = False
     host: str = ""

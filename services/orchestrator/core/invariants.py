@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from antfarm.model import TaskState
-from services.orchestrator.core.state import Job, State
+from services.orchestrator.core.state import Job, State, may_have_backup
 
 
 def check(state: State) -> None:
@@ -13,7 +13,10 @@ def check(state: State) -> None:
     for worker in state.workers.values():
         for (number, index), attempt in worker.live.items():
             assert attempt.worker is worker, "I8: an attempt belongs to the worker that it was issued to"
-            assert state.jobs[number].live.get(index) is attempt, "I10: at most one live attempt per task"
+            live = state.jobs[number].attempts_of(index)
+            assert any(one is attempt for one in live), (
+                "I10: at most one live attempt per task, two while a backup runs"
+            )
         assert not (worker.lost or worker.gone) or not worker.live, "a lost worker holds no live attempt"
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
     assert set(state.ended) == {number for number, job in state.jobs.items() if job.ended_seq}, "ended jobs are listed"
@@ -25,7 +28,9 @@ def check(state: State) -> None:
 def _check_lanes(state: State) -> None:
     for name, limit in state.limits.items():
         named = [job for job in state.jobs.values() if job.lane.limit is limit]
-        assert limit.live == sum(len(job.live) for job in named), f"concurrency limit {name} counts its live attempts"
+        assert limit.live == sum(len(job.all_live()) for job in named), (
+            f"concurrency limit {name} counts its live attempts"
+        )
         bounds = {job.template.limit.max_active for job in named if job.template.limit is not None and not job.ended}
         assert set(limit.bounds) == bounds, f"concurrency limit {name} is bound by all jobs that have not ended"
     for lane in state.lanes.values():
@@ -44,7 +49,12 @@ def _check_job(state: State, job: Job) -> None:
     assert lengths == {count}, "per-task arrays have one length"
     for task_state in TaskState:
         assert job.counts[task_state] == job.states.count(int(task_state)), "counts count states"
-    for index, attempt in job.live.items():
+    for index, backup in job.backups.items():
+        assert may_have_backup(job.template), "I10: tasks that must not run twice have no backup"
+        assert index in job.live, "I10: a backup runs beside another attempt"
+        assert backup.worker is not job.live[index].worker, "a backup is with another worker"
+    for attempt in job.all_live():
+        index = attempt.index
         assert job.states[index] == TaskState.ACTIVE, "a live attempt's task is ACTIVE"
         assert attempt.worker.live.get((job.number, index)) is attempt, "a live attempt is its worker's"
         assert attempt.epoch <= state.epoch, "I12: no token of a future epoch"

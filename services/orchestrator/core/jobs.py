@@ -96,6 +96,7 @@ def _add(turn: Turn, job: Job, payloads: Sequence[bytes], close: bool) -> None:
     if payloads:
         start = job.task_count
         turn.record(records.TasksAdded(job=job.number, first_index=start, payloads=payloads, wall_ns=turn.wall_ns))
+        job.begun_ns.append(turn.now)
         _arm_deadlines(turn, job, start, len(payloads), turn.now)
         if job.dependencies:
             ended(turn, job, _fail_dependents(turn, job, range(start, job.task_count)))
@@ -125,13 +126,14 @@ def _arm_deadlines(turn: Turn, job: Job, first: int, count: int, since_ns: int) 
 
 def rearm_deadlines(turn: Turn, job: Job) -> None:
     """After a restart: what is left of each duration by the wall clock, clamped to [0, whole]."""
-    for batch in job.batches:
-        _arm_deadlines(turn, job, batch.first, batch.size, turn.moment_ns(batch.wall_ns))
+    job.begun_ns = [turn.moment_ns(batch.wall_ns) for batch in job.batches]
+    for batch, begun_ns in zip(job.batches, job.begun_ns, strict=True):
+        _arm_deadlines(turn, job, batch.first, batch.size, begun_ns)
 
 
-def submitted_ns(turn: Turn, job: Job, index: int) -> int:
+def submitted_ns(job: Job, index: int) -> int:
     """When a task was submitted, on the turn's clock."""
-    return turn.moment_ns(job.batch(index).wall_ns)
+    return job.begun_ns[job.batch_number(index)]
 
 
 def close(turn: Turn, event: events.CloseJob) -> None:
@@ -166,7 +168,7 @@ def cancel_job(turn: Turn, job: Job, cause: str) -> None:
 
 
 def _record_cancel(turn: Turn, job: Job, cause: str) -> None:
-    live = list(job.live.values())
+    live = job.all_live()
     seq = turn.record(records.JobCancelled(job=job.number, cause=cause))
     revoke(turn, live, seq, cause)
 
@@ -248,7 +250,7 @@ def end_tasks(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, fa
 
 
 def _record_ends(turn: Turn, job: Job, indices: Sequence[int], state: TaskState, failure: Failure) -> None:
-    live = [job.live[index] for index in indices if index in job.live]
+    live = [attempt for index in indices if index in job.live for attempt in job.attempts_of(index)]
     for start in range(0, len(indices), _ENDS_IN_RECORD_MAX):
         part = indices[start : start + _ENDS_IN_RECORD_MAX]
         turn.record(

@@ -70,7 +70,7 @@ class Limit:
 class Lane:
     """Jobs with the same needs, those that may have a ready task in the order in which they are next."""
 
-    __slots__ = ("_heap", "jobs", "key", "limit", "plain", "shares", "template", "virtual_time", "weight")
+    __slots__ = ("_heap", "jobs", "key", "limit", "plain", "shares", "slots", "template", "virtual_time", "weight")
 
     def __init__(self, key: LaneKey, template: TaskTemplate, limit: Limit | None) -> None:
         self.key = key
@@ -79,6 +79,8 @@ class Lane:
         self.limit = limit
         self.plain = limit is None and not template.resources
         """Attempts take a slot and nothing else."""
+        self.slots = max(template.resources.get("cpu", 1.0), 1.0)
+        """What an attempt takes of a worker's slots and window. At least 1: outstanding assignments never exceed the credit."""
         self.jobs = 0
         self.shares: dict[str, Share] = {}
         self.weight = 0

@@ -122,8 +122,8 @@ def _expire(turn: Turn, job: Job, late: list[int], message: str) -> None:
 
 def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None:
     """The backstop of the run timeout: the worker should have killed the attempt a lease ago."""
-    attempt = job.live.get(index)
-    if attempt is not None and (attempt.epoch, attempt.attempt) == (epoch, number):
+    attempt = job.find_live(index, epoch, number)
+    if attempt is not None:
         failure = Failure(
             failure_class=FailureClass.APP,
             kind="timeout",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from antfarm.errors import AntFarmError
-from services.orchestrator.core import events, jobs, leases, parents, placement, reports, retention, workers
+from services.orchestrator.core import backups, events, jobs, leases, parents, placement, reports, retention, workers
 from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import State
@@ -60,6 +60,7 @@ class Core:
         self._wall_offset_ns = 0
         self._swept_ns = 0
         self._look_at_ended_ns = 0
+        self._look_for_stragglers_ns = 0
 
     def replay(self, seq: int, record: Record) -> None:
         """Apply a record of the journal, before the first event."""
@@ -113,6 +114,9 @@ class Core:
         """Give ready tasks to workers with free credit: once per batch of events."""
         turn = Turn(self.state, self.config, self._dice, now, self._wall_offset_ns)
         placement.place(turn)
+        if now >= self._look_for_stragglers_ns:
+            self._look_for_stragglers_ns = now + self.config.heartbeat_ns
+            backups.place(turn)
         return Step(turn.records, turn.effects)
 
     def next_timer_ns(self) -> int | None:

@@ -22,7 +22,7 @@ _LANES_MAX = 256
 """Lanes whose virtual time a worker remembers before those that need no remembering go."""
 
 
-class _Frames:
+class Frames:
     """What one worker gets in this pass, cut into frames as it grows."""
 
     __slots__ = ("after", "frames", "size_bytes", "tasks")
@@ -61,50 +61,52 @@ def place(turn: Turn) -> None:
     lanes = [lane for lane in state.lanes.values() if lane.next() is not None]
     if not lanes:
         return
-    workers = [worker for worker in state.workers.values() if worker.assignable and worker.window > len(worker.live)]
-    plan: dict[str, _Frames] = {}
+    workers = [worker for worker in state.workers.values() if worker.assignable and worker.window > worker.taken]
+    plan: dict[str, Frames] = {}
     # The emptiest worker first, so that few tasks spread over many workers.
-    workers.sort(key=lambda worker: (len(worker.live) / max(worker.slots, 1), worker.worker_id))
+    workers.sort(key=lambda worker: (worker.taken / max(worker.slots, 1), worker.worker_id))
+    widest = max(lane.slots for lane in lanes)
     for by_slots in (True, False):
         for position, worker in enumerate(workers):
             limit = min(worker.slots, worker.window) if by_slots else worker.window
-            free = limit - len(worker.live)
+            free = limit - worker.taken
             if free > 0:
                 share = math.ceil(_waiting(lanes, free * len(workers)) / (len(workers) - position))
-                _fill(turn, worker, lanes, min(free, max(share, 1)), plan)
+                _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
     for worker in workers:
         if worker.worker_id in plan:
-            _send(turn, worker, plan[worker.worker_id])
+            send(turn, worker, plan[worker.worker_id])
 
 
-def _waiting(lanes: list[Lane], enough: int) -> int:
-    total = 0
+def _waiting(lanes: list[Lane], enough: float) -> float:
+    """Slots that waiting tasks want, counted up to `enough`."""
+    total = 0.0
     for lane in lanes:
         if total >= enough:
             break
-        total += lane.waiting(enough - total)
+        total += lane.slots * lane.waiting(math.ceil((enough - total) / lane.slots))
     return total
 
 
-def _fill(turn: Turn, worker: Worker, lanes: list[Lane], count: int, plan: dict[str, _Frames]) -> None:
-    """Give one worker up to `count` tasks of the lanes that it can run, in fair shares."""
+def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, Frames]) -> None:
+    """Give one worker tasks that take up to `slots` of the lanes that it can run, in fair shares."""
     open_lanes = [lane for lane in lanes if len(lane) and fits(worker, lane)]
     aside: list[Job] = []
-    while count > 0 and open_lanes:
+    while slots > 0 and open_lanes:
         lane = open_lanes[0] if len(open_lanes) == 1 else min(open_lanes, key=lambda lane: _lane_pass(worker, lane))
-        job, room = lane.next(), _room(worker, lane)
-        if job is None or room <= 0:
+        job, most = lane.next(), min(room(worker, lane), _count(worker, lane, slots))
+        if job is None or most <= 0:
             open_lanes.remove(lane)
             continue
         # One job alone gets all; of several each gets a part at a time, so that a large window is shared as well.
         rivals = sum(len(lane) for lane in open_lanes)
-        chunk = count if rivals == 1 else max(1, count // (2 * rivals))
-        taken = _take(turn, worker, job, min(chunk, room))
+        chunk = most if rivals == 1 else max(1, most // (2 * rivals))
+        taken = _take(turn, worker, job, chunk)
         if taken:
             _assign(turn, worker, job, taken, plan)
             _charge(worker, lane, job, len(taken))
-            count -= len(taken)
-        if job.ready and len(taken) < min(chunk, room):
+            slots -= lane.slots * len(taken)
+        if job.ready and len(taken) < chunk:
             aside.append(lane.withdraw())  # what it has left must not go to this worker
     for job in aside:
         job.lane.offer(job)
@@ -120,13 +122,18 @@ def fits(worker: Worker, lane: Lane) -> bool:
     )
 
 
-def _room(worker: Worker, lane: Lane) -> int:
-    """How many more tasks of the lane limits and resources allow. CPUs are slots: waiting tasks do not use them."""
+def room(worker: Worker, lane: Lane) -> int:
+    """How many more tasks of the lane limits and resources allow. CPUs are slots, which the window counts: waiting tasks do not use them."""
     room = 1 << 30 if lane.limit is None else lane.limit.room
     for name, amount in lane.template.resources.items():
         if name != "cpu" and amount > 0:
             room = min(room, int((worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)) / amount + 1e-9))
     return room
+
+
+def _count(worker: Worker, lane: Lane, slots: float) -> int:
+    """How many tasks of the lane that many slots are for. One that is larger than the worker's window has the worker for itself, rather than never."""
+    return int(slots / lane.slots + 1e-9) or int(not worker.live)
 
 
 def _lane_pass(worker: Worker, lane: Lane) -> float:
@@ -168,20 +175,15 @@ def _better_elsewhere(turn: Turn, worker: Worker, job: Job, index: int) -> bool:
     )
 
 
-def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[str, _Frames]) -> None:
+def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[str, Frames]) -> None:
     """Make live attempts of the tasks and put them into the worker's frames."""
     state, epoch, now, config = turn.state, turn.state.epoch, turn.now, turn.config
-    frames = plan.setdefault(worker.worker_id, _Frames())
+    frames = plan.setdefault(worker.worker_id, Frames())
     template = job.template
-    total_ns = template.timeouts.total_ns
-    if job.dependencies:
-        # Whoever gets the task will ask for results that it depends on, and only durable ones are shown.
-        frames.after = state.seq
-    elif job.job_id.startswith(PARENT_PREFIX):
-        # Nobody submits these again: if they began before they are durable, a restart would make and run them once more.
-        frames.after = max(frames.after, job.added_seq)
+    limited = template.timeouts.total_ns is not None
+    frames.after = max(frames.after, waits_for(turn, job))
     states, payloads, notes, begin = job.states, job.payloads, job.notes, state.begin
-    remaining_ns = None
+    left_ns = None
     if not frames.frames:
         frames.begin(worker)
     group = frames.group(job)
@@ -202,9 +204,9 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
                 attempt_no = note.attempt + 1
         states[index] = _ACTIVE
         begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
-        if total_ns is not None:
-            remaining_ns = max(submitted_ns(turn, job, index) + total_ns - now, 0)
-        group.append(AssignedTask(index=index, attempt=attempt_no, payload=payload, remaining_ns=remaining_ns))
+        if limited:
+            left_ns = remaining_ns(turn, job, index)
+        group.append(AssignedTask(index=index, attempt=attempt_no, payload=payload, remaining_ns=left_ns))
         if template.at_most_once:
             frames.after = turn.record(
                 records.AttemptIssued(
@@ -215,7 +217,23 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
     job.counts[_ACTIVE] += len(taken)
 
 
-def _send(turn: Turn, worker: Worker, frames: _Frames) -> None:
+def waits_for(turn: Turn, job: Job) -> int:
+    """Record that must be durable before tasks of the job leave; 0: none."""
+    if job.dependencies:
+        # Whoever gets the task will ask for results that it depends on, and only durable ones are shown.
+        return turn.state.seq
+    # Nobody submits tasks from above again: if they began before they are durable, a restart would make and run them once more.
+    return job.added_seq if job.job_id.startswith(PARENT_PREFIX) else 0
+
+
+def remaining_ns(turn: Turn, job: Job, index: int) -> int | None:
+    """What is left of a task's total time; None when it has no limit."""
+    total_ns = job.template.timeouts.total_ns
+    return None if total_ns is None else max(submitted_ns(job, index) + total_ns - turn.now, 0)
+
+
+def send(turn: Turn, worker: Worker, frames: Frames) -> None:
+    """Let a worker's frames leave, after all that they must wait for."""
     if worker.session is None:
         return
     # No token leaves before its epoch is durable, and frames leave in the order of their numbers.

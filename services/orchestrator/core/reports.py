@@ -13,8 +13,8 @@ from typing import assert_never
 from antfarm.model import Ending, Failure, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
-from services.orchestrator.core.events import Outcome
-from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker
+from services.orchestrator.core.events import HeldToken, Outcome
+from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker, may_have_backup
 from services.orchestrator.core.turn import Turn
 
 _SUCCEEDED = TaskState.SUCCEEDED
@@ -43,8 +43,8 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
     if job.states[index] >= _TERMINAL:
         won = job.winners[index] == (epoch << 32 | attempt) and attempt > 0
         return Judgement.DUPLICATE if won else Judgement.SUPERSEDED
-    live = job.live.get(index)
-    if live is not None and live.epoch == epoch and live.attempt == attempt:
+    live = job.find_live(index, epoch, attempt)
+    if live is not None:
         return Judgement.LIVE if live.worker is worker else Judgement.FENCED
     late = Judgement.SUPERSEDED if job.template.fence_late_results else Judgement.LATE
     note = job.notes.get(index)
@@ -66,10 +66,23 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
         return Judgement.FENCED  # every token of this epoch is known, and there was none before the task
     if job.template.at_most_once:
         return Judgement.FENCED  # its tokens are journaled: an unknown one was never issued
-    newest = (note.epoch, note.attempt) if note is not None else (0, 0)
-    if live is not None:
-        newest = max(newest, (live.epoch, live.attempt))
-    return late if (epoch, attempt) < newest else Judgement.ADOPT
+    others = job.attempts_of(index)
+    newest = max([(other.epoch, other.attempt) for other in others], default=(0, 0))
+    if note is not None:
+        newest = max(newest, (note.epoch, note.attempt))
+    if (epoch, attempt) < newest and not _two_of_old(turn, worker, job, others):
+        return late
+    return Judgement.ADOPT
+
+
+def _two_of_old(turn: Turn, worker: Worker, job: Job, others: Sequence[Attempt]) -> bool:
+    """True when an unknown token of an earlier epoch and the live one can both have been live then: one of them was the other's backup."""
+    return (
+        may_have_backup(job.template)
+        and len(others) == 1
+        and others[0].epoch < turn.state.epoch
+        and others[0].worker is not worker
+    )
 
 
 def outcomes(turn: Turn, event: events.Outcomes) -> None:
@@ -83,7 +96,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
         numbers = [outcome.report_no for outcome in event.outcomes]
         _verdict(turn, worker, VerdictCode.UNKNOWN_TASK, numbers)
         return
-    live, epoch, count = job.live, event.epoch, job.task_count
+    live, backups, epoch, count = job.live, job.backups, event.epoch, job.task_count
     successes: list[records.EndedTask] = []
     accepted: list[int] = []
     others: list[Outcome] = []
@@ -96,6 +109,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
             and attempt.attempt == outcome.attempt
             and attempt.epoch == epoch
             and attempt.worker is worker
+            and index not in backups
         ):
             successes.append(
                 records.EndedTask(
@@ -135,10 +149,15 @@ def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> 
         case Judgement.LIVE | Judgement.ADOPT:
             if judgement is Judgement.ADOPT:
                 adopt(turn, worker, job, index, epoch, outcome.attempt)
-            _count(turn, worker, job.live[index], outcome)
+            attempt = job.find_live(index, epoch, outcome.attempt)
+            assert attempt is not None
+            if outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and job.backups.get(index) is attempt:
+                code = VerdictCode.SUPERSEDED  # the task goes on with its other attempt
+            _count(turn, worker, attempt, outcome)
         case Judgement.LATE:
             if succeeded:
-                _late_success(turn, worker, job, epoch, outcome)
+                worker.succeeded += 1
+                _succeed(turn, worker, job, epoch, outcome)
             else:
                 code = VerdictCode.SUPERSEDED
         case Judgement.DUPLICATE:
@@ -166,17 +185,27 @@ def _verdict(turn: Turn, worker: Worker, code: VerdictCode, numbers: list[int]) 
 def adopt(turn: Turn, worker: Worker, job: Job, index: int, epoch: int, attempt: int) -> None:
     """Take a token that was issued before a restart or a silence as live again: its holder goes on, and nothing is repeated.
 
-    When an older token of the task is live, because its holder came back first, the newer one replaces it.
+    When another token of the task is live, because its holder came back first, one may have been the backup of the other: then both go on, the
+    newer one as the backup. Otherwise the newer one replaces the older.
     """
     note = job.note(index)
-    older = job.live.get(index)
-    if older is not None:
-        turn.state.finish(older)
-        _remember(note, older, Past.LOST)
+    others = job.attempts_of(index)
+    paired = _two_of_old(turn, worker, job, others)
+    for other in others:
+        turn.state.finish(other)
+        if not paired:
+            _remember(note, other, Past.LOST)
     note.epoch, note.attempt = max((note.epoch, note.attempt), (epoch, attempt))
     note.wait_until_ns = None
     job.set_state(index, TaskState.ACTIVE)
-    turn.state.begin(Attempt(job, index, epoch, attempt, worker, 0, turn.now))
+    adopted = Attempt(job, index, epoch, attempt, worker, 0, turn.now)
+    if paired:
+        note.backed_up = True
+        older, newer = sorted((*others, adopted), key=lambda one: (one.epoch, one.attempt))
+        turn.state.begin(older)
+        turn.state.begin_backup(newer)
+    else:
+        turn.state.begin(adopted)
 
 
 def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
@@ -191,7 +220,9 @@ def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> No
             failure = outcome.failure or Failure(
                 failure_class=FailureClass.APP, kind="unknown", message="no failure was sent"
             )
-            if failure.failure_class is FailureClass.BENIGN:
+            if failure.failure_class is FailureClass.EXPIRED:
+                _ran_out(turn, attempt, failure)
+            elif failure.failure_class is FailureClass.BENIGN:
                 give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
             else:
                 worker.failed += 1
@@ -200,7 +231,20 @@ def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> No
             assert_never(outcome.ending)
 
 
+def _ran_out(turn: Turn, attempt: Attempt, failure: Failure) -> None:
+    """Its worker stopped it because the task's total time is over. That is for us to say: by our clock, with a lease for the two to differ."""
+    job, index = attempt.job, attempt.index
+    total_ns = job.template.timeouts.total_ns
+    if total_ns is None or jobs.submitted_ns(job, index) + total_ns > turn.now + turn.config.lease_ns:
+        give_back(turn, attempt, Past.RELEASED, never_started=False)
+        return
+    turn.state.finish(attempt)
+    jobs.end_tasks(turn, job, [index], TaskState.EXPIRED, failure)
+
+
 def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:
+    """The first success wins: what else runs of the task is stopped."""
+    losers = [one for one in job.attempts_of(outcome.index) if (one.epoch, one.attempt) != (epoch, outcome.attempt)]
     turn.record(
         records.TasksEnded(
             job=job.number,
@@ -219,22 +263,14 @@ def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome)
         )
     )
     jobs.ended(turn, job, [outcome.index])
-
-
-def _late_success(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:
-    """A success of an attempt that was given up: it counts, and the attempt that replaced it is stopped."""
-    replaced = job.live.get(outcome.index)
-    worker.succeeded += 1
-    _succeed(turn, worker, job, epoch, outcome)
-    if replaced is not None:
-        jobs.revoke(turn, [replaced], turn.state.seq, "an earlier attempt succeeded")
+    jobs.revoke(turn, losers, turn.state.seq, "another attempt succeeded")
 
 
 def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -> None:
-    """A benign end: the task is queued again at no cost. A started at-most-once task cannot be, and is given up.
+    """A benign end: the task is queued again at no cost, unless another attempt of it runs. A started at-most-once task cannot be, and is given up.
 
     Args:
-        how: RELEASED when its worker said so; LOST when it never arrived, as far as is known.
+        how: RELEASED when its worker said so; LOST when it never arrived, as far as is known; REVOKED when nothing of it may count.
     """
     job, index = attempt.job, attempt.index
     if job.template.at_most_once:
@@ -248,12 +284,19 @@ def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -
         how = Past.REVOKED
     turn.state.finish(attempt)
     _remember(job.note(index), attempt, how)
-    turn.state.make_ready(job, index)
+    if index not in job.live:
+        turn.state.make_ready(job, index)
 
 
 def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
-    """A failure that counts: on the retries, the crash limit or the infrastructure budget, by its class."""
+    """A failure that counts: on the retries, the crash limit or the infrastructure budget, by its class.
+
+    That of a backup counts nowhere: it must not end a task that would have gone well without it.
+    """
     job, index = attempt.job, attempt.index
+    if job.backups.get(index) is attempt:
+        give_back(turn, attempt, Past.LOST if lost else Past.REVOKED, never_started=False)
+        return
     note = job.note(index)
     app, crashes, infra = note.app_failures, note.crashes, note.infra_failures
     template = job.template
@@ -272,8 +315,9 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
     if final or template.at_most_once:
         _end(turn, attempt, state, failure, run_us)
         return
-    pause_ns = _pause_ns(turn, job, failure.failure_class, app=app, other=crashes + infra)
     turn.state.finish(attempt)
+    goes_on = index in job.live  # in its backup
+    pause_ns = 0 if goes_on else _pause_ns(turn, job, failure.failure_class, app=app, other=crashes + infra)
     turn.record(
         records.AttemptFailed(
             job=job.number,
@@ -292,7 +336,7 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
     )
     if pause_ns > 0:
         back_off(turn, job, index, pause_ns)
-    else:
+    elif not goes_on:
         turn.state.make_ready(job, index)
 
 
@@ -327,6 +371,7 @@ def orphan(turn: Turn, job: Job, index: int) -> None:
 
 def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_us: int) -> None:
     job, index = attempt.job, attempt.index
+    others = [other for other in job.attempts_of(index) if other is not attempt]
     turn.record(
         records.TasksEnded(
             job=job.number,
@@ -344,12 +389,25 @@ def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_u
         )
     )
     jobs.ended(turn, job, [index])
+    jobs.revoke(turn, others, turn.state.seq, failure.message)
 
 
 def _remember(note: TaskNote, attempt: Attempt, how: Past) -> None:
     note.past[attempt.epoch, attempt.attempt] = (attempt.worker.worker_id, how)
     if (attempt.epoch, attempt.attempt) > (note.epoch, note.attempt):
         note.epoch, note.attempt = attempt.epoch, attempt.attempt
+
+
+def remember_revoked(turn: Turn, worker: Worker, token: HeldToken) -> None:
+    """A worker is told to forget an attempt that was lost: a report of it that is on its way does not count any more (I8).
+
+    After a restart it is LOST again, as the journal says; by then its worker has stopped and forgotten it, or was never told.
+    """
+    job_id, index, epoch, attempt = token
+    job = turn.state.by_id.get(job_id)
+    note = job.notes.get(index) if job is not None else None
+    if note is not None and note.past.get((epoch, attempt)) == (worker.worker_id, Past.LOST):
+        note.past[epoch, attempt] = (worker.worker_id, Past.REVOKED)
 
 
 def lose_all(turn: Turn, attempts: Sequence[Attempt], suspects: Sequence[Attempt], cause: str) -> None:
@@ -384,18 +442,15 @@ def running(turn: Turn, event: events.Running) -> None:
         return
     worker.heard(turn.now)
     job = turn.state.by_id.get(event.job_id)
-    attempt = job.live.get(event.index) if job is not None else None
-    if (
-        attempt is None
-        or (attempt.epoch, attempt.attempt) != (event.epoch, event.attempt)
-        or attempt.worker is not worker
-    ):
+    attempt = job.find_live(event.index, event.epoch, event.attempt) if job is not None else None
+    if attempt is None or attempt.worker is not worker:
         return
     if not attempt.started:
         attempt.started = True
+        attempt.started_ns = turn.now - event.running_for_ns
         run_ns = attempt.job.template.timeouts.run_ns
         if run_ns is not None:
-            due = turn.now - event.running_for_ns + run_ns + turn.config.lease_ns
+            due = attempt.started_ns + run_ns + turn.config.lease_ns
             turn.state.arm(due, "backstop", attempt.job.number, attempt.index, attempt.epoch, attempt.attempt)
     if event.progress is not None:
         attempt.progress = event.progress

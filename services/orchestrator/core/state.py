@@ -28,6 +28,8 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import records
+from services.orchestrator.core.durations import Durations
+from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, LaneKey, Limit, Share, key_of
 from services.orchestrator.core.ready import Ready
 
@@ -51,6 +53,7 @@ class Attempt:
         "progress",
         "progress_text",
         "started",
+        "started_ns",
         "worker",
     )
 
@@ -64,6 +67,8 @@ class Attempt:
         """Number of the Tasks frame of the session that carries it; 0 when the worker is known to have it."""
         self.assigned_ns = now
         self.started = False
+        self.started_ns = 0
+        """When it started, by its worker's word. Meaningless before."""
         self.progress: float | None = None
         self.progress_text = ""
 
@@ -103,6 +108,8 @@ class TaskNote:
     failed_wall_ns: int = 0
     """When the last failure was, by the wall clock, and the back-off that began then: a restart measures by them what is left."""
     pause_ns: int = 0
+    backed_up: bool = False
+    """A backup was begun: one is enough. Volatile."""
     wait_until_ns: int | None = None
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
 
@@ -122,7 +129,7 @@ class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
-        "added_seq", "batches", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests",
+        "added_seq", "backups", "batches", "begun_ns", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests", "durations",
         "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
@@ -164,12 +171,18 @@ class Job:
         self.result_seqs = array("Q")
         """Records that end tasks of this job, in order: what StreamResults walks through."""
         self.batches: list[Batch] = []
+        self.begun_ns: list[int] = []
+        """When each batch came, on the clock of this process, which nobody sets. Volatile; made anew after replay."""
         self.counts = [0] * (max(TaskState) + 1)
         self.retried = 0
         self.ready = Ready()
         self.recovered = Ready()
         """Tasks that were assignable before a restart; they join `ready` when it is clear who still holds which."""
         self.live: dict[int, Attempt] = {}
+        self.backups: dict[int, Attempt] = {}
+        """Second live attempts; each beside one in `live`, which it takes the place of when that ends."""
+        self.durations = Durations()
+        """Of tasks that may have backups; of others nothing is kept."""
         self.notes: dict[int, TaskNote] = {}
         self.dependencies: list[tuple[Job, DependencyKind, int]] = []
         self.dependents: list[tuple[Job, DependencyKind, int]] = []
@@ -212,9 +225,13 @@ class Job:
         """What its tasks have in common."""
         return self.spec.template
 
+    def batch_number(self, index: int) -> int:
+        """Position of the batch that a task came with."""
+        return bisect_right(self.batches, index, key=lambda batch: batch.first) - 1
+
     def batch(self, index: int) -> Batch:
         """The batch that a task came with."""
-        return self.batches[bisect_right(self.batches, index, key=lambda batch: batch.first) - 1]
+        return self.batches[self.batch_number(index)]
 
     def note(self, index: int) -> TaskNote:
         """The task's note, made when there is none."""
@@ -222,6 +239,21 @@ class Job:
         if note is None:
             note = self.notes[index] = TaskNote()
         return note
+
+    def attempts_of(self, index: int) -> list[Attempt]:
+        """The live attempts of a task: none, one, or two while a backup runs."""
+        return [where[index] for where in (self.live, self.backups) if index in where]
+
+    def find_live(self, index: int, epoch: int, attempt: int) -> Attempt | None:
+        """The live attempt of that token."""
+        for live in self.attempts_of(index):
+            if (live.epoch, live.attempt) == (epoch, attempt):
+                return live
+        return None
+
+    def all_live(self) -> list[Attempt]:
+        """All live attempts, backups too."""
+        return [*self.live.values(), *self.backups.values()]
 
     def set_state(self, index: int, state: int) -> None:
         """Change a task's state and the counts with it."""
@@ -253,11 +285,13 @@ class Worker:
         "session",
         "slots",
         "software",
+        "spared",
         "succeeded",
         "suspect",
         "task_types",
         "used",
         "virtual_time",
+        "wide",
         "window",
         "worker_id",
     )  # fmt: skip
@@ -287,8 +321,12 @@ class Worker:
         self.frames_after = 0
         """Record that the last of them waits for."""
         self.live: dict[tuple[int, int], Attempt] = {}
+        self.spared: set[HeldToken] = set()
+        """Lost attempts that had finished when it attached: it keeps them until their late reports are judged. Of this session."""
         self.used: dict[str, float] = {}
         """Resources, other than slots, that live attempts take."""
+        self.wide = 0.0
+        """Slots that live attempts take beyond one each."""
         self.lanes: dict[LaneKey, float] = {}
         """Lanes that it was given work of -> the lane's virtual time here; forgotten at each attach."""
         self.virtual_time = 0.0
@@ -299,6 +337,11 @@ class Worker:
         """It said something: the lease runs anew."""
         self.heard_ns = now
         self.suspect = False
+
+    @property
+    def taken(self) -> float:
+        """How much of its slots and window live attempts take."""
+        return len(self.live) + self.wide
 
     @property
     def draining(self) -> bool:
@@ -349,6 +392,8 @@ class State:
         """Jobs that have ended, in the order of their ends."""
         self.ended_tasks = 0
         """Tasks of these."""
+        self.backed: dict[int, Job] = {}
+        """Jobs that have not ended whose tasks may have backups."""
         self.seen: dict[str, bool] = {}
         """Workers that attached and neither left nor were lost, oldest first -> whether it is an orchestrator."""
         self.parents: dict[tuple[str, int], Parent] = {}
@@ -397,10 +442,21 @@ class State:
         if not job.lane.plain:
             _use(worker, job.lane, 1)
 
+    def begin_backup(self, attempt: Attempt) -> None:
+        """An attempt becomes live beside the one that its task has."""
+        job = attempt.job
+        primary = job.live[attempt.index]
+        self.begin(attempt)
+        job.live[attempt.index], job.backups[attempt.index] = primary, attempt
+
     def finish(self, attempt: Attempt) -> None:
-        """An attempt is no longer live."""
+        """An attempt is no longer live. When it was one of two, the other one is the task's only one from now on."""
         job, worker = attempt.job, attempt.worker
-        del job.live[attempt.index]
+        backup = job.backups.pop(attempt.index, None) if job.backups else None
+        if backup is None:
+            del job.live[attempt.index]
+        elif backup is not attempt:
+            job.live[attempt.index] = backup
         del worker.live[job.number, attempt.index]
         if not job.lane.plain:
             _use(worker, job.lane, -1)
@@ -468,6 +524,8 @@ class State:
             job.dependencies.append((other, dependency.kind, dependency.offset))
             other.dependents.append((job, dependency.kind, dependency.offset))
         self.jobs[job.number] = job
+        if may_have_backup(record.spec.template):
+            self.backed[job.number] = job
         self.by_id[job.job_id] = job
         self.next_job = job.number + 1
         self.touched[job.number] = None
@@ -493,6 +551,7 @@ class State:
         job = self.jobs[record.job]
         job.ended_wall_ns, job.ended_seq = record.wall_ns, seq
         self.ended[job.number] = None
+        self.backed.pop(job.number, None)
         self.ended_tasks += job.task_count
         if job.lane.limit is not None and job.template.limit is not None:
             job.lane.limit.unbind(job.template.limit.max_active)
@@ -534,8 +593,7 @@ class State:
             states[index] = state
             job.outcome_seqs[index] = seq
             job.winners[index] = ended.epoch << 32 | ended.attempt
-            attempt = live.get(index)
-            if attempt is not None:
+            while (attempt := live.get(index)) is not None:
                 self.finish(attempt)
             if notes:
                 notes.pop(index, None)
@@ -545,6 +603,9 @@ class State:
                 if payload is not None:
                     job.payload_bytes -= len(payload)
                     self.payload_bytes -= len(payload)
+        if job.number in self.backed and record.ended[0].state == _SUCCEEDED:
+            # One of those that a worker reports at once speaks for all: what matters here is reported one by one.
+            job.durations.add(record.ended[0].run_us * 1_000)
         job.result_seqs.append(seq)
         for ended in record.ended if job.dependents else ():
             self._release_dependents(job, ended.index)
@@ -604,7 +665,7 @@ class State:
         for index in ended:
             job.set_state(index, TaskState.CANCELLED)
             job.outcome_seqs[index] = seq
-        for attempt in list(job.live.values()):
+        for attempt in job.all_live():
             self.finish(attempt)
         job.notes.clear()
         job.result_seqs.append(seq)
@@ -619,6 +680,7 @@ class State:
             return  # in replay: its records went with the purge
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
+        self.backed.pop(job.number, None)
         if job.number in self.ended:
             del self.ended[job.number]
             self.ended_tasks -= job.task_count
@@ -637,8 +699,15 @@ def _use(worker: Worker, lane: Lane, attempts: int) -> None:
     """What attempts of a lane take beside slots."""
     if lane.limit is not None:
         lane.limit.live += attempts
+    # Nothing is taken by nothing: fractions do not add up for ever.
+    worker.wide = worker.wide + attempts * (lane.slots - 1.0) if worker.live else 0.0
     for name, amount in lane.template.resources.items():
         worker.used[name] = worker.used.get(name, 0.0) + attempts * amount
+
+
+def may_have_backup(template: TaskTemplate) -> bool:
+    """True when a second attempt beside a live one does no harm."""
+    return template.idempotent and not template.at_most_once and not template.fence_late_results
 
 
 def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:

@@ -13,7 +13,7 @@ from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
 from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
-from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose_all
+from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose_all, remember_revoked
 from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -46,10 +46,11 @@ def attach(turn: Turn, event: events.Attach) -> None:
     previous_live = list(worker.live.values()) if another else []
     suspects = [attempt for attempt in previous_live if attempt.started]
     _take_over(turn, worker, event)
-    held = dict.fromkeys(event.held)
-    revoked = _reconcile(turn, worker, held, frames_received=None, spare=another)
+    unacked = set(event.unacked)
+    held = dict.fromkeys((*event.held, *event.unacked))
+    revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another)
     # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
-    gone = [a for a in previous_live if a.token not in held and a.job.live.get(a.index) is a]
+    gone = [a for a in previous_live if a.token not in held and worker.live.get((a.job.number, a.index)) is a]
     lose_all(turn, gone, suspects, f"worker {worker.worker_id} was restarted")
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
@@ -109,20 +110,30 @@ def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
     worker.lost = worker.gone = False
     worker.frames = 0
     worker.lanes.clear()
+    worker.spared.clear()
     worker.virtual_time = 0.0
     turn.state.sessions[event.session] = worker
 
 
 def _reconcile(
-    turn: Turn, worker: Worker, held: Collection[HeldToken], *, frames_received: int | None, spare: bool = False
+    turn: Turn,
+    worker: Worker,
+    held: Collection[HeldToken],
+    unacked: Collection[HeldToken] = (),
+    *,
+    frames_received: int | None,
+    spare: bool = False,
 ) -> list[HeldToken]:
     """Make what a worker says it holds and what we believe agree. Returns what it should stop and forget.
 
     Args:
+        unacked: those of the held ones that have finished: their reports come next, and are judged then.
         frames_received: assignments in later frames are still on their way; None: the stream is new, none is.
         spare: leave attempts that are not held alone; the caller knows better what became of them.
     """
-    revoked = [token for token in held if not _may_hold(turn, worker, token)]
+    revoked = [token for token in held if not _may_hold(turn, worker, token, finished=token in unacked)]
+    for token in revoked:
+        remember_revoked(turn, worker, token)
     ghosts = [
         attempt
         for attempt in worker.live.values()
@@ -137,7 +148,7 @@ def _reconcile(
     return revoked
 
 
-def _may_hold(turn: Turn, worker: Worker, token: HeldToken) -> bool:
+def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool) -> bool:
     """True when the worker should go on with what it holds; a token of an earlier epoch is adopted on the way."""
     job_id, index, epoch, number = token
     job = turn.state.by_id.get(job_id)
@@ -153,8 +164,11 @@ def _may_hold(turn: Turn, worker: Worker, token: HeldToken) -> bool:
             adopt(turn, worker, job, index, epoch, number)
             return True
         case Judgement.LATE:
+            if finished:
+                worker.spared.add(token)
             if index in job.live:
-                return False  # a newer attempt runs elsewhere: stop this one
+                # A newer attempt runs elsewhere. Stop this one, unless nothing is left to stop and its late report may count.
+                return token in worker.spared
             note = job.note(index)
             if (epoch, number) >= (note.epoch, note.attempt):
                 adopt(turn, worker, job, index, epoch, number)  # nobody has taken the task since: no need to repeat it

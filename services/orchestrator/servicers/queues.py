@@ -98,6 +98,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
             resources=dict(hello.resources),
             max_epoch_seen=hello.max_epoch_seen,
             held=wire.tokens_from_wire(hello.held),
+            unacked=wire.tokens_from_wire(hello.unacked),
             descendants=tuple(hello.descendants),
             orchestrator=hello.orchestrator,
             host=hello.host,

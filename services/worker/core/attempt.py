@@ -11,6 +11,9 @@ from services.worker.core.stop import Stop
 
 Token = tuple[str, int, int, int]
 
+DEADLINE_GRACE_NS = SECOND_NS
+"""After its total deadline an attempt is stopped this much later: the orchestrator ends the task and says so itself, when it can be heard."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Group:
@@ -73,6 +76,7 @@ class Attempt:
 
     __slots__ = (
         "attempt",
+        "deadline_ns",
         "group",
         "index",
         "inputs",
@@ -89,13 +93,16 @@ class Attempt:
         "unsent_log",
     )
 
-    def __init__(self, group: Group, index: int, attempt: int, payload: bytes, since_ns: int) -> None:
+    def __init__(
+        self, group: Group, index: int, attempt: int, payload: bytes, since_ns: int, deadline_ns: int = 0
+    ) -> None:
         self.group = group
         self.index = index
         self.attempt = attempt
         self.payload = payload
         self.inputs: list[tuple[int, bytes]] | None = None
         self.since_ns = since_ns  # arrival here, for waiting ones
+        self.deadline_ns = deadline_ns  # end of its task's total time; 0: none
         self.seq = 0  # its number in the child that it was fed to; 0: to none
         self.started_ns = 0  # 0: not known to have started
         self.stop: Stop | None = None
@@ -117,6 +124,10 @@ class Attempt:
             self.log, self.unsent_log = TailText(LOG_TAIL_BYTES_MAX), TailText(LOG_TAIL_BYTES_MAX)
         self.log.add(text)
         self.unsent_log.add(text)
+
+    def expired(self, now_ns: int) -> bool:
+        """Whether its task's total time was over a while ago, and nobody has said so."""
+        return bool(self.deadline_ns) and now_ns > self.deadline_ns + DEADLINE_GRACE_NS
 
     def overdue(self, now_ns: int) -> str:
         """Which limit it has broken, in words; "" for none."""

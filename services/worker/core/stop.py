@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from antfarm.model import SECOND_NS, Ending
+from antfarm.model import SECOND_NS, Ending, FailureClass
 
 TIMEOUT_TERM_NS = SECOND_NS // 2
 """From SIGTERM to SIGKILL for an attempt that broke its time limit; it had its time."""
@@ -23,9 +23,10 @@ class Step(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class Stop:
-    """An attempt's way to its end, whatever it does; begun once. `ending` is what is reported then."""
+    """An attempt's way to its end, whatever it does; begun once. `ending` is what is reported then, TIMED_OUT with its class."""
 
     ending: Ending
+    failure_class: FailureClass
     cause: str
     term_at_ns: int
     kill_at_ns: int
@@ -42,7 +43,15 @@ class Stop:
         return None
 
 
-def plan_stop(ending: Ending, cause: str, *, now_ns: int, grace_ns: int, listens: bool) -> Stop:
+def plan_stop(
+    ending: Ending,
+    cause: str,
+    *,
+    now_ns: int,
+    grace_ns: int,
+    listens: bool,
+    failure_class: FailureClass = FailureClass.APP,
+) -> Stop:
     """How to stop an attempt.
 
     Args:
@@ -51,9 +60,15 @@ def plan_stop(ending: Ending, cause: str, *, now_ns: int, grace_ns: int, listens
         cause: in words, for the report.
         grace_ns: all that a revoked attempt gets.
         listens: it looks at `ctx.cancelled`, or is a coroutine, which is cancelled instead of signalled.
+        failure_class: of TIMED_OUT: APP for a limit of its own, EXPIRED when its task's total time is over.
     """
+    term_ns, kill_ns = 0, TIMEOUT_TERM_NS if ending is Ending.TIMED_OUT else DRAIN_TERM_NS
     if ending is Ending.REVOKED:
-        term_ns = grace_ns // 2 if listens else 0
-        return Stop(ending=ending, cause=cause, term_at_ns=now_ns + term_ns, kill_at_ns=now_ns + grace_ns)
-    patience_ns = TIMEOUT_TERM_NS if ending is Ending.TIMED_OUT else DRAIN_TERM_NS
-    return Stop(ending=ending, cause=cause, term_at_ns=now_ns, kill_at_ns=now_ns + patience_ns)
+        term_ns, kill_ns = grace_ns // 2 if listens else 0, grace_ns
+    return Stop(
+        ending=ending,
+        failure_class=failure_class,
+        cause=cause,
+        term_at_ns=now_ns + term_ns,
+        kill_at_ns=now_ns + kill_ns,
+    )

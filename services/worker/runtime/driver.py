@@ -16,7 +16,7 @@ from typing import Any
 from antfarm.errors import InvalidArgument
 from antfarm.link import Link
 from antfarm.link.stream import now_ns
-from antfarm.model import SECOND_NS, Ending
+from antfarm.model import SECOND_NS, Ending, FailureClass
 from antfarm.v1 import work_queue_pb2
 from services.worker.child.protocol import (
     OUT_BROKEN,
@@ -146,7 +146,9 @@ class Driver:
     # ---- from the link ----------------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        """Attached; Storage may have moved."""
+        """Attached; Storage may have moved, and an orchestrator that was restarted does not know what has started."""
+        for _, attempt in self._board.running():
+            attempt.last_word_ns = 0
         self._crew.set_storage(self._manner.storage_override or welcome.storage_address)
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
@@ -325,12 +327,21 @@ class Driver:
     def _take_back(self, lane: Lane) -> None:
         self._board.put_back(lane.take_back(self._crew.take_back(lane)))
 
-    def _stop(self, lane: Lane, attempt: Attempt, ending: Ending, cause: str) -> None:
+    def _stop(
+        self, lane: Lane, attempt: Attempt, ending: Ending, cause: str, failure_class: FailureClass = FailureClass.APP
+    ) -> None:
         if attempt.stop is not None:
             return
         now = now_ns()
         listens = self._crew.listens(lane, attempt)
-        attempt.stop = plan_stop(ending, cause, now_ns=now, grace_ns=self._manner.grace_ns, listens=listens)
+        attempt.stop = plan_stop(
+            ending,
+            cause,
+            now_ns=now,
+            grace_ns=self._manner.grace_ns,
+            listens=listens,
+            failure_class=failure_class,
+        )
         if not lane.is_loop and len(lane.fed) > 1:
             self._take_back(lane)
         self._crew.ask(lane, attempt)
@@ -382,6 +393,8 @@ class Driver:
             self._advance_stop(lane, attempt, now)
         elif cause := attempt.overdue(now):
             self._stop(lane, attempt, Ending.TIMED_OUT, cause)
+        elif attempt.expired(now):
+            self._stop(lane, attempt, Ending.TIMED_OUT, "its total deadline has passed", FailureClass.EXPIRED)
         elif drained:
             self._stop(lane, attempt, Ending.RELEASED, "the worker was drained")
         elif lease_over and attempt.group.exclusive:

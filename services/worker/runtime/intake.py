@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
+from antfarm import wire
 from antfarm.errors import AntFarmError
 from antfarm.link.stream import now_ns
 from antfarm.v1 import work_queue_pb2
@@ -63,6 +64,10 @@ class Intake:
                 continue
             group = self._group(message, is_async)
             attempts = [Attempt(group, a.index, a.attempt, a.payload, now) for a in message.assignments]
+            if message.template.timeouts.HasField("total"):
+                for attempt, assignment in zip(attempts, message.assignments, strict=True):
+                    if assignment.HasField("remaining"):
+                        attempt.deadline_ns = now + wire.duration_from_wire(assignment.remaining)
             size = sum([len(attempt.payload) for attempt in attempts])
             self._sizer.arrived(len(attempts), group.cost["cpu"], size)
             if group.input_count:

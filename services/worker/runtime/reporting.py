@@ -61,9 +61,9 @@ class Reporter:
         stop = attempt.stop
         assert stop is not None
         if stop.ending is Ending.TIMED_OUT:
-            kind = "timeout"
+            kind = "expired" if stop.failure_class is FailureClass.EXPIRED else "timeout"
             outcome = translation.failure(
-                attempt, FailureClass.APP, kind, stop.cause, run_us=_run_us(attempt), ending=Ending.TIMED_OUT
+                attempt, stop.failure_class, kind, stop.cause, run_us=_run_us(attempt), ending=Ending.TIMED_OUT
             )
         else:
             outcome = translation.handed_back(attempt, stop.ending)

@@ -280,6 +280,56 @@ def test_the_backstop_revokes_again_with_the_next_heartbeat_when_its_word_was_lo
     farm.drop(effects.SendTasks)
 
 
+def test_the_backstop_counts_from_the_start_also_after_a_restart(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, timeouts=Timeouts(run_ns=10 * SECOND_NS))
+    (token,) = worker.take()
+    worker.running(token, 0.0)
+    farm.wait(5, beating=[worker])
+    farm.restart()
+    worker.attach()
+    worker.running(token, 5.0)
+    farm.wait(16.75, beating=[worker])
+    assert farm.states("j") == "A"
+    farm.wait(0.5, beating=[worker])
+    assert farm.states("j") == "F"
+    farm.claim(effects.SendRevoke)
+
+
+def test_a_worker_that_says_that_the_total_time_is_over_expires_the_task(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, timeouts=Timeouts(total_ns=30 * SECOND_NS))
+    (token,) = worker.take()
+    farm.wait(20, beating=[worker])
+    over = failure(FailureClass.EXPIRED, "expired")
+    assert worker.report(token, Ending.TIMED_OUT, failure=over) is VerdictCode.ACCEPTED
+    assert farm.states("j") == "E"
+    farm.close()
+
+
+@pytest.mark.parametrize("total_s", [None, 60])
+def test_one_that_says_so_much_too_early_hands_the_task_back(farm: Harness, total_s: int | None) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, timeouts=Timeouts(total_ns=total_s and total_s * SECOND_NS))
+    (token,) = worker.take()
+    over = failure(FailureClass.EXPIRED, "expired")
+    assert worker.report(token, Ending.TIMED_OUT, failure=over) is VerdictCode.ACCEPTED
+    assert [next_token[3] for next_token in worker.take()] == [2]
+    assert farm.job("j").notes[0].app_failures == 0
+
+
+def test_what_is_left_of_the_total_time_is_not_what_the_wall_clock_says(farm: Harness) -> None:
+    farm.create("j", 1, timeouts=Timeouts(total_ns=60 * SECOND_NS))
+    farm.tick(2)
+    farm.wall_offset_ns += 3600 * SECOND_NS
+    farm.tick(1)
+    farm.worker()
+    (frame,) = farm.claim_all(effects.SendTasks)
+    left_ns = frame.groups[0][1][0].remaining_ns
+    assert left_ns is not None
+    assert 56 * SECOND_NS < left_ns <= 57 * SECOND_NS
+
+
 def test_a_backstop_does_not_fire_on_the_next_attempt(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 1, retry=retrying(2, 0.0), timeouts=Timeouts(run_ns=2 * SECOND_NS))

@@ -380,3 +380,48 @@ def test_an_outcome_of_every_kind_frees_the_slot(farm: Harness) -> None:
         kwargs = {} if ending is Ending.SUCCEEDED else {"failure": failure()}
         worker.report(token, ending, **kwargs)
     assert len(worker.take()) == 1
+
+
+def test_a_task_of_two_cpus_takes_two_of_a_workers_slots(farm: Harness) -> None:
+    worker = farm.worker(slots=4)
+    farm.create("j", 5, resources={"cpu": 2})
+    assert len(worker.take()) == 2
+    farm.create("plain", 3)
+    assert worker.take() == []
+    worker.run([("j", 0, 1, 1)])
+    assert [token[0] for token in worker.take()] in (["j"], ["plain", "plain"])
+    assert farm.state.workers["w1"].taken == 4
+
+
+def test_wide_tasks_go_to_workers_with_room_instead_of_waiting_behind_each_other(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1", slots=4), farm.worker("w2", slots=4)
+    farm.create("j", 4, resources={"cpu": 2})
+    assert (len(w1.take()), len(w2.take())) == (2, 2)
+
+
+def test_a_window_beyond_the_slots_counts_wide_tasks_by_their_slots_too(farm: Harness) -> None:
+    worker = farm.worker(slots=2, window=8)
+    farm.create("j", 9, resources={"cpu": 2})
+    assert len(worker.take()) == 4
+
+
+def test_one_worker_that_fits_gets_a_wide_task_however_many_do_not(farm: Harness) -> None:
+    fit = farm.worker("w1", slots=4, labels={"zone": "a"})
+    others = [farm.worker(f"w{i}", slots=4) for i in range(2, 6)]
+    farm.create("j", 1, resources={"cpu": 4}, labels={"zone": "a"})
+    assert len(fit.take()) == 1
+    assert all(other.take() == [] for other in others)
+
+
+def test_a_task_larger_than_the_window_has_an_empty_worker_for_itself(farm: Harness) -> None:
+    worker = farm.worker(slots=4, window=2)
+    farm.create("j", 2, resources={"cpu": 3})
+    assert len(worker.take()) == 1
+    worker.run()
+    assert len(worker.take()) == 1
+
+
+def test_part_of_a_cpu_still_counts_one_of_the_window(farm: Harness) -> None:
+    worker = farm.worker(slots=2, window=6)
+    farm.create("j", 9, resources={"cpu": 0.25})
+    assert len(worker.take()) == 6

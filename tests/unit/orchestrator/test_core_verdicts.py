@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from orchestrator_harness import Harness, Worker, append_event, failure, retrying
+from orchestrator_harness import Harness, Worker, append_event, durable_parts, failure, retrying
 
 from antfarm.model import BlobRef, Ending, FailureClass, JobState, TaskState, VerdictCode
 from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.reports import Judgement, judge
+from services.orchestrator.core.state import Past
 from services.orchestrator.core.turn import Turn
 
 A, D, S, F, U = (
@@ -53,11 +54,11 @@ def lose_w1(case: Case) -> None:
     assert case.w2.take() == [("j", 0, 1, 2)]
 
 
-def return_w1(case: Case) -> None:
-    """w1 is back, knowing nothing of its loss but that it must be another incarnation."""
+def return_w1(case: Case, *, finished: bool = True) -> list[tuple[str, int, int, int]]:
+    """w1 is back, knowing nothing of its loss but that it must be another incarnation. What it is told to forget."""
     case.w1.incarnation = b"w1-2"
-    case.farm.do(case.w1.hello())
-    case.farm.claim(effects.Welcome)
+    case.w1.finished = {case.token} if finished else ()
+    return list(case.w1.attach().revoked)
 
 
 def test_live(farm: Harness) -> None:
@@ -164,6 +165,63 @@ def test_a_late_success_counts_and_the_attempt_that_replaced_it_is_stopped(farm:
     assert case.w2.report(("j", 0, 1, 2), Ending.REVOKED) is S
     assert farm.states("j") == "S"
     assert farm.job("j").winners[0] == 1 << 32 | 1
+
+
+def test_an_owed_report_is_kept_beside_a_newer_attempt_over_heartbeats_and_streams(farm: Harness) -> None:
+    case = prepare(farm)
+    lose_w1(case)
+    assert return_w1(case) == []
+    assert case.w1.beat() == [], "a heartbeat may overtake the report"
+    case.w1.detach()
+    assert list(case.w1.attach().revoked) == [], "a hello says it anew"
+    assert case.w1.report(case.token) is A
+    assert list(farm.claim(effects.SendRevoke).tokens) == [("j", 0, 1, 2)]
+
+
+def test_a_hello_without_unacked_has_the_older_attempt_revoked(farm: Harness) -> None:
+    case = prepare(farm)
+    lose_w1(case)
+    assert return_w1(case, finished=False) == [case.token]
+    assert farm.job("j").notes[0].past[1, 1] == ("w1", Past.REVOKED)
+
+
+@pytest.mark.parametrize("ending", [Ending.SUCCEEDED, Ending.RELEASED, Ending.REVOKED])
+def test_a_report_of_what_was_revoked_changes_nothing(farm: Harness, ending: Ending) -> None:
+    case = prepare(farm)
+    lose_w1(case)
+    return_w1(case, finished=False)
+    before = durable_parts(farm.state)
+    assert case.w1.report(case.token, ending) is S
+    assert durable_parts(farm.state) == before
+    assert farm.job("j").live[0].token == ("j", 0, 1, 2)
+
+
+def test_a_task_that_a_token_owes_for_is_not_given_away_while_nobody_has_it(farm: Harness) -> None:
+    case = prepare(farm)
+    case.w2.credit(0)
+    case.w1.detach()
+    farm.wait(13, beating=[case.w2])
+    farm.claim(effects.Audit)
+    assert return_w1(case) == []
+    assert farm.job("j").live[0].token == case.token, "nobody has taken it since: its holder's token is live again"
+    assert case.w1.report(case.token) is A
+
+
+def test_after_a_restart_an_owed_report_counts_beside_the_newer_attempt_that_was_adopted(farm: Harness) -> None:
+    case = prepare(farm)
+    lose_w1(case)
+    farm.restart()
+    case.w2.attach()
+    assert return_w1(case) == []
+    assert case.w1.report(case.token) is A
+    assert list(farm.claim(effects.SendRevoke, session=case.w2.session).tokens) == [("j", 0, 1, 2)]
+    assert farm.job("j").winners[0] == 1 << 32 | 1
+
+
+def test_with_fencing_an_owed_report_of_a_lost_attempt_is_forgotten(farm: Harness) -> None:
+    case = prepare(farm, fence_late_results=True)
+    lose_w1(case)
+    assert return_w1(case) == [case.token]
 
 
 def test_a_late_success_is_told_when_the_other_one_was_faster(farm: Harness) -> None:

@@ -76,6 +76,14 @@ def test_the_progress_limit_counts_from_the_last_sign() -> None:
     assert made.overdue(11 * S + S // 2) == ""
 
 
+def test_the_total_time_is_over_a_second_after_the_orchestrator_should_have_said_so() -> None:
+    made = attempt()
+    assert not made.expired(10**18)
+    made.deadline_ns = 20 * S
+    assert not made.expired(21 * S)
+    assert made.expired(21 * S + 1)
+
+
 def test_of_a_growing_text_the_end_is_kept() -> None:
     text = TailText(10)
     assert not text
