@@ -160,6 +160,9 @@ class Checks:
 
     def _repeats(self, owner: Orchestrator, ledger: Ledger, key: Key, older: tuple[int, int]) -> None:
         """Section 1: what a worker in contact still holds is not given to another."""
+        spec = ledger.specs.get(key[0])
+        if spec is not None and spec.template.idempotent:
+            return  # it may have a backup
         token, task = (*key, *older), ledger.tasks.get(key)
         holder = self.world.worker_by_name.get(ledger.issued.get(token, ""))
         if holder is None or not holder.process.alive or token not in holder.link.session.held or task is None:
@@ -242,7 +245,10 @@ class Checks:
                     demand(task is None, "I1", token, "was told that its task is unknown")
         elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
             ended = gone or (task is not None and (task.state is not None or token[2:] in task.failed))
-            demand(ended, "I5", token, "failed and was told ACCEPTED before that is durable")
+            spec = ledger.specs.get(token[0])
+            beside_a_backup = spec is not None and spec.template.idempotent  # such an end costs nothing
+            ran_out = outcome.failure is not None and outcome.failure.failure_class is FailureClass.EXPIRED
+            demand(ended or beside_a_backup or ran_out, "I5", token, "failed and was told ACCEPTED before that is durable")
             demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
             ledger.accepted[token] = None
 
@@ -507,7 +513,8 @@ class Checks:
                 continue
             if token[2] < ledger.births[token[0]]:
                 continue
-            newer = ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
+            # A worker of the minor version before does not say what it has finished.
+            newer = link.minor == 0 and ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
             given_up = task.failed.get(token[2:]) is False
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.
             template = ledger.specs[token[0]].template

@@ -60,6 +60,8 @@ class Link:
         self.wire: Wire | None = None
         self.attached = False
         self.leaving = False
+        self.minor = world.kernel.dice.choice((0, 1, 1))
+        """The protocol's minor version that it speaks; 0 does not say which reports it owes."""
         self._heard_ns = 0
         self._frames = 0
         self._beats = 0
@@ -83,6 +85,7 @@ class Link:
             window=session.window,
             max_epoch_seen=session.max_epoch_seen,
             held=tuple(session.held),
+            unacked=tuple(token for token, number in session.held.items() if number) if self.minor else (),
         )
         wire.send(0, WORK, ("hello", hello))
         self.process.later(ATTACH_TIMEOUT_NS, self._give_up_attaching, wire)
