@@ -250,7 +250,8 @@ def task(function: Callable[..., Any] | None = None, /, *, name: str = "", **opt
         limit: at most so many attempts at a time, farm-wide under one name.
         at_most_once: rather give the task up than start it twice.
         fence_late_results: refuse the success of an attempt that was already declared lost.
-        idempotent: running it twice does no harm, so that backup attempts may be started.
+        idempotent: running it twice at the same time does no harm. A task that takes much longer than the others of its job may get a second
+            attempt then, on another host when slots are idle; the first success counts, the other attempt is stopped.
 
     >>> @task(name="demo.double", retries=Retry(max_attempts=5))
     ... def double(x: int) -> int:

@@ -89,6 +89,7 @@ def _row(task: Any) -> dict[str, Any]:
         "state": _state(task.state),
         "attempt": task.attempt or None,
         "worker": task.worker_id,
+        "backup": f"attempt {task.backup_attempt} on {task.backup_worker_id}" if task.backup_attempt else "",
         "progress": f"{task.progress:.0%} {task.progress_text}".strip() if task.HasField("progress") else "",
         "failure": _failure(task.last_failure)[:100] if task.HasField("last_failure") else "",
     }

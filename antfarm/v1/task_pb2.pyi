@@ -41,6 +41,8 @@ class Task(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ACTIVE_FOR_FIELD_NUMBER: _builtins.int
     WAITS_FOR_FIELD_NUMBER: _builtins.int
+    BACKUP_ATTEMPT_FIELD_NUMBER: _builtins.int
+    BACKUP_WORKER_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job it belongs to."""
     index: _builtins.int
@@ -65,6 +67,10 @@ class Task(_message.Message):
     """Text beside the progress. May be empty."""
     waits_for: _builtins.str
     """Why it waits, in words. May be empty."""
+    backup_attempt: _builtins.int
+    """Number of a second live attempt: the backup of one that takes much longer than the others of its job. 0: none runs."""
+    backup_worker_id: _builtins.str
+    """Worker of the backup."""
     @_builtins.property
     def last_failure(self) -> _common_pb2.Failure:
         """The last failure, of an attempt or of the task."""
@@ -95,10 +101,12 @@ class Task(_message.Message):
         result: _common_pb2.TaskResult | None = ...,
         active_for: _duration_pb2.Duration | None = ...,
         waits_for: _builtins.str = ...,
+        backup_attempt: _builtins.int = ...,
+        backup_worker_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "active_for", b"active_for", "last_failure", b"last_failure", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "active_for", b"active_for", "app_failures", b"app_failures", "attempt", b"attempt", "crashes", b"crashes", "index", b"index", "infra_failures", b"infra_failures", "job_id", b"job_id", "last_failure", b"last_failure", "progress", b"progress", "progress_text", b"progress_text", "result", b"result", "state", b"state", "type", b"type", "waits_for", b"waits_for", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress", b"_progress", "active_for", b"active_for", "app_failures", b"app_failures", "attempt", b"attempt", "backup_attempt", b"backup_attempt", "backup_worker_id", b"backup_worker_id", "crashes", b"crashes", "index", b"index", "infra_failures", b"infra_failures", "job_id", b"job_id", "last_failure", b"last_failure", "progress", b"progress", "progress_text", b"progress_text", "result", b"result", "state", b"state", "type", b"type", "waits_for", b"waits_for", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015

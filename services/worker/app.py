@@ -174,5 +174,5 @@ def _identity(settings: WorkerSettings, worker_id: str, types: tuple[str, ...], 
         task_types=types,
         labels=settings.labels,
         resources=settings.resources,
-        host=socket.gethostname(),
+        host=settings.node or socket.gethostname(),
     )

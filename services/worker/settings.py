@@ -36,6 +36,11 @@ class WorkerSettings(ProgramSettings):
     worker_id: str = setting(
         "", "Stable name of this worker. Default: <host>-<n> with the first n that is free.", metavar="NAME"
     )
+    node: str = setting(
+        "",
+        "Name of this node, as people see it; a second attempt of a slow task goes to another node. Default: the machine's host name.",
+        metavar="NAME",
+    )
     storage: str = setting("", "Storage to use in place of the one that the orchestrator names.", metavar="HOST:PORT")
     allow_pickle: bool = setting(
         False, "Run functions and read values that travel as pickles. Whoever may submit can then run any code here."

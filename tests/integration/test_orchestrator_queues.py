@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from scripted import PATIENCE_S, RELEASED, Running, counts, orchestrator, poll, refusal, to_the_end
+from scripted import PATIENCE_S, RELEASED, Running, ScriptedWorker, counts, orchestrator, poll, refusal, to_the_end
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
@@ -214,13 +214,7 @@ async def test_silence_beyond_the_lease_moves_the_task_and_one_outcome_is_record
     await silent.attach()
     (token,) = await silent.tasks()
     await other.attach()
-
-    async def beating() -> None:
-        while True:
-            await other.beat()
-            await asyncio.sleep(0.05)
-
-    beats = asyncio.create_task(beating())
+    beats = asyncio.create_task(_beat(other))
     (again,) = await other.tasks()
     assert (again[:3], again[3]) == (token[:3], 2)
     assert (await silent.ended()).reason == "INCARNATION_LOST"
@@ -229,10 +223,8 @@ async def test_silence_beyond_the_lease_moves_the_task_and_one_outcome_is_record
     assert caught.value.reason == "INCARNATION_LOST"
     # It comes back as another incarnation and has finished meanwhile: a late success counts, the other attempt is stopped.
     silent.incarnation = os.urandom(16)
-    welcome = await silent.attach()
-    revoked = wire.tokens_from_wire(welcome.revoked)
-    assert revoked == [token]  # a newer attempt runs
-    silent.held[token] = b""
+    welcome = await silent.attach(unacked=wire.tokens_to_wire([token]))
+    assert not welcome.revoked, "a newer attempt runs, but the report of this one is still owed"
     assert await silent.report(token) == ["ACCEPTED"]
     await other.until(lambda: other.revoked == [again])
     assert await other.report(again) == ["SUPERSEDED"]
@@ -403,3 +395,33 @@ async def test_a_port_that_another_program_has_is_told_in_one_line(farm: Running
     with pytest.raises(InvalidArgument, match=r"cannot listen on 127\.0\.0\.1:\d+") as caught:
         net.bind(net.make_server([]), "127.0.0.1", int(farm.address.rpartition(":")[2]), None, insecure=False)
     assert "\n" not in str(caught.value)
+
+
+async def test_a_backup_is_sent_to_another_node_and_shown(quick: Running) -> None:
+    slow, idle = quick.worker("slow", slots=4, window=4), quick.worker("idle")
+    await slow.attach(host="node-1")
+    await quick.create("j", 4, idempotent=True)
+    *short, straggler = await slow.tasks(4)
+    assert set(await slow.report(*short, run_us=1000)) == {"ACCEPTED"}
+    await slow.say(straggler, running_for=wire.duration_to_wire(60 * 10**9))
+    await idle.attach(host="node-2")
+    beating = asyncio.create_task(_beat(slow, idle))
+    (backup,) = await idle.tasks()
+    assert backup == (*straggler[:3], 2)
+    task = await task_of(quick, "j", straggler[1])
+    shown = (task.attempt, task.worker_id, task.backup_attempt, task.backup_worker_id)
+    assert shown == (1, "slow", 2, "idle")
+    assert await idle.report(backup) == ["ACCEPTED"]
+    await slow.until(lambda: straggler in slow.revoked)
+    task = await task_of(quick, "j", straggler[1])
+    assert (task.result.attempt, task.worker_id, task.backup_attempt) == (2, "idle", 0)
+    beating.cancel()
+    await slow.drop()
+    await idle.drop()
+
+
+async def _beat(*workers: ScriptedWorker) -> None:
+    while True:
+        for worker in workers:
+            await worker.beat()
+        await asyncio.sleep(0.05)

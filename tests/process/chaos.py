@@ -27,6 +27,7 @@ SERIES = {
     "upstream-failpoints": (kills.upstream_failpoints, 1, 3, 50),
     "level-kills": (kills.level_kills, 4, 8, 500),
     "zombies": (silence.zombies, 2, 10, 500),
+    "slow-node": (silence.slow_node, 1, 1, 20),
     "partitions-short": (silence.short_partitions, 2, 10, 200),
     "partitions-long": (silence.long_partitions, 2, 10, 200),
     "partitions-deaf": (silence.deaf_to_client, 0, 10, 200),

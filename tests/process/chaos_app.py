@@ -5,16 +5,30 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from history import note_begin, note_end
 
 import antfarm as af
 
+SLOWNESS = "CHAOS_SLOWNESS"
+"""Variable of slow nodes: how many times longer tasks take there."""
+
 
 @af.task(name="chaos.step")
 def step(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
     """Takes its time, returns the square."""
+    return _take_time(number, path, name, seconds, ctx)
+
+
+@af.task(name="chaos.twice", idempotent=True)
+def twice(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """The same; may be run twice at a time, and takes so many times longer on a slow node."""
+    return _take_time(number, path, name, seconds * float(os.environ.get(SLOWNESS, "1")), ctx)
+
+
+def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
     token = name, number, ctx.epoch, ctx.attempt
     note_begin(path, *token, at=time.time())
     time.sleep(seconds)

@@ -8,9 +8,10 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from farm_bench import connect, local_farm, until, worker_of
 from history import NOBODY, Fault, History, Outcome, Task, Verdict, check, read_executions
@@ -47,9 +48,11 @@ class ChaosFarm:
         await asyncio.to_thread(self.farm.start_orchestrator, options=options)
         await self.start_workers([f"w{n + 1}" for n in range(workers)], slots=slots)
 
-    async def start_workers(self, names: list[str], *, slots: int = 2, connect: str = "") -> None:
+    async def start_workers(
+        self, names: list[str], *, slots: int = 2, connect: str = "", options: Sequence[str] = ()
+    ) -> None:
         """Start workers at the same time."""
-        options = ["--no-installed-apps", "--cancel-grace-s", "1"]
+        options = ["--no-installed-apps", "--cancel-grace-s", "1", *options]
 
         async def one(name: str) -> None:
             await asyncio.to_thread(
@@ -115,7 +118,7 @@ class ChaosFarm:
             going.set()
             async with asyncio.timeout(2 * PATIENCE_S):
                 await asyncio.gather(*running)
-            await self._read_again(address or self.farm.address)
+            await self.read_again(address or self.farm.address)
         finally:
             for client in running:
                 client.cancel()
@@ -134,9 +137,9 @@ class ChaosFarm:
                     self.history.told += [(job_id, _outcome(message)) for message in batch]
 
     async def submit(
-        self, client: AsyncFarm, job_id: str, tasks: int, seconds: float, *, expand: int = 0, type_: str = "chaos.step"
+        self, client: AsyncFarm, job_id: str, tasks: int, seconds: float, *, expand: int = 0, type_: Any = "chaos.step"
     ) -> None:
-        """One job; it counts as acknowledged when this returns."""
+        """One job of a type's name, or of a task with its options; it counts as acknowledged when this returns."""
         submitted = self.history.submitted
         submitted[job_id] = tasks
         arguments: dict[str, object] = {"path": self.path, "name": job_id, "seconds": seconds}
@@ -154,7 +157,8 @@ class ChaosFarm:
         await client.map(type_, range(tasks), job_id=job_id, common=arguments)
         self.history.acknowledged[job_id] = time.time()
 
-    async def _read_again(self, address: str) -> None:
+    async def read_again(self, address: str) -> None:
+        """Read all that is recorded, from the beginning."""
         async with await connect(address, PATIENCE_S) as client:
             for job_id in sorted(self.history.acknowledged):
                 outcomes = self.history.recorded[job_id]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from chaos_app import SLOWNESS, twice
 from chaos_farm import ChaosFarm, chaos_farm
 from chaos_report import Report
 from farm_bench import CALM_S, connect, until
@@ -46,6 +47,37 @@ async def zombies(directory: Path, rounds: int) -> Report:
                     farm.signal(signal.SIGCONT, *victims, children=children)
                     await farm.all_in_state(client, READY, *victims)
         return Report(done=f"{rounds} zombies (lease scaled to {4 * SHORT_H_S:g} s)", verdict=farm.verdict())
+
+
+async def slow_node(directory: Path, rounds: int) -> Report:
+    """One node of three takes sixty times as long for everything. The task that it holds at the end of a job gets a backup elsewhere."""
+    tasks, seconds, slots = 40, 1.0, 2
+    took: list[float] = []
+    with chaos_farm(directory) as farm:
+        await farm.start(SHORT_H_S, workers=0)
+        for name in ("w1", "w2"):
+            await farm.start_workers([name], slots=slots, options=["--node", name])
+        farm.farm.environment[SLOWNESS] = "60"
+        await farm.start_workers(["slow"], slots=1, options=["--node", "slow", "--env", SLOWNESS])
+        async with await connect(farm.farm.address) as client:
+            for number in range(rounds):
+                began = time.monotonic()
+                with farm.troubled("slow"):
+                    await farm.submit(client, f"slow-{number}", tasks, seconds, type_=twice)
+                    async for _ in client.connection.results(f"slow-{number}"):
+                        pass
+                took.append(time.monotonic() - began)
+            await farm.read_again(farm.farm.address)
+        ideal = tasks * seconds / (2 * slots)
+        figures = f"{min(took) / ideal:.2f} to {max(took) / ideal:.2f} of what the other nodes alone need at best"
+        verdict = farm.verdict()
+        complaints = [] if verdict.repeated >= rounds else ["a task on the slow node got no backup"]
+        return Report(
+            done=f"{rounds} jobs with a slow node (heartbeat scaled to {SHORT_H_S:g} s)",
+            verdict=verdict,
+            figures=figures,
+            complaints=complaints,
+        )
 
 
 def _names(rounds: int) -> list[str]:

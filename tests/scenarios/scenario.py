@@ -5,7 +5,7 @@ effects in the order in which they leave, each with the record that it waits for
 protocol says, and name it in every hello and heartbeat. Invariants are checked after every step, and after every command that replay of the journal
 gives the same state.
 
-    create JOB N [open] [once] [fence] [type=t] [retries=N] [backoff=10s] [priority=N] [limit=NAME:N] [each=JOB,OFFSET] [all=JOB]
+    create JOB N [open] [once] [fence] [twice] [type=t] [retries=N] [backoff=10s] [priority=N] [limit=NAME:N] [each=JOB,OFFSET] [all=JOB]
                  [queue=5s] [total=5s] [run=5s] [max_failures=N]
     append JOB FIRST N [close]    close JOB    cancel JOB [INDEX]    pause JOB    resume JOB    retry JOB NEW    purge JOB    show JOB
     attach W [new] [reborn] [orchestrator] [slots=N] [window=N] [types=t,u] [forgets=TASK,..] [finished=TASK,..] [seen=EPOCH] [protocol=N]
@@ -182,7 +182,11 @@ class Scenario:
         return self.requests
 
     def do_create(self, job_id: str, count: str, *flags: str, **options: str) -> None:
-        fields: dict[str, Any] = {"at_most_once": "once" in flags, "fence_late_results": "fence" in flags}
+        fields: dict[str, Any] = {
+            "at_most_once": "once" in flags,
+            "fence_late_results": "fence" in flags,
+            "idempotent": "twice" in flags,
+        }
         fields |= {name: int(options[name]) for name in ("priority", "max_failures") if name in options}
         pause_ns = duration(options.get("backoff", "10s"))
         fields["retry"] = RetryPolicy(

@@ -124,6 +124,10 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
             if attempt.progress is not None:
                 task.progress = attempt.progress
             task.progress_text = attempt.progress_text
+            backup = job.backups.get(index)
+            if backup is not None:
+                task.backup_attempt = backup.attempt
+                task.backup_worker_id = backup.worker.worker_id
         elif job.states[index] == TaskState.WAITING and not task.waits_for:
             task.waits_for = "tasks of " + ", ".join(other.job_id for other, _, _ in job.dependencies)
         return task
