@@ -56,7 +56,7 @@ def _say(error: BaseException, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from antfarm.cli import blob, job, run, session, submit, task, up, worker
+    from antfarm.cli import backup, blob, job, run, session, submit, task, up, worker
 
     parser = argparse.ArgumentParser(prog="antfarm", description="A durable task farm: run it, feed it, look at it.")
     parser.add_argument("--version", action="version", version=f"antfarm {antfarm.__version__}")
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     flags = argparse.ArgumentParser(add_help=False)
     session.add_farm_flags(flags, again=True)
-    for part in (up, run, submit, job, task, worker, blob):
+    for part in (up, run, submit, job, task, worker, blob, backup):
         part.add(commands, flags)
     version = commands.add_parser("version", parents=[flags], help="versions of this command and of the farm")
     version.add_argument("--server", action="store_true", help="ask the farm too")

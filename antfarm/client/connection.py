@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
 from antfarm.errors import AntFarmError, InvalidArgument, ProtocolUnsupported, Unavailable, Weather
-from antfarm.v1 import job_pb2, job_pb2_grpc, system_pb2, system_pb2_grpc, task_pb2_grpc, worker_pb2, worker_pb2_grpc
+from antfarm.v1 import (
+    backup_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+    task_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
 from antfarm.v1.common_pb2 import TaskResult
 from antfarm.wire import error_from_rpc
 
@@ -95,6 +104,7 @@ class Connection:
         self.tasks = task_pb2_grpc.TaskServiceStub(self._channel)
         self.workers = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self.system = system_pb2_grpc.SystemServiceStub(self._channel)
+        self.backups = backup_pb2_grpc.BackupServiceStub(self._channel)
 
     @classmethod
     async def open(

@@ -11,6 +11,7 @@ import gc
 import logging
 import random
 import secrets
+from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,6 +23,8 @@ from antfarm.failpoint import failpoint
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.model import SECOND_NS
 from antfarm.v1 import (
+    backup_pb2,
+    backup_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     report_queue_pb2,
@@ -38,6 +41,7 @@ from antfarm.v1 import (
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
+from services.orchestrator.journal.backup import restore
 from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 from services.orchestrator.runtime.driver import Driver, explain_failure
@@ -45,7 +49,7 @@ from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Sessions
 from services.orchestrator.runtime.timers import SystemClock, tick_forever
 from services.orchestrator.servicers.jobs import JobServicer
-from services.orchestrator.servicers.operators import SystemServicer, TaskServicer, WorkerServicer
+from services.orchestrator.servicers.operators import BackupServicer, SystemServicer, TaskServicer, WorkerServicer
 from services.orchestrator.servicers.queues import ReportQueueServicer, WorkQueueServicer
 from services.orchestrator.settings import OrchestratorSettings
 from services.orchestrator.upstream import Upstream
@@ -55,13 +59,15 @@ log = logging.getLogger("antfarm.orchestrator")
 STOP_GRACE_S = 1.0
 _SERVICES = tuple(
     descriptor.full_name
-    for module in (job_pb2, task_pb2, work_queue_pb2, report_queue_pb2, worker_pb2, system_pb2)
+    for module in (job_pb2, task_pb2, work_queue_pb2, report_queue_pb2, worker_pb2, system_pb2, backup_pb2)
     for descriptor in module.DESCRIPTOR.services_by_name.values()
 )
 
 
 async def serve(settings: OrchestratorSettings) -> int:
     """Serve until a signal; the program's exit code. UserError in one line when it cannot start."""
+    if settings.restore:
+        return _restore(settings)
     tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
     net.check_bind(settings.host, tls, insecure=settings.insecure)
     stop = program.stop_on_signals()
@@ -73,6 +79,14 @@ async def serve(settings: OrchestratorSettings) -> int:
         raise Internal(str(error)) from None
     finally:
         journal.close()
+
+
+def _restore(settings: OrchestratorSettings) -> int:
+    directory = settings.state_directory
+    state = restore(Path(settings.restore).expanduser(), directory, SystemClock().wall_ns())
+    tasks = sum(job.task_count for job in state.jobs.values())
+    log.info("restored to %s: %d jobs with %d tasks, epoch %d", directory, len(state.jobs), tasks, state.epoch)
+    return program.EXIT_OK
 
 
 class Orchestrator:
@@ -132,6 +146,7 @@ class Orchestrator:
             ReportQueueServicer(driver, self.sessions, logbook), server
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(driver), server)
+        backup_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(driver), server)
         system_pb2_grpc.add_SystemServiceServicer_to_server(
             SystemServicer(
                 driver,
@@ -211,5 +226,9 @@ def _replay(core: Core, journal: Journal) -> None:
                 ) from None
     finally:
         gc.enable()
+    if core.state.history_gap:
+        log.warning(
+            "history_gap: the journal once went back in time (a restored backup); what was submitted in the gap is not in it"
+        )
     if core.state.seq:
         log.info("journal read: %d jobs, %d records", len(core.state.jobs), core.state.seq)

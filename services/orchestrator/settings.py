@@ -24,6 +24,11 @@ class OrchestratorSettings(ProgramSettings):
         "Directory of the journal, on a local disk. Default: ~/.local/state/antfarm/orchestrator-PORT.",
         metavar="DIR",
     )
+    restore: str = setting(
+        "",
+        "Make this backup the journal of --state, which must not have one, and end; `antfarm restore` calls it.",
+        metavar="FILE",
+    )
     storage: str = setting("", "Address of Storage; told to workers and clients.", metavar="HOST:PORT")
     upstream: str = setting(
         "", "Address of the orchestrator above this one, for a down-stream one.", metavar="HOST:PORT"

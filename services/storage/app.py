@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,8 +16,10 @@ from antfarm.content import keep_freed_buffers
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.filesystem import FilesystemBackend
+from services.storage.record import Record
 from services.storage.servicer import BlobServicer, SystemServicer
 from services.storage.settings import StorageSettings, file_directory
+from services.storage.sweeper import Sweeper
 
 log = logging.getLogger("antfarm.storage")
 
@@ -37,17 +40,22 @@ async def serve(settings: StorageSettings) -> int:
     backend = FilesystemBackend.open(directory, make_parents=is_default)
     try:
         blobs = BlobServicer(backend, streams_max=settings.streams_max)
-        server, health_servicer = _make_server(settings, blobs, backend.server_id, tls)
+        sweeper = _make_sweeper(settings, backend, directory, tls)
+        server, health_servicer = _make_server(settings, blobs, backend.server_id, tls, sweeper)
         port = net.bind(server, settings.host, settings.port, tls, insecure=settings.insecure)
         await server.start()
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving %s", directory)
         program.ready(f"storage ready on {net.join_address(settings.host, port)}")
-        watchdog = asyncio.create_task(program.watchdog())
+        background = [asyncio.create_task(program.watchdog())]
+        if sweeper is not None:
+            background.append(asyncio.create_task(sweeper.run()))
         try:
             await stop.wait()
         finally:
-            watchdog.cancel()
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
         program.notify("STOPPING=1")
         log.info("stopping: open streams get %g s", settings.drain_s)
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -64,8 +72,21 @@ def _allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _make_sweeper(
+    settings: StorageSettings, backend: FilesystemBackend, directory: Path, tls: net.Tls | None
+) -> Sweeper | None:
+    if not settings.orchestrators:
+        return None
+    record = Record(settings.orchestrators, tls)
+    return Sweeper(backend, record, directory / "record.json", settings.ages, dry_run=settings.sweep_dry_run)
+
+
 def _make_server(
-    settings: StorageSettings, blobs: BlobServicer, server_id: str, tls: net.Tls | None
+    settings: StorageSettings,
+    blobs: BlobServicer,
+    server_id: str,
+    tls: net.Tls | None,
+    sweeper: Sweeper | None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     loopback = net.is_loopback(settings.host)
     warnings = () if loopback or tls is not None else ("insecure",)
@@ -73,7 +94,13 @@ def _make_server(
         log.warning("insecure: anybody who reaches %s can read and write blobs", settings.host)
     server = net.make_server([ErrorInterceptor()])
     blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
-    system_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(server_id=server_id, warnings=warnings), server)
+
+    def all_warnings() -> tuple[str, ...]:
+        return (*warnings, "sweep_waits") if sweeper is not None and sweeper.trouble else warnings
+
+    system_pb2_grpc.add_SystemServiceServicer_to_server(
+        SystemServicer(server_id=server_id, warnings=all_warnings), server
+    )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if loopback:

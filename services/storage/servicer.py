@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -253,7 +253,7 @@ def _checked_digest(sha256: bytes) -> bytes:
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     """Says who answers here."""
 
-    def __init__(self, *, server_id: str, warnings: tuple[str, ...]) -> None:
+    def __init__(self, *, server_id: str, warnings: Callable[[], tuple[str, ...]]) -> None:
         self._server_id = server_id
         self._warnings = warnings
         self._started = time.monotonic()
@@ -270,5 +270,5 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
             features=["ranges", "verify", "finish"],
             server_id=self._server_id,
             uptime=wire.seconds_to_wire(time.monotonic() - self._started),
-            warnings=self._warnings,
+            warnings=self._warnings(),
         )

@@ -6,8 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
+from antfarm.net import parse_address
 from antfarm.settings import ProgramSettings, setting
+from services.storage.core.sweep import Ages
 
 
 def _default_directory() -> Path:
@@ -38,6 +41,18 @@ class StorageSettings(ProgramSettings):
         512, "Reads and writes of content at once; more are refused until some end. Each holds about 3 MiB of memory."
     )
 
+    sweep_for: str = setting(
+        "",
+        "Addresses, with commas between, of all orchestrators whose workers write here. Their records are asked which outputs of tasks"
+        " nobody needs, and these are deleted. Empty: nothing is ever deleted.",
+        metavar="HOST:PORT",
+    )
+    sweep_ended: str = setting(
+        "24h", "How old an output must be that the recorded outcome of its task does not name.", metavar="TIME"
+    )
+    sweep_unknown: str = setting("7d", "How old an output must be whose task no orchestrator knows.", metavar="TIME")
+    sweep_dry_run: bool = setting(False, "Only log what would be deleted.")
+
     def __post_init__(self) -> None:
         """Check what types alone do not say."""
         if not 0 <= self.port <= 65535:
@@ -46,6 +61,29 @@ class StorageSettings(ProgramSettings):
             raise InvalidArgument(f"--drain-s {self.drain_s} is negative")
         if self.streams_max < 1:
             raise InvalidArgument(f"--streams-max {self.streams_max} would serve nobody; give at least 1")
+        for address in self.orchestrators:
+            parse_address(address)
+        assert self.ages
+
+    @property
+    def orchestrators(self) -> tuple[str, ...]:
+        """The addresses of --sweep-for."""
+        return tuple(part.strip() for part in self.sweep_for.split(",") if part.strip())
+
+    @property
+    def ages(self) -> Ages:
+        """--sweep-ended and --sweep-unknown."""
+        return Ages(
+            ended_s=_seconds("--sweep-ended", self.sweep_ended),
+            unknown_s=_seconds("--sweep-unknown", self.sweep_unknown),
+        )
+
+
+def _seconds(flag: str, text: str) -> float:
+    try:
+        return seconds(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{flag} {error}") from None
 
 
 def file_directory(backend: str) -> tuple[Path, bool]:

@@ -55,7 +55,7 @@ async def serving(path: Path, *, streams_max: int = 100, port: int = 0) -> Async
     blobs = BlobServicer(backend, streams_max=streams_max)
     blob_pb2_grpc.add_BlobServiceServicer_to_server(blobs, server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(
-        SystemServicer(server_id=backend.server_id, warnings=("insecure",)), server
+        SystemServicer(server_id=backend.server_id, warnings=lambda: ("insecure",)), server
     )
     port = net.bind(server, "127.0.0.1", port, None, insecure=False)
     await server.start()

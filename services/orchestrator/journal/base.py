@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from services.orchestrator.core.records import Record
@@ -42,6 +43,13 @@ class Journal(Protocol):
 
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
         """The records of these sequence numbers, in the order asked for; purged ones are left out."""
+        ...
+
+    def back_up(self) -> Path:
+        """A file with all that is durable now, verified, alone in a directory that the caller removes. JournalFull without room, JournalBroken.
+
+        May run in a thread of its own, while another appends.
+        """
         ...
 
     def free_bytes(self) -> tuple[int, int]:

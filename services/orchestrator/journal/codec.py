@@ -107,8 +107,12 @@ def _ended_out(e: r.EndedTask) -> Plain:
     return [e.index, int(e.state), e.epoch, e.attempt, e.run_us, e.result, outputs, _FAILURE.optional[0](e.failure)]
 
 
+_STATES = {int(state): state for state in TaskState}
+"""Calling the enumeration would be half the time of a restart with many results."""
+
+
 def _ended_in(p: Plain) -> r.EndedTask:
-    ended = r.EndedTask(index=p[0], state=TaskState(p[1]), epoch=p[2], attempt=p[3], run_us=p[4], result=p[5])
+    ended = r.EndedTask(index=p[0], state=_STATES[p[1]], epoch=p[2], attempt=p[3], run_us=p[4], result=p[5])
     if len(p) > 6:
         ended.outputs = tuple(map(_BLOB.read, p[6]))
     if len(p) > 7:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.core.standing import superseded
@@ -46,6 +47,10 @@ class MemoryJournal:
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
         """Records by sequence number."""
         return [(seq, decode(*self.rows[seq][1:])) for seq in seqs if seq in self.rows]
+
+    def back_up(self) -> Path:
+        """There is no file to copy."""
+        raise JournalBroken("a journal in memory has no backup")
 
     def free_bytes(self) -> tuple[int, int]:
         """Plenty."""

@@ -25,7 +25,7 @@ from antfarm.failpoint import failpoint
 from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
-from services.orchestrator.journal.ballast import Ballast
+from services.orchestrator.journal.ballast import Ballast, reserve_bytes
 from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken, JournalFull
 from services.orchestrator.journal.codec import decode, encode, job_of
 
@@ -50,6 +50,12 @@ _READ_CHUNK = 500
 _LOG_PAGES_MAX = 4_000
 """Pages in the log, about, after which it is moved into the main file."""
 _PAGE_BYTES = 4_096
+_BACKUP = "backup-"
+"""Directories beside the journal in which copies are made."""
+_BACKUP_PAGES = 256
+"""Pages that a backup copies at a time, about a millisecond."""
+_BACKUP_PAUSE_S = 0.002
+"""How long it waits when a commit is under way."""
 _LOG_BYTES_KEPT = 64 << 20
 """What the log's file is cut to after one large commit."""
 
@@ -66,7 +72,9 @@ class SqliteJournal:
         self._broken = False
         self._loose, self._look_at = 0, LOOSE_RECORDS_MAX
         """Records of no job, and how many of them are worth a look."""
-        self._lock = _lock(directory)
+        self._lock = lock_directory(directory)
+        for left in directory.glob(_BACKUP + "*"):  # of a process that was killed while it made one
+            shutil.rmtree(left, ignore_errors=True)
         try:
             wal.check(self._path.with_name("journal.sqlite-wal"))
             # One thread uses it at a time, but not always the same: opened in the main thread, written in the journal's.
@@ -246,6 +254,25 @@ class SqliteJournal:
             found.extend((seq, by_seq[seq]) for seq in part if seq in by_seq)
         return found
 
+    def back_up(self) -> Path:
+        """See `Journal`. Some pages at a time, so that a commit never waits for more than these; what it changes meanwhile is in the copy too."""
+        free, total = self.free_bytes()
+        if free < self._path.stat().st_size + reserve_bytes(total):
+            raise JournalFull(f"there is no room for a copy of {self._path} beside it")
+        directory = self._directory / f"{_BACKUP}{secrets.token_hex(4)}"
+        try:
+            directory.mkdir()
+            path = directory / self._path.name
+            with contextlib.closing(sqlite3.connect(path)) as target:
+                self._db.backup(target, pages=_BACKUP_PAGES, sleep=_BACKUP_PAUSE_S)
+            verify(directory)
+        except BaseException as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            if isinstance(error, (*_TROUBLE, OSError, InvalidArgument)):
+                raise JournalBroken(f"no backup of {self._path} was made: {error}") from None
+            raise
+        return path
+
     def free_bytes(self) -> tuple[int, int]:
         """Room on its disk."""
         usage = shutil.disk_usage(self._directory)
@@ -261,6 +288,16 @@ class SqliteJournal:
         self._lock.close()
 
 
+def verify(directory: Path) -> None:
+    """Open the journal there and read all of it. InvalidArgument or JournalBroken names the damage."""
+    journal = SqliteJournal(directory)
+    try:
+        for _ in journal.replay():
+            pass
+    finally:
+        journal.close()
+
+
 def _crc(seq: int, job: int, kind: int, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(b"%d/%d/%d" % (seq, job, kind)))
 
@@ -269,7 +306,8 @@ def _meta_crc(meta: dict[str, str]) -> str:
     return str(zlib.crc32(f"{meta.get('format')}/{meta.get('orchestrator_id')}".encode()))
 
 
-def _lock(directory: Path) -> IO[str]:
+def lock_directory(directory: Path) -> IO[str]:
+    """The lock of a state directory, made if missing; InvalidArgument when another process has it. Close it to let go."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / "lock", "a+")  # noqa: SIM115 - held as long as the journal is open

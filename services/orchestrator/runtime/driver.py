@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from antfarm.errors import DiskFull, Internal, Overloaded
 from antfarm.failpoint import failpoint
 from services.orchestrator.core import events
 from services.orchestrator.core.effects import Audit, Effect, Reply
@@ -71,6 +75,7 @@ class Driver:
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
         self._disk_low = False
+        self._backing_up = False
         self.stalled = False
         """True while the journal has no room: time stands still for the core, so that nothing expires that could not be reported."""
         self._closing = False
@@ -210,6 +215,25 @@ class Driver:
         if missing:
             found.update(await self._loop.run_in_executor(self._thread, self._journal.read, missing))
         return [(seq, found[seq]) for seq in seqs if seq in found]
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[Path]:
+        """A verified copy of the journal, removed at the end. DiskFull without room for it, Overloaded while another is made, Internal."""
+        if self._backing_up:
+            raise Overloaded("another backup is under way; try again", retry_after_s=5.0)
+        self._backing_up = True
+        making = self._loop.run_in_executor(None, self._journal.back_up)
+        try:
+            yield await asyncio.shield(making)
+        except JournalFull as error:
+            raise DiskFull(str(error)) from None
+        except JournalBroken as error:
+            raise Internal(str(error)) from None
+        finally:
+            await asyncio.wait((making,))  # also when the caller went away: the thread goes on
+            if making.exception() is None:
+                shutil.rmtree(making.result().parent, ignore_errors=True)
+            self._backing_up = False
 
     def watch(self, job: int) -> asyncio.Event:
         """An event that is set whenever durable facts of the job change. Give it back with `unwatch`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 from antfarm import __version__, wire
@@ -10,6 +11,8 @@ from antfarm.errors import TaskNotFound, WorkerNotFound
 from antfarm.interceptor import Context
 from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS, JobId, TaskState, WorkerId
 from antfarm.v1 import (
+    backup_pb2,
+    backup_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
     task_pb2,
@@ -26,6 +29,7 @@ from services.orchestrator.servicers.jobs import find_job, page_number, page_siz
 
 DRAIN_LIMIT_NS = 30 * SECOND_NS
 LOG_POLL_S = 0.5
+BACKUP_CHUNK_BYTES = 1 << 20
 
 
 class TaskServicer(task_pb2_grpc.TaskServiceServicer):
@@ -253,10 +257,29 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
             software=__version__,
             protocol_major=PROTOCOL_MAJOR,
             protocol_minor=PROTOCOL_MINOR,
-            features=["dependencies", "hierarchy", "pause"],
+            features=["backup", "dependencies", "hierarchy", "pause"],
             server_id=self._orchestrator_id,
             epoch=state.epoch,
             storage_address=self._storage_address,
             uptime=wire.duration_to_wire(self._driver.clock.monotonic_ns() - self._started_ns),
             warnings=warnings,
         )
+
+
+class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
+    """Copies of the journal."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    async def CreateBackup(
+        self, request: backup_pb2.CreateBackupRequest, context: Context
+    ) -> AsyncIterator[backup_pb2.CreateBackupResponse]:
+        """The copy piece by piece, its digest at the end."""
+        digest = hashlib.sha256()
+        async with self._driver.backup() as path:
+            with path.open("rb") as file:
+                while chunk := await asyncio.to_thread(file.read, BACKUP_CHUNK_BYTES):
+                    digest.update(chunk)
+                    yield backup_pb2.CreateBackupResponse(chunk=chunk)
+        yield backup_pb2.CreateBackupResponse(sha256=digest.digest())

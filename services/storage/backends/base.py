@@ -24,6 +24,14 @@ class Written:
     existed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aged:
+    """A key, and for how many seconds its blob has been there, by the wall clock; never below 0."""
+
+    key: str
+    age_s: float
+
+
 class BlobWriter(Protocol):
     """A blob on its way in; nobody sees it before `commit` returns. Holds a few chunks in memory, whatever the size.
 
@@ -84,6 +92,9 @@ class Backend(Protocol):
 
         DataLoss names a blob whose record is damaged: damage is reported, never skipped.
         """
+
+    async def list_ages(self, prefix: str, *, after: str, limit: int) -> list[Aged]:
+        """As `list_page`, but the ages, and damaged blobs like others: nothing of them is read."""
 
     async def delete(self, key: str) -> bool:
         """Remove a blob, damaged or not; False when there is none. Durable when it returns. Readers that are open go on."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from pathlib import Path
 
-from antfarm.errors import BlobNotFound, OutOfRange
+from antfarm.errors import BlobNotFound, DataLoss, OutOfRange
 from antfarm.model import BlobRef
+from services.storage.backends.base import Aged
 from services.storage.backends.blobfile import TAIL_BYTES_MAX, Footer, read_footer
 from services.storage.backends.disk import Disk, acquired, reading
 from services.storage.backends.filestream import CheckedFile, DigestedFile, FileReader, FileWriter
@@ -105,6 +107,31 @@ class FilesystemBackend:
                     found.append(self._stat(key))
                 except BlobNotFound:
                     pass  # deleted since
+        return found
+
+    async def list_ages(self, prefix: str, *, after: str, limit: int) -> list[Aged]:
+        """See `Backend`."""
+        return await self._disk.run(self._list_ages, prefix, after, limit)
+
+    def _list_ages(self, prefix: str, after: str, limit: int) -> list[Aged]:
+        now = time.time()
+        found: list[Aged] = []
+        while len(found) < limit:
+            keys = self._tree.keys(prefix, after, limit - len(found))
+            if not keys:
+                break
+            after = keys[-1]
+            for key in keys:
+                try:
+                    fd = self._tree.open(key)
+                except BlobNotFound:
+                    continue  # deleted since
+                except DataLoss:
+                    continue  # no file of ours: not for us to delete
+                try:
+                    found.append(Aged(key=key, age_s=max(now - os.fstat(fd).st_mtime, 0.0)))
+                finally:
+                    os.close(fd)
         return found
 
     async def delete(self, key: str) -> bool:

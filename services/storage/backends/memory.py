@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from bisect import bisect_right, insort
 
 from antfarm.errors import BlobNotFound, OutOfRange
 from antfarm.model import BlobRef
-from services.storage.backends.base import CHUNK_BYTES_MAX, Written, check_announced, conflict, damaged
+from services.storage.backends.base import CHUNK_BYTES_MAX, Aged, Written, check_announced, conflict, damaged
 
 
 class MemoryBackend:
@@ -17,6 +18,7 @@ class MemoryBackend:
 
     def __init__(self) -> None:
         self._blobs: dict[str, tuple[BlobRef, bytes]] = {}
+        self._written: dict[str, float] = {}
         self._keys: list[str] = []  # the keys of _blobs, sorted
 
     async def open_write(self, key: str, *, size_bytes: int | None = None) -> _Writer:
@@ -28,6 +30,7 @@ class MemoryBackend:
         standing = self._blobs.get(blob.key)
         if standing is None:
             self._blobs[blob.key] = blob, content
+            self._written[blob.key] = time.time()
             insort(self._keys, blob.key)
             return Written(blob=blob, existed=False)
         _verify(*standing)
@@ -57,6 +60,12 @@ class MemoryBackend:
         start = bisect_right(self._keys, after) if after else 0
         found = [key for key in self._keys[start:] if key.startswith(prefix)]
         return [self._blobs[key][0] for key in found[:limit]]
+
+    async def list_ages(self, prefix: str, *, after: str, limit: int) -> list[Aged]:
+        """See `Backend`."""
+        now = time.time()
+        found = await self.list_page(prefix, after=after, limit=limit)
+        return [Aged(key=blob.key, age_s=max(now - self._written[blob.key], 0.0)) for blob in found]
 
     async def delete(self, key: str) -> bool:
         """See `Backend`."""

@@ -2,6 +2,7 @@
 
     lock       flocked while a storage runs
     storage.json   what this directory is, and the stable id of the storage that lies in it
+    record.json    the journals that the sweeper asks
     tmp/       files on their way in
     blobs/     the tree of blobs
 
@@ -102,7 +103,7 @@ def _recognised(path: Path) -> str:
         if set(os.listdir(path)) - _PASSED_OVER - {_MARK + ".new"}:
             raise InvalidArgument(f"--backend file:{path}: not empty and not a storage directory; give another one")
         server_id = secrets.token_hex(16)
-        _write_durably(mark, json.dumps({"format": FORMAT, "server_id": server_id}) + "\n")
+        write_durably(mark, json.dumps({"format": FORMAT, "server_id": server_id}) + "\n")
         return server_id
     try:
         content = json.loads(mark.read_text())
@@ -116,7 +117,8 @@ def _recognised(path: Path) -> str:
     return server_id
 
 
-def _write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
+    """Replace a small file, all or nothing. The directory is the caller's to sync."""
     fresh = path.with_name(path.name + ".new")
     with open(fresh, "w") as file:
         file.write(text)

@@ -1,0 +1,78 @@
+"""Putting a backup of the journal into an empty state directory.
+
+Whoever starts from a backup goes back in time: outcomes that were acknowledged since are not in it, nor are the epochs that began since. No token of
+these may be issued a second time, and workers obey no epoch below the highest that they have seen. So the restored journal begins far above
+(`EPOCHS_SKIPPED`), and says that its history has a gap.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from antfarm.errors import InvalidArgument
+from services.orchestrator.core.records import EpochStarted
+from services.orchestrator.core.state import State
+from services.orchestrator.journal.base import JournalBroken
+from services.orchestrator.journal.sqlite import SqliteJournal, lock_directory
+
+EPOCHS_SKIPPED = 1_000_000
+"""More than an orchestrator began since any backup: one epoch a start. The field has room for four thousand restores."""
+
+
+def restore(backup: Path, directory: Path, wall_ns: int) -> State:
+    """Make the backup the journal of the directory; what it holds. Until the last step the directory has no journal.
+
+    InvalidArgument in one line when the backup is none, is damaged, or the directory has a journal.
+    """
+    lock = lock_directory(directory)
+    try:
+        journal = directory / "journal.sqlite"
+        if journal.exists() or journal.with_name("journal.sqlite-wal").exists():
+            raise InvalidArgument(f"--state {directory} has a journal: move it away, or give another directory")
+        making = directory / "restoring"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        state = _made(backup, making, wall_ns)
+        os.link(making / journal.name, journal)  # never in place of another
+        _sync(directory)
+        shutil.rmtree(making)
+        return state
+    finally:
+        lock.close()
+
+
+def _made(backup: Path, making: Path, wall_ns: int) -> State:
+    try:
+        shutil.copyfile(backup, making / "journal.sqlite")
+    except OSError as error:
+        raise InvalidArgument(f"--restore {backup}: {error.strerror}; give the file of a backup") from None
+    journal = SqliteJournal(making)
+    state = State()
+    try:
+        for seq, record in journal.replay():
+            state.apply(seq, record)
+        if not state.epoch:
+            raise InvalidArgument(f"--restore {backup}: nothing is in it; give the file of a backup")
+        epoch = EpochStarted(epoch=state.epoch + EPOCHS_SKIPPED, wall_ns=wall_ns, history_gap=True)
+        state.apply(state.seq + 1, epoch)
+        journal.append([(state.seq, epoch)])
+    except JournalBroken as error:
+        raise InvalidArgument(f"--restore {backup}: {error}") from None
+    except (AssertionError, LookupError) as error:
+        raise InvalidArgument(
+            f"--restore {backup}: a record does not follow from those before it ({error!r})"
+        ) from None
+    finally:
+        journal.close()
+    _sync(making / "journal.sqlite")
+    return state
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,1 @@
+"""What Storage decides: pure, without clocks, files and streams."""

@@ -1,0 +1,92 @@
+"""CreateBackup: one at a time, nothing left of it, commits go on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from scripted import orchestrator, refusal
+
+from antfarm.errors import DiskFull, Internal, Overloaded
+from antfarm.v1 import backup_pb2, backup_pb2_grpc
+from services.orchestrator.journal.base import JournalBroken, JournalFull
+from services.orchestrator.journal.sqlite import SqliteJournal
+
+REQUEST = backup_pb2.CreateBackupRequest()
+
+
+async def read(call) -> bytes:
+    return b"".join([message.chunk async for message in call])
+
+
+async def test_commits_go_on_while_a_backup_is_made_and_it_holds_what_was_acknowledged_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    made = SqliteJournal.back_up
+
+    def slowly(self: SqliteJournal) -> Path:
+        held.set()
+        assert go_on.wait(20)
+        return made(self)
+
+    monkeypatch.setattr(SqliteJournal, "back_up", slowly)
+    async with orchestrator(tmp_path / "state") as running:
+        await running.create("first", 3)
+        stub = backup_pb2_grpc.BackupServiceStub(running.channel)
+        call = stub.CreateBackup(REQUEST)
+        copying = asyncio.create_task(read(call))
+        await asyncio.to_thread(held.wait, 20)
+        await running.create("second", 3)
+        assert isinstance(await refusal(read(stub.CreateBackup(REQUEST))), Overloaded)
+        go_on.set()
+        content = await copying
+        assert list((tmp_path / "state").glob("backup-*")) == []
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "journal.sqlite").write_bytes(content)
+    journal = SqliteJournal(copy)
+    assert [r.job_id for _, r in journal.replay() if hasattr(r, "spec")] == ["first", "second"]
+    journal.close()
+
+
+async def test_a_caller_that_goes_away_leaves_no_copy_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    made = SqliteJournal.back_up
+
+    def slowly(self: SqliteJournal) -> Path:
+        path = made(self)
+        held.set()
+        assert go_on.wait(20)
+        return path
+
+    monkeypatch.setattr(SqliteJournal, "back_up", slowly)
+    async with orchestrator(tmp_path / "state") as running:
+        stub = backup_pb2_grpc.BackupServiceStub(running.channel)
+        call = stub.CreateBackup(REQUEST)
+        copying = asyncio.create_task(read(call))
+        await asyncio.to_thread(held.wait, 20)
+        assert len(list((tmp_path / "state").glob("backup-*"))) == 1
+        call.cancel()
+        await asyncio.wait([copying])
+        go_on.set()
+        while isinstance(again := await asyncio.gather(read(stub.CreateBackup(REQUEST)), return_exceptions=True), list):
+            if isinstance(again[0], bytes):
+                break
+        assert list((tmp_path / "state").glob("backup-*")) == []
+
+
+@pytest.mark.parametrize(("error", "told"), [(JournalFull("no room"), DiskFull), (JournalBroken("rot"), Internal)])
+async def test_why_no_backup_was_made_is_told_and_the_orchestrator_serves_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
+) -> None:
+    def fails(self: SqliteJournal) -> Path:
+        raise error
+
+    monkeypatch.setattr(SqliteJournal, "back_up", fails)
+    async with orchestrator(tmp_path / "state") as running:
+        stub = backup_pb2_grpc.BackupServiceStub(running.channel)
+        assert isinstance(await refusal(read(stub.CreateBackup(REQUEST))), told)
+        await running.create("j", 1)

@@ -1,0 +1,100 @@
+"""The sweeper among real programs: it asks the orchestrator, deletes what a failed attempt left, and nothing when nobody answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from sweep_app import save
+from test_storage_program import Program, wait_until
+
+import antfarm
+from antfarm.local import LocalFarm
+from antfarm.v1 import system_pb2, system_pb2_grpc
+
+pytestmark = pytest.mark.slow
+APP = str(Path(__file__).parent / "sweep_app.py")
+
+
+def outputs(blobs: Path) -> list[str]:
+    return sorted(str(path.relative_to(blobs)).rstrip("@") for path in blobs.rglob("*@"))
+
+
+def age_all(blobs: Path, age_s: float) -> None:
+    for path in blobs.rglob("*@"):
+        written = path.stat().st_mtime - age_s
+        os.utime(path, (written, written))
+
+
+def warnings_of(address: str) -> list[str]:
+    with grpc.insecure_channel(address) as channel:
+        stub = system_pb2_grpc.SystemServiceStub(channel)
+        return list(stub.GetServerInfo(system_pb2.GetServerInfoRequest(), timeout=10).warnings)
+
+
+def stop(program: Program) -> int:
+    program.process.terminate()
+    code = program.process.wait(20)
+    assert program.process.stdout is not None
+    program.process.stdout.close()
+    return code
+
+
+def said(program: Program, words: str) -> Callable[[], bool]:
+    return lambda: words in program.log.read_text()
+
+
+def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path / "farm") as farm:
+        farm.start_storage()
+        farm.start_orchestrator()
+        farm.start_worker(slots=1, app=[APP], options=["--no-installed-apps"])
+        with antfarm.connect(farm.address) as client:
+            job = client.map(save, [1, 2])
+            assert [found["n"] for found in job.results()] == [1, 2]
+        state = farm.state_dir / "storage"
+        blobs = state / "blobs"
+        before = outputs(blobs)
+        recorded = [key for key in before if "-1/" not in key]
+        assert len(before) == 6
+        assert len(recorded) == 4
+        farm.kill("storage")
+        age_all(blobs, 25 * 3600)
+        flags = ("--sweep-for", farm.address)
+
+        dry = Program(state, *flags, "--sweep-dry-run")
+        wait_until(said(dry, "sweep: 6 outputs, 2 orphans (dry run"))
+        assert stop(dry) == 0
+        assert outputs(blobs) == before
+
+        farm.kill("orchestrator")
+        alone = Program(state, *flags)
+        wait_until(lambda: "sweep_waits" in warnings_of(alone.address))
+        assert stop(alone) == 0
+        assert outputs(blobs) == before
+
+        farm.restart("orchestrator")
+        sweeping = Program(state, *flags)
+        wait_until(said(sweeping, "sweep: 6 outputs, 2 orphans deleted"))
+        assert warnings_of(sweeping.address) == []
+        assert stop(sweeping) == 0
+        assert outputs(blobs) == recorded
+
+
+def test_flags_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
+    for flags, words in (
+        (["--sweep-for", "nowhere"], "nowhere"),
+        (["--sweep-ended", "soon"], "--sweep-ended 'soon' is not a length of time"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "services.storage", "--backend", f"file:{tmp_path / 's'}", *flags],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert words in done.stderr
