@@ -31,6 +31,11 @@ TIMERS_MAX = 20_000
 _COUNTS = {VerdictCode.ACCEPTED}
 """Verdicts on reports that change a task; no other may."""
 
+_OF_A_SESSION = (events.Detach, events.Goodbye, events.Credit, events.Heartbeat, events.Running)
+_TAKEN = (
+    events.Tick, events.DiskLow, events.Recover, events.ParentAssigned, events.ParentRevoked, events.ParentExpanded, events.ParentAcked,
+)  # fmt: skip
+
 
 class Broken(Exception):
     """A property does not hold."""
@@ -79,7 +84,9 @@ class World:
         worker = self.state.sessions.get(getattr(event, "session", ""))
         if worker is not None:
             worker.heard(self.now)  # any word renews the lease, also one that is refused
-        before = dump(self.state)
+        # Those of a living session are never refused, nor what comes from the process itself or from above.
+        safe = isinstance(event, _OF_A_SESSION) and worker is not None
+        before = b"" if safe or isinstance(event, _TAKEN) else dump(self.state)
         step = self.core.handle(event, self.now)
         if self._refuses(event, step, known=worker is not None):
             self.refused += 1

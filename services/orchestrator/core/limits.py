@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from antfarm.errors import InvalidArgument, PayloadTooLarge
-from antfarm.model import PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec, TaskTemplate
+from antfarm.model import DURATION_NS_MAX, PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec, TaskTemplate
 
 _JOB_ID = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._-]+)*")
 """Segments as in Storage keys, because outputs lie under their job's id."""
@@ -72,6 +72,8 @@ def check_spec(spec: JobSpec) -> None:
         value = getattr(template.timeouts, name)
         if value is not None and value <= 0:
             raise InvalidArgument(f"timeout {name.removesuffix('_ns')} must be above 0; leave it out for no limit")
+    if not all(0 <= ns <= DURATION_NS_MAX for ns in (template.retry.backoff_initial_ns, template.retry.backoff_max_ns)):
+        raise InvalidArgument("the pauses between attempts must be of 0 s to a hundred years")
     check_resources(template.resources)
 
 
