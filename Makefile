@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long crash-images bench bench-storage ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long crash-images fuzz bench bench-storage ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -64,6 +64,9 @@ bench: $(STAMP) ## measure throughput and round trip on this machine
 
 bench-storage: $(STAMP) ## measure Storage beside a bare stream and cp
 	@$(BIN)/python -m bench.storage --dir .
+
+fuzz: $(STAMP) ## hostile input by seed at every target; N=inputs of each, SEED=another start
+	@$(BIN)/python tests/fuzz/fuzz.py --inputs $(or $(N),100000) --seed $(or $(SEED),1)
 
 crash-images: $(STAMP) ## open ten thousand images of a journal as crashes leave them
 	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q tests/conformance/test_crash_images.py

@@ -20,7 +20,8 @@ class ReportQueueServiceStub:
     """The worker MUST send ReportHello first. Then reports flow; each outcome is kept by the worker until a final verdict came, and is sent again
     on the next session otherwise. Repeating a report, in any number and order, is always safe.
 
-    NOT_FOUND (SESSION_NOT_FOUND): the session has ended; attach again. UNAVAILABLE: attach again.
+    NOT_FOUND (SESSION_NOT_FOUND): the session has ended; attach again. FAILED_PRECONDITION (WRONG_STATE): the session has a Report Queue already,
+    which goes on; verdicts are told once, so there is one at a time. UNAVAILABLE: attach again.
     """
 
 class ReportQueueServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -35,7 +36,8 @@ class ReportQueueServiceServicer(metaclass=_abc_1.ABCMeta):
         """The worker MUST send ReportHello first. Then reports flow; each outcome is kept by the worker until a final verdict came, and is sent again
         on the next session otherwise. Repeating a report, in any number and order, is always safe.
 
-        NOT_FOUND (SESSION_NOT_FOUND): the session has ended; attach again. UNAVAILABLE: attach again.
+        NOT_FOUND (SESSION_NOT_FOUND): the session has ended; attach again. FAILED_PRECONDITION (WRONG_STATE): the session has a Report Queue already,
+        which goes on; verdicts are told once, so there is one at a time. UNAVAILABLE: attach again.
         """
 
 def add_ReportQueueServiceServicer_to_server(servicer: ReportQueueServiceServicer, server: _aio.Server) -> None: ...

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import logging
 import platform
@@ -125,7 +124,7 @@ class Upstream:
             except Weather as error:
                 log.warning("inputs of %s/%d cannot be fetched now: %s", *token[:2], error)
                 self._report(token, _outcome(assignment, Ending.RELEASED, never_started=True))
-            except (AntFarmError, ValueError) as error:
+            except (AntFarmError, ValueError, RecursionError) as error:
                 failure = Failure(failure_class=FailureClass.PERMANENT, kind="inputs", message=str(error))
                 self._report(token, _outcome(assignment, Ending.FAILED, failure))
             else:
@@ -278,6 +277,6 @@ def parse_expansion(content: bytes) -> tuple[TaskTemplate, list[bytes]]:
         form = json.loads(content)["$expansion"]
         template = common_pb2.TaskTemplate.FromString(base64.b64decode(form["template"], validate=True))
         payloads = [base64.b64decode(text, validate=True) for text in form["payloads"]]
-    except (ValueError, KeyError, TypeError, binascii.Error, DecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, DecodeError) as error:
         raise ValueError(f"it is no expansion ({error!r}): let the plan return an af.Expansion") from None
     return wire.template_from_wire(template), payloads

@@ -161,6 +161,25 @@ async def test_a_second_process_under_one_name_is_refused_while_the_first_lives(
     await again.drop()
 
 
+async def test_a_second_report_queue_of_a_session_is_refused_and_the_first_goes_on(farm: Running) -> None:
+    worker = farm.worker("w1")
+    welcome = await worker.attach()
+    await farm.create("j", 1)
+    (token,) = await worker.tasks()
+    await worker.say(token, progress=0.5)  # the first is there when this has come
+    await poll(lambda: _started(farm, "j"))
+    hello = report_queue_pb2.ReportHello(session_id=welcome.session_id)
+    second: Any = report_queue_pb2_grpc.ReportQueueServiceStub(farm.channel).PushReports()
+    error = await first_answer(second, report_queue_pb2.PushReportsRequest(hello=hello))
+    assert error.reason == "WRONG_STATE"
+    assert await worker.report(token) == ["ACCEPTED"]
+    await worker.drop()
+
+
+async def _started(farm: Running, job_id: str) -> bool:
+    return (await task_of(farm, job_id, 0)).HasField("progress")
+
+
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 

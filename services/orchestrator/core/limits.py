@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from antfarm.errors import InvalidArgument, PayloadTooLarge
-from antfarm.model import PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec
+from antfarm.model import DURATION_NS_MAX, PAYLOAD_BYTES_MAX, PRIORITY_MAX, JobSpec, TaskTemplate
 
 _JOB_ID = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._-]+)*")
 """Segments as in Storage keys, because outputs lie under their job's id."""
 _TYPE = re.compile(r"[A-Za-z0-9._:<>-]+")
 JOB_ID_BYTES_MAX = 256
+PARENT_ID_BYTES_MAX = 400
+"""Of a job of the orchestrator above: what is added at each level must leave room for an output's key."""
 TYPE_BYTES_MAX = 128
 NAME_BYTES_MAX = 256
 LABELS_BYTES_MAX = 16 * 1024
 DEPENDENCIES_MAX = 16
+AMOUNT_MAX = 1e15
+"""Of one resource, of a task or a worker: bytes of a petabyte, and still sums of many that are exact and no infinity."""
 
 
 def check_job(job_id: str, spec: JobSpec) -> None:
     """InvalidArgument when the job's id or spec breaks a limit."""
-    if not _JOB_ID.fullmatch(job_id) or len(job_id) > JOB_ID_BYTES_MAX:
+    _check_id(job_id, JOB_ID_BYTES_MAX)
+    check_spec(spec)
+
+
+def check_parent(job_id: str, template: TaskTemplate) -> None:
+    """InvalidArgument when a task of the orchestrator above could not be a job here. Its own parents may have made its id longer than a client's."""
+    _check_id(job_id, PARENT_ID_BYTES_MAX)
+    check_spec(JobSpec(template=template))
+
+
+def _check_id(job_id: str, bytes_max: int) -> None:
+    if not _JOB_ID.fullmatch(job_id) or len(job_id) > bytes_max:
         raise InvalidArgument(
-            f"job id {job_id[:80]!r}: use at most {JOB_ID_BYTES_MAX} of letters, digits and . _ - with / between segments, none of them . or .."
+            f"job id {job_id[:80]!r}: use at most {bytes_max} of letters, digits and . _ - with / between segments, none of them . or .."
         )
+
+
+def check_spec(spec: JobSpec) -> None:
+    """InvalidArgument when a spec breaks a limit."""
     template = spec.template
     if not _TYPE.fullmatch(template.type) or len(template.type) > TYPE_BYTES_MAX:
         raise InvalidArgument(
@@ -54,9 +72,16 @@ def check_job(job_id: str, spec: JobSpec) -> None:
         value = getattr(template.timeouts, name)
         if value is not None and value <= 0:
             raise InvalidArgument(f"timeout {name.removesuffix('_ns')} must be above 0; leave it out for no limit")
-    if not all(amount >= 0 and math.isfinite(amount) for amount in template.resources.values()):
-        raise InvalidArgument("resources must be numbers of at least 0")
-    if sum(len(name.encode()) for name in template.resources) > NAME_BYTES_MAX:
+    if not all(0 <= ns <= DURATION_NS_MAX for ns in (template.retry.backoff_initial_ns, template.retry.backoff_max_ns)):
+        raise InvalidArgument("the pauses between attempts must be of 0 s to a hundred years")
+    check_resources(template.resources)
+
+
+def check_resources(resources: Mapping[str, float]) -> None:
+    """InvalidArgument when what a task takes or a worker has is no amount that can be counted with."""
+    if not all(0 <= amount <= AMOUNT_MAX for amount in resources.values()):  # NaN is neither
+        raise InvalidArgument(f"resources must be numbers from 0 to {AMOUNT_MAX:g}")
+    if sum(len(name.encode()) for name in resources) > NAME_BYTES_MAX:
         raise InvalidArgument(f"names of resources are more than {NAME_BYTES_MAX} bytes")
 
 

@@ -27,9 +27,7 @@ class Step:
     effects: Sequence[Effect]
 
 
-_HANDLERS: dict[type[Any], Callable[[Turn, Any], None]] = {
-    events.Outcomes: reports.outcomes,
-    events.Running: reports.running,
+_REQUESTS: dict[type[Any], Callable[[Turn, Any], None]] = {
     events.CreateJob: jobs.create,
     events.AppendTasks: jobs.append,
     events.CloseJob: jobs.close,
@@ -38,16 +36,22 @@ _HANDLERS: dict[type[Any], Callable[[Turn, Any], None]] = {
     events.CancelTask: jobs.cancel_task,
     events.RetryJob: jobs.retry,
     events.PurgeJob: jobs.purge,
+    events.DrainWorker: workers.drain,
+}
+"""Somebody waits for the answer, which may be a refusal."""
+_REPORTS: dict[type[Any], Callable[[Turn, Any], None]] = {
+    events.Outcomes: reports.outcomes,
+    events.Running: reports.running,
     events.Heartbeat: workers.heartbeat,
     events.Credit: workers.credit,
     events.Detach: workers.detach,
     events.Goodbye: workers.goodbye,
-    events.DrainWorker: workers.drain,
     events.ParentAssigned: parents.assigned,
     events.ParentRevoked: parents.revoked,
     events.ParentExpanded: parents.expanded,
     events.ParentAcked: parents.acked,
 }
+"""What happened elsewhere: taken as it is or passed over, never refused by an exception."""
 
 
 class Core:
@@ -74,9 +78,9 @@ class Core:
                 self._wall_offset_ns = turn.wall_offset_ns = event.wall_ns - now
                 self._tick(turn)
             case events.Attach():
-                workers.attach(turn, event)
-                parents.offered(turn)
-                leases.end_recovery(turn)
+                if workers.attach(turn, event):
+                    parents.offered(turn)
+                    leases.end_recovery(turn)
             case events.Recover():
                 self._wall_offset_ns = turn.wall_offset_ns = event.wall_ns - now
                 self._swept_ns = now
@@ -84,16 +88,18 @@ class Core:
                 parents.resume(turn)
             case events.DiskLow():
                 self.state.disk_low = event.low
+            case _ if type(event) in _REPORTS:
+                _REPORTS[type(event)](turn, event)
             case _:
-                self._dispatch(turn, event)
+                self._answer(turn, event)
         # A job that ended may begin a parent's next stage, which may be empty and end as well.
         while turn.ended_jobs:
             parents.job_ended(turn, turn.ended_jobs.pop())
         return Step(turn.records, turn.effects)
 
-    def _dispatch(self, turn: Turn, event: Any) -> None:
+    def _answer(self, turn: Turn, event: Any) -> None:
         try:
-            _HANDLERS[type(event)](turn, event)
+            _REQUESTS[type(event)](turn, event)
         except AntFarmError as error:
             assert not turn.records, "a refused request must change nothing"
             turn.effect(Reply(request=event.request, after=0, error=error))

@@ -24,7 +24,7 @@ from antfarm.model import (
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
 from services.orchestrator.core.lanes import PARENT_PREFIX
-from services.orchestrator.core.limits import check_job, check_payloads
+from services.orchestrator.core.limits import NAME_BYTES_MAX, check_parent, check_payloads, check_spec
 from services.orchestrator.core.state import Job, Parent, State
 from services.orchestrator.core.turn import Turn
 from services.orchestrator.core.workers import offers
@@ -40,9 +40,14 @@ def base(key: tuple[str, int]) -> str:
 
 
 def assigned(turn: Turn, event: events.ParentAssigned) -> None:
-    """A task came from up-stream. A newer token takes over what an older one began."""
+    """A task came from up-stream. A newer token takes over what an older one began; what could be no job here is reported as failed, and not bound."""
     known = turn.state.parents.get((event.job_id, event.index))
     if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):
+        return
+    try:
+        check_parent(event.job_id, event.template)
+    except AntFarmError as error:
+        _refuse(turn, event, f"the task cannot be carried out here: {error}")
         return
     turn.record(
         records.ParentBound(
@@ -59,6 +64,19 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
         _clear_failed(turn, parent)
     _started(turn, parent)
     advance(turn, parent)
+
+
+def _refuse(turn: Turn, event: events.ParentAssigned, message: str) -> None:
+    turn.effect(
+        ReportParent(
+            parent=(event.job_id, event.index),
+            epoch=event.epoch,
+            attempt=event.attempt,
+            after=0,
+            state=TaskState.FAILED,
+            failure=Failure(failure_class=FailureClass.PERMANENT, kind="assignment", message=message),
+        )
+    )
 
 
 def _clear_failed(turn: Turn, parent: Parent) -> None:
@@ -144,6 +162,11 @@ def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:
     _make(turn, parent, "summary", _stage_template(parent, "summarise"), parent.payload, (dependency,))
 
 
+def _name(parent: Parent) -> str:
+    """What people see of its jobs, cut to what a name may have."""
+    return f"{parent.template.type} {parent.job_id}/{parent.index}"[:NAME_BYTES_MAX]
+
+
 def _stage_template(parent: Parent, stage: str) -> TaskTemplate:
     """Template of a plan or summary task: the parent's arguments, but its own place and no limits meant for the whole."""
     template = parent.template
@@ -165,9 +188,7 @@ def _make(
     payload: bytes,
     dependencies: tuple[Dependency, ...] = (),
 ) -> None:
-    spec = JobSpec(
-        template=template, name=f"{parent.template.type} {parent.job_id}/{parent.index}", dependencies=dependencies
-    )
+    spec = JobSpec(template=template, name=_name(parent), dependencies=dependencies)
     jobs.make(turn, JobId(f"{base(parent.key)}/{stage}"), spec, [payload], close=True)
 
 
@@ -182,9 +203,9 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
     job_id = JobId(f"{base(parent.key)}/tasks")
     failure = event.failure
     if event.template is not None and failure is None:
-        spec = JobSpec(template=event.template, name=f"{parent.template.type} {parent.job_id}/{parent.index}")
+        spec = JobSpec(template=event.template, name=_name(parent))
         try:
-            check_job(job_id, spec)
+            check_spec(spec)
             check_payloads(event.payloads)
         except AntFarmError as error:
             failure = Failure(

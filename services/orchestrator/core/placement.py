@@ -127,7 +127,8 @@ def room(worker: Worker, lane: Lane) -> int:
     room = 1 << 30 if lane.limit is None else lane.limit.room
     for name, amount in lane.template.resources.items():
         if name != "cpu" and amount > 0:
-            room = min(room, int((worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)) / amount + 1e-9))
+            # Compared before it is made whole: of next to nothing there is room for infinitely many.
+            room = int(min(room, (worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)) / amount + 1e-9))
     return room
 
 

@@ -13,6 +13,7 @@ from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
 from services.orchestrator.core import events, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
+from services.orchestrator.core.limits import check_resources
 from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose_all, remember_revoked
 from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
@@ -21,15 +22,15 @@ EPOCH_SEEN_MAX = 1 << 31
 """Epochs above it are nobody's, and records have no room for them."""
 
 
-def attach(turn: Turn, event: events.Attach) -> None:
-    """A worker said hello: welcome it under a session, or refuse it."""
+def attach(turn: Turn, event: events.Attach) -> bool:
+    """A worker said hello: welcome it under a session, or refuse it. True when it is welcome."""
     state = turn.state
     worker = state.workers.get(event.worker_id)
     refusal = _refusal(turn, worker, event)
     if refusal is not None:
         turn.effect(Audit(text=f"refused: worker {event.worker_id}: {refusal}"))
         turn.effect(Refuse(session=event.session, error=refusal))
-        return
+        return False
     if worker is None:
         worker = state.workers[event.worker_id] = Worker(event.worker_id)
     elif worker.session is not None:
@@ -67,6 +68,7 @@ def attach(turn: Turn, event: events.Attach) -> None:
             revoked=revoked,
         )
     )
+    return True
 
 
 def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.AntFarmError | None:
@@ -78,6 +80,10 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         return errors.InvalidArgument(f"max_epoch_seen {event.max_epoch_seen} cannot be: no epoch is that high")
     if turn.config.orchestrator_id and turn.config.orchestrator_id in event.descendants:
         return errors.Cycle(f"{event.worker_id} stands above this orchestrator already: name another --upstream")
+    try:
+        check_resources(event.resources)
+    except errors.InvalidArgument as error:
+        return error
     if worker is None or worker.gone:
         return None
     if worker.incarnation == event.incarnation:

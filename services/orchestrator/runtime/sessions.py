@@ -7,6 +7,7 @@ being written go into the next one together.
 from __future__ import annotations
 
 import asyncio
+import copy
 import secrets
 from collections.abc import Callable, Sized
 
@@ -29,6 +30,8 @@ class Session:
         self.id = session_id
         self.error: AntFarmError | None = None
         self.worker_id = ""
+        self.reporting = False
+        """True while it has a Report Queue; it can have one only, because each verdict is told once."""
         self._frames: list[work_queue_pb2.PullTasksResponse] = []
         self._early: list[work_queue_pb2.PullTasksResponse] | None = []
         """Frames that came before the welcome; None once it is out."""
@@ -77,7 +80,7 @@ class Session:
         """All frames that wait; waits for one. Raises `error` when the session has ended and nothing is left."""
         while not self._frames:
             if self.error is not None:
-                raise self.error
+                raise copy.copy(self.error)  # each stream its own: a raised exception gathers where it has been
             self._frames_ready.clear()
             await self._frames_ready.wait()
         frames, self._frames = self._frames, []
@@ -87,7 +90,7 @@ class Session:
         """All verdicts that wait, merged by code; waits for one. Raises `error` as `frames` does."""
         while not self._verdicts:
             if self.error is not None:
-                raise self.error
+                raise copy.copy(self.error)  # each stream its own: a raised exception gathers where it has been
             self._verdicts_ready.clear()
             await self._verdicts_ready.wait()
         waiting, self._verdicts = self._verdicts, []

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from antfarm import net, wire
-from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable
+from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable, WrongState
 from antfarm.failpoint import failpoint
 from antfarm.interceptor import Context
 from antfarm.model import PAYLOAD_BYTES_MAX, Ending, Failure, FailureClass, SessionId, WorkerId
@@ -148,6 +148,17 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
         session = self._sessions.get(hello.session_id)
         if session is None:
             raise SessionNotFound("the session has ended: attach again")
+        if session.reporting:
+            raise WrongState(
+                "the session has its Report Queue already: one is all that it may have; attach again for another"
+            )
+        session.reporting = True
+        try:
+            await self._serve(session, context)
+        finally:
+            session.reporting = False
+
+    async def _serve(self, session: Session, context: Context) -> None:
         reader = asyncio.create_task(self._read_reports(session.id, context))
         writer = asyncio.create_task(self._write_verdicts(session, context))
         try:

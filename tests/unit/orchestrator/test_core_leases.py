@@ -8,6 +8,7 @@ from orchestrator_harness import Harness, Worker, create_event, each, retrying
 from antfarm import errors
 from antfarm.model import SECOND_NS, FailureClass, TaskState, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.limits import AMOUNT_MAX
 from services.orchestrator.core.turn import CoreConfig
 
 W1 = WorkerId("w1")
@@ -200,6 +201,14 @@ def test_an_epoch_from_nowhere_is_refused(farm: Harness) -> None:
     worker = Worker(farm, "w2", 1, max_epoch_seen=1 << 63)
     assert isinstance(worker.refused(), errors.InvalidArgument)
     assert farm.state.epoch == 1
+
+
+@pytest.mark.parametrize("amount", [float("inf"), float("nan"), -1.0, 2 * AMOUNT_MAX])
+def test_a_worker_with_resources_that_nobody_can_count_is_refused(farm: Harness, amount: float) -> None:
+    farm.create("j", 1, resources={"gpu": 1.0})
+    worker = Worker(farm, "w2", 1, resources={"gpu": amount})
+    assert isinstance(worker.refused(), errors.InvalidArgument)
+    assert farm.states("j") == "Q"
 
 
 def test_a_higher_epoch_seen_means_that_the_journal_went_back_in_time(farm: Harness) -> None:

@@ -456,3 +456,43 @@ def test_an_orchestrator_does_not_feed_itself() -> None:
     assert "name another --upstream" in str(error)
     Worker(farm, "orchestrator-y", 1, orchestrator=True, descendants=("y", "z")).attach()
     farm.close()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TaskTemplate(type=""),
+        TaskTemplate(type="s", resources={"gpu": float("nan")}),
+        TaskTemplate(type="s", resources={"gpu": float("inf")}),
+        TaskTemplate(type="s", timeouts=Timeouts(run_ns=0)),
+        TaskTemplate(type="s", retry=RetryPolicy(backoff_initial_ns=-1)),
+        TaskTemplate(type="s", retry=RetryPolicy(backoff_max_ns=1 << 62)),
+    ],
+)
+def test_what_could_be_no_job_here_is_reported_as_failed_and_not_bound(farm: Harness, template: TaskTemplate) -> None:
+    farm.worker("w1", types=("s", ""))
+    before = farm.state.seq
+    assign(farm, template=template)
+    report = reported(farm)
+    assert (report.parent, report.epoch, report.attempt, report.state) == (KEY, 1, 1, TaskState.FAILED)
+    assert report.failure is not None
+    assert report.failure.failure_class is FailureClass.PERMANENT
+    assert (farm.state.seq, farm.state.parents) == (before, {})
+
+
+@pytest.mark.parametrize("job_id", ["", "..", "a b", "a/../b", "x" * 401])
+def test_a_task_from_above_whose_id_leads_elsewhere_is_refused(farm: Harness, job_id: str) -> None:
+    farm.do(events.ParentAssigned(job_id=job_id, index=0, epoch=1, attempt=1, template=STAGE, payload=b""))
+    assert reported(farm).state is TaskState.FAILED
+    assert farm.state.parents == {}
+
+
+def test_an_id_that_grew_on_its_way_down_is_taken(farm: Harness) -> None:
+    worker = farm.worker("w1", types=PLANNED, slots=2)
+    job_id = "up/" * 40 + "x" * 230
+    farm.do(events.ParentAssigned(job_id=job_id, index=0, epoch=1, attempt=1, template=STAGE, payload=b""))
+    worker.run(worker.take())
+    farm.drop()
+    expand(farm, parent=(job_id, 0))
+    assert farm.states(f"up/{job_id}/0/tasks") == "AA"
+    farm.drop()

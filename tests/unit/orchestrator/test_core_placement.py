@@ -10,6 +10,7 @@ from orchestrator_harness import Harness, Worker, create_event, failure, retryin
 
 from antfarm.model import PAYLOAD_BYTES_MAX, ConcurrencyLimit, Ending, TaskTemplate
 from services.orchestrator.core import effects, events
+from services.orchestrator.core.limits import AMOUNT_MAX
 from services.orchestrator.core.turn import CoreConfig
 
 
@@ -110,6 +111,13 @@ def test_resources_bound_what_runs_side_by_side(farm: Harness) -> None:
     farm.create("cpu", 3, resources={"cpu": 4.0})
     assert [token[0] for token in w1.take()].count("cpu") in (0, 1, 2, 3)
     farm.drop(effects.SendTasks)
+
+
+def test_of_next_to_nothing_a_worker_can_run_as_many_as_it_has_slots(farm: Harness) -> None:
+    farm.worker("w1", slots=2, resources={"gpu": AMOUNT_MAX})
+    farm.create("j", 3, resources={"gpu": 5e-324})
+    assert farm.states("j") == "AAQ"
+    farm.drop()
 
 
 def test_a_concurrency_limit_holds_over_jobs_and_workers(farm: Harness) -> None:

@@ -283,3 +283,14 @@ def test_a_back_off_that_ends_during_the_recovery_waits_for_it(farm: Harness) ->
     assert worker.take() == []
     other.attach()
     assert worker.take() + other.take() == [("a", 0, 2, 2)]
+
+
+def test_a_hello_that_is_refused_does_not_end_the_recovery(farm: Harness) -> None:
+    farm.worker("w1")
+    farm.create("j", 1)
+    farm.restart()
+    farm.drop()
+    farm.now += 13 * SECOND_NS
+    before = farm.state.seq
+    Worker(farm, "w2", 1, protocol_major=2).refused()
+    assert (farm.states("j"), farm.state.seq) == ("Q", before)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from orchestrator_harness import Harness, Worker
 
+from antfarm.errors import Overloaded
 from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, VerdictCode
 from antfarm.v1 import work_queue_pb2
 from services.orchestrator.core import effects
@@ -153,3 +156,13 @@ def frame(beat: int) -> work_queue_pb2.PullTasksResponse:
 
 def number(message: work_queue_pb2.PullTasksResponse) -> int:
     return message.heartbeat_ack.number
+
+
+async def test_the_two_streams_of_a_session_end_with_errors_of_their_own() -> None:
+    session = Session(SessionId("s"))
+    error = Overloaded("full", retry_after_s=2.0)
+    session.end(error)
+    ends = [(await asyncio.gather(wait(), return_exceptions=True))[0] for wait in (session.frames, session.verdicts)]
+    assert [(type(end), str(end), end.retry_after_s) for end in ends] == [(Overloaded, "full", 2.0)] * 2
+    assert len({id(end) for end in (error, *ends)}) == 3
+    assert error.__traceback__ is None
