@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long crash-images fuzz bench bench-storage ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many mutants crash-images fuzz bench bench-storage ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -58,6 +58,19 @@ chaos: $(STAMP) ## kill, stop and cut off real programs under load; some 2 to 5 
 
 chaos-long: $(STAMP) ## the same with full counts (a thousand kills of each kind ...), as long as it takes
 	@$(BIN)/python tests/process/chaos.py --long
+
+SEED ?= 1
+SEEDS ?= 2000
+FIRST ?= 1
+
+sim: $(STAMP) ## run one simulated farm and print what happens: make sim SEED=7
+	@$(BIN)/python -m tests.simulation $(SEED)
+
+sim-many: $(STAMP) ## run many on all cores: make sim-many SEEDS=100000 FIRST=1
+	@$(BIN)/python -m tests.simulation --many $(SEEDS) --first $(FIRST)
+
+mutants: $(STAMP) ## plant deliberate bugs and count the seeds until the simulation finds each; some 5 minutes
+	@$(BIN)/python -m tests.simulation.mutants
 
 bench: $(STAMP) ## measure throughput and round trip on this machine
 	@$(BIN)/python -m bench

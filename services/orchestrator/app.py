@@ -57,6 +57,8 @@ from services.orchestrator.upstream import Upstream
 log = logging.getLogger("antfarm.orchestrator")
 
 STOP_GRACE_S = 1.0
+FIRST_EPOCHS = 1 << 20
+"""First epochs that orchestrators with one above them may have."""
 _SERVICES = tuple(
     descriptor.full_name
     for module in (job_pb2, task_pb2, work_queue_pb2, report_queue_pb2, worker_pb2, system_pb2, backup_pb2)
@@ -99,6 +101,7 @@ class Orchestrator:
             orchestrator_id=journal.orchestrator_id,
             heartbeat_ns=int(settings.heartbeat_s * SECOND_NS),
             keep_ended_ns=settings.keep_ended_ns,
+            first_epoch=_first_epoch(journal.orchestrator_id) if settings.upstream else 1,
         )
         core = Core(config, random.SystemRandom())
         _replay(core, journal)
@@ -211,6 +214,11 @@ class Orchestrator:
 
 async def _wait(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _first_epoch(orchestrator_id: str) -> int:
+    """Epochs of orchestrators below the same one lie apart: a parent's children have the same ids at each, and outputs are named by their tokens."""
+    return 1 + int(orchestrator_id, 16) % FIRST_EPOCHS
 
 
 def _replay(core: Core, journal: Journal) -> None:

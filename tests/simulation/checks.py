@@ -6,6 +6,7 @@ holds over all its lives. A failure starts with the name of the invariant (seman
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from antfarm.errors import AntFarmError
 from antfarm.link.session import UNACKED_MAX, Token
-from antfarm.model import Ending, FailureClass, TaskState, VerdictCode
+from antfarm.model import BlobRef, Ending, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import effects, invariants, records
 from services.orchestrator.core.events import Outcome
 from services.orchestrator.core.lanes import PARENT_PREFIX
@@ -34,7 +35,7 @@ PROBES = (
     *("ACCEPTED", "DUPLICATE", "SUPERSEDED", "FENCED", "UNKNOWN_TASK"),
     *("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED"),
     *("app failures", "crash failures", "infra failures", "losses", "late successes", "adopted successes"),
-    *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages"),
+    *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages", "swept"),
     *("audit lost", "audit refused", "audit fenced", "refused: WorkerIdInUse", "refused: IncarnationLost"),
 )
 """What some run of many must have done, or the simulation does not reach its rare branches."""
@@ -60,6 +61,8 @@ class Task:
     """Terminal and durable."""
     winner: tuple[int, int] = (0, 0)
     counts: Counter[FailureClass] = field(default_factory=Counter)
+    outputs: tuple[BlobRef, ...] = ()
+    """The recorded manifest."""
     failed: dict[tuple[int, int], bool] = field(default_factory=dict)
     """(epoch, attempt) of durable failures -> whether it was only lost."""
 
@@ -134,7 +137,12 @@ class Checks:
     # ---- what leaves an orchestrator ----------------------------------------------------------------------------------
 
     def issued(
-        self, owner: Orchestrator, worker_id: str, job: Job, epoch: int, assignments: Sequence[tuple[int, int, bytes, int | None]]
+        self,
+        owner: Orchestrator,
+        worker_id: str,
+        job: Job,
+        epoch: int,
+        assignments: Sequence[tuple[int, int, bytes, int | None]],
     ) -> None:
         """Assignments leave for a worker."""
         ledger = self.ledger(owner.name)
@@ -198,7 +206,10 @@ class Checks:
                         demand(task is None or task.state is None, "I3", key, "is given out though it has ended")
                 worker = state.sessions.get(effect.session)
                 demand(
-                    worker is None or len(worker.live) <= worker.window, "I10", effect.session, "got more than its credit"
+                    worker is None or len(worker.live) <= worker.window,
+                    "I10",
+                    effect.session,
+                    "got more than its credit",
                 )
 
     def verdict_leaves(self, owner: Orchestrator, effect: effects.SendVerdicts, wire: Wire) -> None:
@@ -248,7 +259,9 @@ class Checks:
             spec = ledger.specs.get(token[0])
             beside_a_backup = spec is not None and spec.template.idempotent  # such an end costs nothing
             ran_out = outcome.failure is not None and outcome.failure.failure_class is FailureClass.EXPIRED
-            demand(ended or beside_a_backup or ran_out, "I5", token, "failed and was told ACCEPTED before that is durable")
+            demand(
+                ended or beside_a_backup or ran_out, "I5", token, "failed and was told ACCEPTED before that is durable"
+            )
             demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
             ledger.accepted[token] = None
 
@@ -265,10 +278,19 @@ class Checks:
         link = self.world.link_of(worker_id)
         if link is None or link.session.incarnation != worker.incarnation:
             return  # another process of it knocks, and is refused while the old one may live
-        silent_ns = kernel.now - self.world.network.arrived_ns.get((worker_id.removeprefix("orchestrator-"), owner.name), 0)
+        silent_ns = kernel.now - self.world.network.arrived_ns.get(
+            (worker_id.removeprefix("orchestrator-"), owner.name), 0
+        )
         if kernel.now - owner.undisturbed_since_ns < worker.lease_ns:
             silent_ns += owner.config.sweep_ns + owner.config.heartbeat_ns // 2  # a pause is noticed by its end
-        demand(silent_ns * 1.02 + 60 * MS > worker.lease_ns, "section 5", worker_id, "is declared lost, heard", silent_ns, "ns ago")
+        demand(
+            silent_ns * 1.02 + 60 * MS > worker.lease_ns,
+            "section 5",
+            worker_id,
+            "is declared lost, heard",
+            silent_ns,
+            "ns ago",
+        )
 
     # ---- what becomes durable -----------------------------------------------------------------------------------------
 
@@ -350,15 +372,11 @@ class Checks:
         if ended.state is TaskState.DEAD_LETTER and ended.failure is not None:
             self._dead_letter(owner, ledger, task, key, ended)
         if ended.state is TaskState.FAILED and ended.failure is not None:
-            demand(
-                ended.failure.failure_class is not FailureClass.BENIGN, "I17", key, "failed by a benign end"
-            )
-        task.state, task.winner = ended.state, (ended.epoch, ended.attempt)
+            demand(ended.failure.failure_class is not FailureClass.BENIGN, "I17", key, "failed by a benign end")
+        task.state, task.winner, task.outputs = ended.state, (ended.epoch, ended.attempt), ended.outputs
         self.did[ended.state.name] += 1
 
-    def _dead_letter(
-        self, owner: Orchestrator, ledger: Ledger, task: Task, key: Key, ended: records.EndedTask
-    ) -> None:
+    def _dead_letter(self, owner: Orchestrator, ledger: Ledger, task: Task, key: Key, ended: records.EndedTask) -> None:
         failure, config = ended.failure, owner.config
         assert failure is not None
         if ledger.specs[key[0]].template.at_most_once:
@@ -383,7 +401,12 @@ class Checks:
         sent = ledger.sent.get(token)
         if not record.lost and sent is not None and record.failure.kind != "timeout":
             demand(
-                sent.ending in (Ending.FAILED, Ending.TIMED_OUT), "I17", token, "ended", sent.ending.name, "and is counted"
+                sent.ending in (Ending.FAILED, Ending.TIMED_OUT),
+                "I17",
+                token,
+                "ended",
+                sent.ending.name,
+                "and is counted",
             )
         task.failed[token[2:]] = record.lost
         task.counts[failure_class] += 1
@@ -393,9 +416,7 @@ class Checks:
         template = ledger.specs[job_id].template
         demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")
         demand(record.infra_failures <= owner.config.infra_failures_max, "I17", token, "goes on beyond its budget")
-        demand(
-            record.crashes <= owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes"
-        )
+        demand(record.crashes <= owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes")
         self.did[f"{failure_class.name.lower()} failures"] += 1
         self.did["losses"] += record.lost
 
@@ -442,7 +463,11 @@ class Checks:
         ledger = self.ledger(owner.name)
         acked = {key for key, task in ledger.tasks.items() if task.acked}
         fresh = Ledger(
-            issued=ledger.issued, newest=ledger.newest, sent=ledger.sent, starts=ledger.starts, restored=ledger.restored + 1
+            issued=ledger.issued,
+            newest=ledger.newest,
+            sent=ledger.sent,
+            starts=ledger.starts,
+            restored=ledger.restored + 1,
         )
         self.ledgers[owner.name] = fresh
         did = self.did.copy()
@@ -464,7 +489,9 @@ class Checks:
         """A worker was refused, or its session was ended."""
         self.did[f"refused: {type(error).__name__}"] += 1
 
-    def taken(self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None]]) -> None:
+    def taken(
+        self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None]]
+    ) -> None:
         """A worker took assignments."""
         demand(epoch >= self.obeyed.get(link, 0), "I12", link.worker_id, "obeys epoch", epoch)
         self.obeyed[link] = epoch
@@ -520,13 +547,20 @@ class Checks:
             template = ledger.specs[token[0]].template
             unknown = ledger.restored > 0 and template.at_most_once
             fenced = template.fence_late_results
-            demand(newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token)
+            demand(
+                newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token
+            )
             self.did["late successes revoked"] += 1
         self._owes(link, reports)
 
     def _owes(self, link: Link, reports: dict[Token, Outcome]) -> None:
         demand(
-            link.session.unacked_count == len(reports), "I6", link.worker_id, "owes", len(reports), "reports and keeps",
+            link.session.unacked_count == len(reports),
+            "I6",
+            link.worker_id,
+            "owes",
+            len(reports),
+            "reports and keeps",
             link.session.unacked_count,
         )
 
@@ -567,13 +601,44 @@ class Checks:
             live = job.live.get(index) if job is not None else None
             demand(
                 live is None or (live.epoch, live.attempt) != (epoch, attempt) or live.worker.worker_id != worker.name,
-                "L2", (job_id, index, epoch, attempt), "is still with", worker.name, "which died long ago",
+                "L2",
+                (job_id, index, epoch, attempt),
+                "is still with",
+                worker.name,
+                "which died long ago",
             )
         self.did["detections"] += 1
 
     def drained(self, worker: Worker) -> None:
         """A worker left after a drain."""
         self.did["drains"] += 1
+
+    # ---- Storage ------------------------------------------------------------------------------------------------------
+
+    def blob_written(self, key: str, before: tuple[bytes, int] | None, content: bytes) -> None:
+        """An attempt writes an output."""
+        demand(before is None or before[0] == content, "I14", key, "is written twice with different bytes")
+        self.did["blobs"] += 1
+
+    def swept(self, key: str) -> None:
+        """The sweeper deletes a blob."""
+        for owner, ledger in self.ledgers.items():
+            for task, known in ledger.tasks.items():
+                named = known.state is TaskState.SUCCEEDED and any(blob.key == key for blob in known.outputs)
+                demand(not named, "I15", key, "of the record of", task, "at", owner, "is swept")
+                own = key.startswith(f"tasks/{task[0]}/{task[1]}/")
+                demand(not own or known.state is not None, "I15", key, "of", task, "which goes on, is swept")
+        self.did["swept"] += 1
+
+    def _manifests(self) -> None:
+        """Every output of a record is there."""
+        blobs = self.world.storage.blobs
+        for ledger in self.ledgers.values():
+            for key, task in ledger.tasks.items():
+                for blob in task.outputs if not ledger.restored else ():
+                    found = blobs.get(blob.key)
+                    same = found is not None and hashlib.sha256(found[0]).digest() == blob.sha256
+                    demand(same, "I13", key, "succeeded, and", blob.key, "is not what its attempt wrote")
 
     # ---- the end --------------------------------------------------------------------------------------------------------
 
@@ -593,8 +658,11 @@ class Checks:
             job = owner.core.state.by_id[key[0]]  # type: ignore[index]
             attempt = job.live.get(key[1])
             state = TaskState(job.states[key[1]]).name
-            holder = f"held by {attempt.worker.worker_id} as {attempt.token}" if attempt else f"note {job.notes.get(key[1])}"
+            holder = (
+                f"held by {attempt.worker.worker_id} as {attempt.token}" if attempt else f"note {job.notes.get(key[1])}"
+            )
             demand(False, "L1", name, key, "never ends:", state, holder)
+        self._manifests()
         for owner in self.world.orchestrators.values():
             invariants.check(owner.core.state)
             for worker in owner.core.state.workers.values():
@@ -605,7 +673,9 @@ class Checks:
             demand(simulated.idle, "L3", simulated.name, "is busy with nothing that counts")
             unacked = simulated.link.session.unacked_count
             demand(not unacked, "L4", simulated.name, "still owes", unacked, "reports")
-            demand(not simulated.link.session.held, "L3", simulated.name, "still holds", list(simulated.link.session.held))
+            demand(
+                not simulated.link.session.held, "L3", simulated.name, "still holds", list(simulated.link.session.held)
+            )
 
     def replays_equal(self, owner: Orchestrator) -> None:
         """What is on disk says of every task what the ledger says."""

@@ -66,7 +66,9 @@ class Client:
                 kernel.after(self.world.network.delay_ns(), self._answered, number)
 
         life = owner.process.life
-        kernel.after(self.world.network.delay_ns(), owner.process.enter, life, owner.heard, None, 0, ("request", make, answer))
+        kernel.after(
+            self.world.network.delay_ns(), owner.process.enter, life, owner.heard, None, 0, ("request", make, answer)
+        )
         kernel.after(TIMEOUT_NS, self._send, number, make, then)
 
     def _answered(self, number: int) -> None:
@@ -83,7 +85,9 @@ class Client:
             left -= count
             self.world.kernel.after(int(self._dice.random() * end * 0.8), self._submit, count)
         for _ in range(self._dice.randint(0, 6)):
-            act = self._dice.choice((self._cancel, self._cancel_task, self._pause, self._retry, self._purge, self._drain))
+            act = self._dice.choice(
+                (self._cancel, self._cancel_task, self._pause, self._retry, self._purge, self._drain)
+            )
             self.world.kernel.after(int(self._dice.random() * end), act)
 
     def _submit(self, count: int) -> None:
@@ -224,5 +228,3 @@ class Client:
                 self.ask(lambda n, name=name: events.PauseJob(request=n, job_id=name, paused=False))  # type: ignore[misc]
         if self.waiting or self.world.checks.unended():
             self.world.kernel.after(10 * SECOND, self._close_late)
-
-

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 
 from services.orchestrator.core.records import EpochStarted, JobPurged, Record
 from services.orchestrator.core.standing import superseded
+from services.orchestrator.journal.backup import EPOCHS_SKIPPED
 from services.orchestrator.journal.codec import decode, encode, job_of
 from tests.simulation.kernel import MS
-
-EPOCHS_SKIPPED = 1024
 
 Row = tuple[int, int, bytes]
 """(job, kind, body)"""

@@ -220,7 +220,9 @@ class Faults:
         return True
 
     def _clock_jump(self) -> None:
-        self._orchestrator().wall_jump_ns += int(self._dice.choice((-1, 1)) * self._dice.choice((1, 60, 86_400)) * SECOND)
+        self._orchestrator().wall_jump_ns += int(
+            self._dice.choice((-1, 1)) * self._dice.choice((1, 60, 86_400)) * SECOND
+        )
 
     def _restore_backup(self) -> bool:
         """Take a backup now, or go back to one. Only alone at the top: what stands above or below would have to go back as well."""
@@ -263,8 +265,6 @@ class Faults:
         attempt += self._dice.choice((0, 0, 1, 1000))
         if ledger.issued.get((job_id, index, epoch, attempt)) == link.worker_id:
             return False
-        forged = Outcome(
-            report_no=1 << 40, index=index, attempt=attempt, ending=Ending.SUCCEEDED, result=b"forged"
-        )
+        forged = Outcome(report_no=1 << 40, index=index, attempt=attempt, ending=Ending.SUCCEEDED, result=b"forged")
         link.wire.send(0, REPORT, ("reports", job_id, epoch, [forged]))
         return True

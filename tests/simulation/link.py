@@ -243,9 +243,13 @@ class Link:
         """A word of a running attempt."""
         if self.attached and self.wire is not None and token in self.session.held:
             job_id, index, epoch, attempt = token
-            word: dict[str, Any] = dict(
-                job_id=job_id, index=index, epoch=epoch, attempt=attempt, running_for_ns=running_for_ns
-            )
+            word: dict[str, Any] = {
+                "job_id": job_id,
+                "index": index,
+                "epoch": epoch,
+                "attempt": attempt,
+                "running_for_ns": running_for_ns,
+            }
             self.wire.send(0, REPORT, ("running", word))
 
     def goodbye(self) -> None:
@@ -256,5 +260,3 @@ class Link:
         if self.wire is not None:
             self.wire.hang_up(0)
             self.wire = None
-
-

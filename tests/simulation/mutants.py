@@ -34,24 +34,51 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("any worker may report a live attempt", f"{CORE}.reports", "return Judgement.LIVE if live.worker is worker else Judgement.FENCED", "return Judgement.LIVE"),
-    Mutant("a verdict leaves before its commit", f"{CORE}.reports", "after=turn.state.seq, code=code", "after=0, code=code"),
+    Mutant(
+        "any worker may report a live attempt",
+        f"{CORE}.reports",
+        "return Judgement.LIVE if live.worker is worker else Judgement.FENCED",
+        "return Judgement.LIVE",
+    ),
+    Mutant(
+        "a verdict leaves before its commit", f"{CORE}.reports", "after=turn.state.seq, code=code", "after=0, code=code"
+    ),
     Mutant(
         "a submission is acknowledged before its commit",
         f"{CORE}.jobs",
         "make(turn, event.job_id, event.spec, event.payloads, close=event.close)\n    turn.effect(Reply(request=event.request, after=state.seq))",
         "make(turn, event.job_id, event.spec, event.payloads, close=event.close)\n    turn.effect(Reply(request=event.request, after=0))",
     ),
-    Mutant("a token is used again", f"{CORE}.placement", "attempt_no = note.attempt + 1", "attempt_no = max(note.attempt, 1)"),
-    Mutant("a restart keeps the epoch", f"{CORE}.leases", "EpochStarted(epoch=state.epoch + 1", "EpochStarted(epoch=max(state.epoch, 1)"),
+    Mutant(
+        "a token is used again",
+        f"{CORE}.placement",
+        "attempt_no = note.attempt + 1",
+        "attempt_no = max(note.attempt, 1)",
+    ),
+    Mutant(
+        "a restart keeps the epoch",
+        f"{CORE}.leases",
+        "epoch=max(state.epoch + 1, turn",
+        "epoch=max(state.epoch, turn",
+    ),
     Mutant(
         "assignments leave before their epoch is durable",
         f"{CORE}.placement",
         "max(worker.frames_after, frames.after, turn.state.epoch_seq)",
         "max(worker.frames_after, frames.after)",
     ),
-    Mutant("a worker forgets its reports when it attaches", LINK, "self._beats.clear()\n", "self._beats.clear()\n        self._unacked.clear()\n"),
-    Mutant("a worker sends only its last report again", LINK, "for number, entry in self._unacked.items()]", "for number, entry in self._unacked.items()][-1:]"),
+    Mutant(
+        "a worker forgets its reports when it attaches",
+        LINK,
+        "self._beats.clear()\n",
+        "self._beats.clear()\n        self._unacked.clear()\n",
+    ),
+    Mutant(
+        "a worker sends only its last report again",
+        LINK,
+        "for number, entry in self._unacked.items()]",
+        "for number, entry in self._unacked.items()][-1:]",
+    ),
     Mutant("a worker does not say what it holds unreported", LINK, "self.held.setdefault(token, 0)", "pass"),
     Mutant("no pause guard", f"{CORE}.machine", "if gap_ns > self.config.heartbeat_ns:", "if gap_ns < 0:"),
     Mutant(
@@ -60,44 +87,188 @@ MUTANTS = (
         "            give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)\n        case Ending.FAILED",
         '            fail(turn, attempt, Failure(failure_class=FailureClass.INFRA, kind="x", message=""), run_us=0)\n        case Ending.FAILED',
     ),
-    Mutant("no late success", f"{CORE}.reports", "            case Past.LOST:\n                return late", "            case Past.LOST:\n                return Judgement.SUPERSEDED"),
-    Mutant("an at-most-once token is not awaited", f"{CORE}.placement", "frames.after = turn.record(\n                records.AttemptIssued(", "turn.record(\n                records.AttemptIssued("),
-    Mutant("an at-most-once task is queued after a restart", f"{CORE}.leases", "if job.template.at_most_once and note.past and", "if False and"),
-    Mutant("a started at-most-once task is given out again", f"{CORE}.reports", "        if not never_started:\n            failure", "        if never_started is None:\n            failure"),
+    Mutant(
+        "no late success",
+        f"{CORE}.reports",
+        "            case Past.LOST:\n                return late",
+        "            case Past.LOST:\n                return Judgement.SUPERSEDED",
+    ),
+    Mutant(
+        "an at-most-once token is not awaited",
+        f"{CORE}.placement",
+        "frames.after = turn.record(\n                records.AttemptIssued(",
+        "turn.record(\n                records.AttemptIssued(",
+    ),
+    Mutant(
+        "an at-most-once task is queued after a restart",
+        f"{CORE}.leases",
+        "if job.template.at_most_once and note.past and",
+        "if False and",
+    ),
+    Mutant(
+        "a started at-most-once task is given out again",
+        f"{CORE}.reports",
+        "        if not never_started:\n            failure",
+        "        if never_started is None:\n            failure",
+    ),
     Mutant(
         "a cancel is acknowledged before its commit",
         f"{CORE}.jobs",
         'event.cause or "cancelled by a user")\n    turn.effect(Reply(request=event.request, after=turn.state.seq))\n\n\ndef cancel_job',
         'event.cause or "cancelled by a user")\n    turn.effect(Reply(request=event.request, after=0))\n\n\ndef cancel_job',
     ),
-    Mutant("what never arrived is not missed", f"{CORE}.workers", "and attempt.token not in held\n", "and attempt.token not in held and False\n"),
-    Mutant("what is on its way is missed", f"{CORE}.workers", "attempt.frame <= frames_received) and", "attempt.frame <= frames_received or True) and"),
-    Mutant("recovered tasks go out at once", f"{CORE}.leases", "state.recovering_until_ns is None or (state.awaited and turn.now < state.recovering_until_ns)", "state.recovering_until_ns is None"),
-    Mutant("a newer parent token is ignored", f"{CORE}.parents", "if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):", "if known is not None:"),
-    Mutant("children leave before they are durable", f"{CORE}.placement", "elif job.job_id.startswith(PARENT_PREFIX):", "elif False:"),
+    Mutant(
+        "what never arrived is not missed",
+        f"{CORE}.workers",
+        "and attempt.token not in held\n",
+        "and attempt.token not in held and False\n",
+    ),
+    Mutant(
+        "what is on its way is missed",
+        f"{CORE}.workers",
+        "attempt.frame <= frames_received) and",
+        "attempt.frame <= frames_received or True) and",
+    ),
+    Mutant(
+        "recovered tasks go out at once",
+        f"{CORE}.leases",
+        "state.recovering_until_ns is None or (state.awaited and turn.now < state.recovering_until_ns)",
+        "state.recovering_until_ns is None",
+    ),
+    Mutant(
+        "a newer parent token is ignored",
+        f"{CORE}.parents",
+        "if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):",
+        "if known is not None:",
+    ),
+    Mutant(
+        "children leave before they are durable",
+        f"{CORE}.placement",
+        "return job.added_seq if job.job_id.startswith(PARENT_PREFIX) else 0",
+        "return 0",
+    ),
     Mutant(
         "a parent is reported before its end is durable",
         f"{CORE}.parents",
         "            after=turn.state.seq,\n            state=state,\n            result_of",
         "            after=0,\n            state=state,\n            result_of",
     ),
-    Mutant("one app retry too many", f"{CORE}.reports", "app >= template.retry.max_attempts", "app > template.retry.max_attempts"),
-    Mutant("poison after two crashes", f"{CORE}.reports", "crashes >= turn.config.crashes_max", "crashes + 1 >= turn.config.crashes_max"),
-    Mutant("the infrastructure budget is one short", f"{CORE}.reports", "infra > turn.config.infra_failures_max", "infra >= turn.config.infra_failures_max"),
-    Mutant("a loss is remembered as a failure", f"{CORE}.state", "how = Past.LOST if record.lost else Past.FAILED", "how = Past.FAILED"),
-    Mutant("a failed attempt may report again", f"{CORE}.reports", "case Past.FAILED | Past.RELEASED:\n                return Judgement.DUPLICATE", "case Past.FAILED | Past.RELEASED:\n                return Judgement.ADOPT"),
-    Mutant("a lost worker keeps its tasks", f"{CORE}.workers", "    lose_all(turn, live, [attempt for attempt in live if attempt.started], cause)\n    _forget", "    _forget"),
-    Mutant("a lease is four times as long", f"{CORE}.workers", "if silent_ns > worker.lease_ns:", "if silent_ns > 4 * worker.lease_ns:"),
-    Mutant("the credit is not looked at", f"{CORE}.placement", "limit = min(worker.slots, worker.window) if by_slots else worker.window", "limit = worker.slots + 8"),
-    Mutant("a failed dependency will do", f"{CORE}.state", "return 0 <= index < len(other.states) and other.states[index] == _SUCCEEDED", "return 0 <= index < len(other.states) and other.states[index] >= _SUCCEEDED"),
-    Mutant("a result is used before it is durable", f"{CORE}.placement", "frames.after = state.seq\n", "pass\n"),
+    Mutant(
+        "one app retry too many",
+        f"{CORE}.reports",
+        "app >= template.retry.max_attempts",
+        "app > template.retry.max_attempts",
+    ),
+    Mutant(
+        "poison after two crashes",
+        f"{CORE}.reports",
+        "crashes >= turn.config.crashes_max",
+        "crashes + 1 >= turn.config.crashes_max",
+    ),
+    Mutant(
+        "the infrastructure budget is one short",
+        f"{CORE}.reports",
+        "infra > turn.config.infra_failures_max",
+        "infra >= turn.config.infra_failures_max",
+    ),
+    Mutant(
+        "a loss is remembered as a failure",
+        f"{CORE}.state",
+        "how = Past.LOST if record.lost else Past.FAILED",
+        "how = Past.FAILED",
+    ),
+    Mutant(
+        "a failed attempt may report again",
+        f"{CORE}.reports",
+        "case Past.FAILED | Past.RELEASED:\n                return Judgement.DUPLICATE",
+        "case Past.FAILED | Past.RELEASED:\n                return Judgement.ADOPT",
+    ),
+    Mutant(
+        "a lost worker keeps its tasks",
+        f"{CORE}.workers",
+        "    lose_all(turn, live, [attempt for attempt in live if attempt.started], cause)\n    _forget",
+        "    _forget",
+    ),
+    Mutant(
+        "a lease is four times as long",
+        f"{CORE}.workers",
+        "if silent_ns > worker.lease_ns:",
+        "if silent_ns > 4 * worker.lease_ns:",
+    ),
+    Mutant(
+        "the credit is not looked at",
+        f"{CORE}.placement",
+        "limit = min(worker.slots, worker.window) if by_slots else worker.window",
+        "limit = worker.slots + 8",
+    ),
+    Mutant(
+        "a failed dependency will do",
+        f"{CORE}.state",
+        "return 0 <= index < len(other.states) and other.states[index] == _SUCCEEDED",
+        "return 0 <= index < len(other.states) and other.states[index] >= _SUCCEEDED",
+    ),
+    Mutant(
+        "a result is used before it is durable",
+        f"{CORE}.placement",
+        "        return turn.state.seq\n",
+        "        return 0\n",
+    ),
     Mutant("a purged job's tokens come again", f"{CORE}.jobs", "if job_id in turn.state.purged:", "if False:"),
-    Mutant("a job is purged while it runs", f"{CORE}.jobs", "    if not job.ended:\n        raise errors.JobNotEnded", "    if False:\n        raise errors.JobNotEnded"),
-    Mutant("an issued at-most-once token is late after a restart", f"{CORE}.reports", "            case Past.ISSUED:\n                return Judgement.ADOPT", "            case Past.ISSUED:\n                return late"),
+    Mutant(
+        "a job is purged while it runs",
+        f"{CORE}.jobs",
+        "    if not job.ended:\n        raise errors.JobNotEnded",
+        "    if False:\n        raise errors.JobNotEnded",
+    ),
+    Mutant(
+        "an issued at-most-once token is late after a restart",
+        f"{CORE}.reports",
+        "            case Past.ISSUED:\n                return Judgement.ADOPT",
+        "            case Past.ISSUED:\n                return late",
+    ),
     Mutant("a limit leaks at each loss", f"{CORE}.state", "_use(worker, job.lane, -1)", "_use(worker, job.lane, 0)"),
-    Mutant("a success is recorded with another result", f"{CORE}.reports", "                    result=outcome.result,\n                    outputs=outcome.outputs,\n                    run_us=outcome.run_us,\n                )\n            )\n            accepted", '                    result=outcome.result[:1],\n                    outputs=outcome.outputs,\n                    run_us=outcome.run_us,\n                )\n            )\n            accepted'),
-    Mutant("a back-off never ends", f"{CORE}.leases", "note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING", "note.wait_until_ns == due_ns and job.states[index] == TaskState.ACTIVE"),
-    Mutant("effects leave before the commit (driver)", "tests.simulation.orchestrator", "            if effect.after <= self.durable_seq:\n                self._release(effect)\n            else:\n                self._held.append(effect)\n\n    def _begin_commit", "            self._release(effect)\n\n    def _begin_commit"),
+    Mutant(
+        "a success is recorded with another result",
+        f"{CORE}.reports",
+        "                    result=outcome.result,\n                    outputs=outcome.outputs,\n                    run_us=outcome.run_us,\n                )\n            )\n            accepted",
+        "                    result=outcome.result[:1],\n                    outputs=outcome.outputs,\n                    run_us=outcome.run_us,\n                )\n            )\n            accepted",
+    ),
+    Mutant(
+        "a back-off never ends",
+        f"{CORE}.leases",
+        "note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING",
+        "note.wait_until_ns == due_ns and job.states[index] == TaskState.ACTIVE",
+    ),
+    Mutant(
+        "all orchestrators begin with the same epoch",
+        f"{CORE}.leases",
+        "epoch=max(state.epoch + 1, turn.config.first_epoch)",
+        "epoch=state.epoch + 1",
+    ),
+    Mutant(
+        "the sweeper takes what a task that goes on has written",
+        "services.storage.core.sweep",
+        "if standing.live:\n            return False",
+        "if False:\n            return False",
+    ),
+    Mutant(
+        "the sweeper takes what a record names",
+        "services.storage.core.sweep",
+        "if not own or any(standings[task].names(key) for task in concerned(key)):",
+        "if not own:",
+    ),
+    Mutant(
+        "the sweeper does not ask for the task above",
+        "services.storage.core.sweep",
+        "if not standing.known and any(standings[above].known for above in ancestors(task)):",
+        "if False:",
+    ),
+    Mutant(
+        "effects leave before the commit (driver)",
+        "tests.simulation.orchestrator",
+        "            if effect.after <= self.durable_seq:\n                self._release(effect)\n            else:\n                self._held.append(effect)\n\n    def _begin_commit",
+        "            self._release(effect)\n\n    def _begin_commit",
+    ),
 )
 
 
@@ -126,7 +297,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != self._mutant.module:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         return importlib.util.spec_from_file_location(
             fullname, spec.origin, loader=_Loader(fullname, spec.origin, self._mutant)
         )

@@ -74,14 +74,14 @@ class Orchestrator:
 
     def _post_first(self) -> None:
         if self.upper is not None:
-            about: dict[str, Any] = dict(
-                slots=4,
-                window=8,
-                task_types=self.types,
-                orchestrator=True,
-                descendants=(self.name,),
-                protocol_major=1,
-            )
+            about: dict[str, Any] = {
+                "slots": 4,
+                "window": 8,
+                "task_types": self.types,
+                "orchestrator": True,
+                "descendants": (self.name,),
+                "protocol_major": 1,
+            }
             self.link = Link(self.world, self.process, self.upper, f"orchestrator-{self.name}", self, about)
             for parent in self.core.state.parents.values():
                 self.link.session.held.setdefault((parent.job_id, parent.index, parent.epoch, parent.attempt), 0)
@@ -289,9 +289,7 @@ class Orchestrator:
                 self.post(events.Attach(session=SessionId(session), **hello))
             case ("beat", number, frames, held) if wire.session:
                 self.post(
-                    events.Heartbeat(
-                        session=SessionId(wire.session), number=number, frames_received=frames, held=held
-                    )
+                    events.Heartbeat(session=SessionId(wire.session), number=number, frames_received=frames, held=held)
                 )
             case ("credit", window) if wire.session:
                 self.post(events.Credit(session=SessionId(wire.session), window=window))
@@ -383,9 +381,7 @@ class Orchestrator:
             failure = Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="it was purged")
         else:
             template, payloads = self.world.parse_plan(ended.result)
-        self.post(
-            events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure)
-        )
+        self.post(events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure))
 
     def _parent_outcome(self, effect: effects.ReportParent) -> events.Outcome | None:
         outcome = events.Outcome(
@@ -419,10 +415,7 @@ class Orchestrator:
         link = self.link
         assert link is not None
         below = {
-            name
-            for worker in self.core.state.sessions.values()
-            if worker.orchestrator
-            for name in worker.descendants
+            name for worker in self.core.state.sessions.values() if worker.orchestrator for name in worker.descendants
         }
         descendants = (self.name, *sorted(below - {self.name}))
         if descendants != link.about["descendants"]:

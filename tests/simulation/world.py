@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from antfarm.model import TaskTemplate
 from services.orchestrator.core.turn import CoreConfig
@@ -19,6 +18,7 @@ from tests.simulation.kernel import MS, SECOND, Kernel
 from tests.simulation.link import Link
 from tests.simulation.network import Network
 from tests.simulation.orchestrator import Orchestrator
+from tests.simulation.storage import Storage
 from tests.simulation.worker import Worker
 
 HEAL_LIMIT_NS = 3_600 * SECOND
@@ -78,6 +78,7 @@ class World:
         self.kernel = Kernel(seed)
         self.network = Network(self.kernel)
         self.checks = Checks(self)
+        self.storage = Storage(self)
         self.storage_ns = 20 * MS
         self.knobs = draw(self.kernel.dice, Faults.KINDS)
         self.orchestrators: dict[str, Orchestrator] = {}
@@ -118,7 +119,8 @@ class World:
 
     def _add_level(self, name: str, config: CoreConfig, level: int, upper: str | None) -> None:
         types = frozenset({"t"})
-        own = replace(config, orchestrator_id=name)
+        first_epoch = 1 if upper is None else self.kernel.dice.randrange(1, 1 << 20)
+        own = replace(config, orchestrator_id=name, first_epoch=first_epoch)
         self.orchestrators[name] = Orchestrator(self, name, own, upper, types)
         if level < self.knobs.levels:
             for number in range(self.kernel.dice.randint(1, 2)):
@@ -150,7 +152,10 @@ class World:
         """The result of planning: the payloads of the children."""
         dice = self.kernel.dice
         count = dice.choice((0, 1, 2, 5))
-        return b";".join(b"%s:%d:%d" % (dice.choice((b"ok", b"ok", b"app1")), dice.randint(1, 2000), self.next_number()) for _ in range(count))
+        return b";".join(
+            b"%s:%d:%d" % (dice.choice((b"ok", b"ok", b"app1")), dice.randint(1, 2000), self.next_number())
+            for _ in range(count)
+        )
 
     def parse_plan(self, result: bytes) -> tuple[TaskTemplate, list[bytes]]:
         """Template and payloads of a plan's result."""
@@ -179,6 +184,7 @@ class World:
         kernel, knobs = self.kernel, self.knobs
         self.client.begin()
         self.faults.begin()
+        self.storage.sweep()
         kernel.run(knobs.seconds * SECOND)
         self.faults.stop()
         self.client.finish()
@@ -195,9 +201,11 @@ class World:
 
     def _unsettled(self) -> list[object]:
         found: list[object] = [*self.checks.unended()[:1], *self.client.waiting[:1]]
-        for worker in self.workers:
-            if not worker.process.alive or not worker.idle or worker.link.session.held or not worker.link.attached:
-                found.append(worker.name)
+        found += [
+            worker.name
+            for worker in self.workers
+            if not worker.process.alive or not worker.idle or worker.link.session.held or not worker.link.attached
+        ]
         for orchestrator in self.orchestrators.values():
             state = orchestrator.core.state
             if state.parents or any(worker.live for worker in state.workers.values()):

@@ -29,6 +29,8 @@ class CoreConfig:
 
     orchestrator_id: str = ""
     """Its own name among orchestrators: who is above and below itself at once would be fed its own tasks."""
+    first_epoch: int = 1
+    """Epoch that a new journal begins with."""
     heartbeat_ns: int = 3 * SECOND_NS
     """H. Workers beat this often. The lease is four of them: one lost beat, one late one and a pause do not kill."""
     orchestrator_lease_ns: int = 60 * SECOND_NS
