@@ -228,6 +228,8 @@ class Checks:
 
     def _verdict(self, ledger: Ledger, code: VerdictCode, token: Token, outcome: Outcome) -> None:
         self.did[code.name] += 1
+        if token[2] < ledger.births.get(token[0], 0):
+            return  # of a job of that id that was purged since
         task = ledger.tasks.get((token[0], token[1]))
         won = task is not None and task.state is TaskState.SUCCEEDED and task.winner == token[2:]
         gone = task is None and token[:2] in ledger.purged
@@ -250,8 +252,7 @@ class Checks:
                     )
                     demand(not won, "I9", token, "won and was told SUPERSEDED")
                 case VerdictCode.FENCED:
-                    of_old = token[2] < ledger.births.get(token[0], 0)
-                    demand(of_old or token not in ledger.issued, "I8", token, "was issued and is FENCED")
+                    demand(token not in ledger.issued, "I8", token, "was issued and is FENCED")
                 case VerdictCode.UNKNOWN_TASK:
                     demand(task is None, "I1", token, "was told that its task is unknown")
         elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
