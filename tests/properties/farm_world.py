@@ -121,12 +121,17 @@ class World:
         """Parents whose plan waits to be read."""
         self.tokens_from_above: dict[int, tuple[int, int]] = {}
         self.reports_above: dict[Key, tuple[int, int]] = {}
+        self.revoked: set[Token] = set()
+        """What workers were asked to stop: no report of it counts (I8)."""
         self.settle()
 
     # ---- delivery ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Everything that left the core reaches whom it was meant for."""
+        for effect in (*self.harness.sent, *self.harness.held):
+            if isinstance(effect, effects.SendRevoke):
+                self.revoked.update(effect.tokens)
         for record in self.harness.committed:
             self.model.became_durable(record)
         self.harness.committed.clear()
@@ -173,12 +178,13 @@ class World:
                 process.new_incarnation()
 
     def _superseded(self, process: Process, token: Token) -> None:
-        """A success that no longer counts: its task has another end. (What was revoked is not in the outbox any more.)"""
+        """A success that no longer counts: its task has another end. (What a hello or a heartbeat revoked is not in the outbox any more.)"""
         job = self.harness.state.by_id.get(token[0])
         ending = process.outbox.get(token)
         if job is not None and ending is not None and ending[0] is Ending.SUCCEEDED:
             ended = job.states[token[1]] >= TaskState.SUCCEEDED
-            assert ended or job.template.fence_late_results, f"I6: the late success {token} was turned away"
+            fenced = token in self.revoked or job.template.fence_late_results
+            assert ended or fenced, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
         for start in self.harness.claim_all(effects.StartParent):

@@ -93,7 +93,7 @@ def _probe_types(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> list
     for task_type, probation in paused.items():
         of_type = [lane for lane in lanes if lane.template.type == task_type]
         for worker in turn.state.workers.values():
-            if health.is_due(turn, probation) and worker.assignable:
+            if health.is_due(turn, probation) and worker.assignable and worker.window > worker.taken:
                 _probe(turn, probation, worker, of_type, plan)
     return [lane for lane in lanes if lane.template.type not in paused]
 
