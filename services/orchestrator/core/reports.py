@@ -20,6 +20,8 @@ from services.orchestrator.core.turn import Turn
 _SUCCEEDED = TaskState.SUCCEEDED
 _TERMINAL = int(TaskState.SUCCEEDED)
 _ENDING_SUCCEEDED = Ending.SUCCEEDED
+QUARANTINED = "the worker is in quarantine"
+"""Cause of revocations that a quarantine brings."""
 ATTEMPT_MAX = 1 << 31
 """Attempt numbers above it are nobody's."""
 
@@ -301,7 +303,7 @@ def recall(turn: Turn, worker: Worker) -> None:
     unstarted = [a for a in worker.live.values() if not (a.started or a.job.template.at_most_once)]
     for attempt in unstarted:
         give_back(turn, attempt, Past.REVOKED, never_started=True)
-    jobs.revoke(turn, unstarted, turn.state.seq, "the worker is in quarantine")
+    jobs.revoke(turn, unstarted, turn.state.seq, QUARANTINED)
 
 
 def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
