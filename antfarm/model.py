@@ -84,6 +84,10 @@ class FailureClass(IntEnum):
     EXPIRED = 8
 
 
+PROCESS_LOST_KIND = "process lost"
+"""Kind of a failure of class INFRA: the process that ran the attempt died, and others ran in it too. Each of them is a suspect."""
+
+
 class Ending(IntEnum):
     """How a worker says that an attempt ended."""
 
@@ -233,3 +237,5 @@ class JobStatus:
     duration_s: float | None = None
     retry_of: str = ""
     cause: str = ""
+    type_paused: str = ""
+    """Why the orchestrator gives out no tasks of its type, and when the next is tried; empty when it does."""

@@ -233,6 +233,7 @@ def status_to_wire(status: model.JobStatus) -> job_pb2.Job:
         age=seconds_to_wire(status.age_s),
         retry_of=status.retry_of,
         cause=status.cause,
+        type_paused=status.type_paused,
     )
     if status.duration_s is not None:
         message.duration.CopyFrom(seconds_to_wire(status.duration_s))
@@ -253,6 +254,7 @@ def status_from_wire(message: job_pb2.Job) -> model.JobStatus:
         duration_s=duration_from_wire(message.duration) / model.SECOND_NS if message.HasField("duration") else None,
         retry_of=message.retry_of,
         cause=message.cause,
+        type_paused=message.type_paused,
     )
 
 

@@ -510,6 +510,8 @@ def _durable_job(job: Job) -> dict[str, Any]:
                 note.app_failures,
                 note.crashes,
                 note.infra_failures,
+                note.suspected,
+                dict(note.suspected_on),
                 note.last_failure,
                 set(note.failed_on),
                 note.failed_wall_ns,

@@ -23,6 +23,8 @@ _COLOURS = {
     "EXPIRED": "33",
     "SUSPECT": "33",
     "DRAINING": "33",
+    "QUARANTINED": "31",
+    "RESERVED": "33",
     "PAUSED": "33",
     "RUNNING": "36",
     "ACTIVE": "36",

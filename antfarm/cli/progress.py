@@ -33,6 +33,8 @@ def summary(status: JobStatus) -> str:
         parts.append(f"{status.retried_count:,} retried")
     if status.paused:
         parts.append("paused")
+    elif status.type_paused:
+        parts.append("task type paused")
     return ", ".join(parts)
 
 

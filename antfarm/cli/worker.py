@@ -30,7 +30,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     verb("show", show_worker, "one worker")
     draining = verb("drain", drain, "let a worker finish what runs, and leave")
     draining.add_argument("--limit", metavar="TIME", help="time in which running tasks may finish; default: 30s")
-    verb("undrain", undrain, "let it get work again")
+    verb("undrain", undrain, "let it get work again; ends its quarantine too")
 
 
 def _row(worker: worker_pb2.Worker) -> dict[str, Any]:
@@ -75,6 +75,7 @@ async def show_worker(options: argparse.Namespace) -> int:
         "labels": dict(worker.labels),
         "task types": list(worker.task_types),
         "software": worker.software,
+        "remark": worker.remark or None,
     }
     output(options).row({**_row(worker), **more})
     return EXIT_OK

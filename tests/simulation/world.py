@@ -108,6 +108,10 @@ class World:
             heartbeat_ns=knobs.heartbeat_ns,
             orchestrator_lease_ns=dice.choice((5, 10)) * knobs.heartbeat_ns,
             orphan_hold_ns=dice.choice((10, 30)) * SECOND,
+            probe_first_ns=dice.choice((2, 10)) * SECOND,
+            probe_max_ns=20 * SECOND,
+            avoid_ns=dice.choice((1, 10)) * SECOND,
+            empty_patience_ns=dice.choice((2, 20)) * SECOND,
             frame_tasks_max=dice.choice((1, 8, 1024)),
             keep_ended_ns=dice.choice((20 * SECOND, 7 * 24 * 3600 * SECOND)),
         )

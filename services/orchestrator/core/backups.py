@@ -11,6 +11,7 @@ from __future__ import annotations
 from antfarm.model import TaskState
 from services.orchestrator.core import placement
 from services.orchestrator.core.effects import AssignedTask
+from services.orchestrator.core.lanes import fits
 from services.orchestrator.core.state import Attempt, Job, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -27,7 +28,11 @@ LIVE_SHARE = 20
 def place(turn: Turn) -> None:
     """Begin backups of the worst stragglers on idle slots. To be called when placement has given out all that it could."""
     state = turn.state
-    jobs = [job for job in state.backed.values() if job.live and not job.paused and _nearly_done(job)]
+    jobs = [
+        job
+        for job in state.backed.values()
+        if job.live and not job.paused and job.template.type not in state.paused_types and _nearly_done(job)
+    ]
     if not jobs or state.recovering_until_ns is not None:
         return
     idle = [worker for worker in state.workers.values() if worker.assignable and not worker.orchestrator]
@@ -62,6 +67,8 @@ def _stragglers(turn: Turn, job: Job) -> list[tuple[float, Attempt]]:
     limit_ns = max(MEDIANS * median_ns, HEARTBEATS * turn.config.heartbeat_ns)
     found = []
     for attempt in job.live.values():
+        if attempt.worker.alone_for is not None:
+            continue  # a suspect, which must not run in two places
         if not attempt.started or turn.now - attempt.started_ns <= limit_ns or attempt.worker.orchestrator:
             continue
         if attempt.index in job.backups or (attempt.index in job.notes and job.notes[attempt.index].backed_up):
@@ -90,7 +97,7 @@ def _elsewhere(attempt: Attempt, idle: list[Worker]) -> Worker | None:
         if not same_host(worker, attempt.worker)
         and worker.worker_id not in failed_on
         and worker.taken + job.lane.slots <= min(worker.slots, worker.window)
-        and placement.fits(worker, job.lane)
+        and fits(worker, job.lane)
         and placement.room(worker, job.lane) > 0
     ]
     return min(fit, key=lambda worker: (worker.taken / worker.slots, worker.worker_id), default=None)

@@ -21,8 +21,28 @@ def check(state: State) -> None:
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
     assert set(state.ended) == {number for number, job in state.jobs.items() if job.ended_seq}, "ended jobs are listed"
     assert state.ended_tasks == sum(state.jobs[number].task_count for number in state.ended), "their tasks are counted"
+    _check_alone(state)
+    _check_health(state)
     _check_lanes(state)
     assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
+
+
+def _check_alone(state: State) -> None:
+    reserved = {key: worker for worker in state.workers.values() if (key := worker.alone_for) is not None}
+    assert reserved == {key: alone.worker for key, alone in state.alone.items() if alone.worker is not None}, (
+        "a worker is reserved for one suspected task, and that for it"
+    )
+    for key, alone in state.alone.items():
+        if alone.running and alone.worker is not None:
+            assert alone.worker.live.keys() <= {key}, "I18: nothing joins a task that runs alone"
+
+
+def _check_health(state: State) -> None:
+    quarantined = {worker.worker_id: worker for worker in state.workers.values() if worker.quarantine is not None}
+    assert state.quarantined == quarantined, "workers in quarantine are listed"
+    able = [worker for worker in state.workers.values() if worker.able and not worker.orchestrator]
+    away = [worker for worker in able if worker.quarantine is not None]
+    assert len(away) <= len(able) // 3, "a third of the workers are in quarantine at most"
 
 
 def _check_lanes(state: State) -> None:

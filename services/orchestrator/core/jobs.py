@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from antfarm import errors
 from antfarm.model import Failure, FailureClass, JobId, JobSpec, TaskState
-from services.orchestrator.core import events, records
+from services.orchestrator.core import events, health, records
 from services.orchestrator.core.effects import Reply, SendRevoke
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX
@@ -150,6 +150,8 @@ def pause(turn: Turn, event: events.PauseJob) -> None:
     job = find(turn, event.job_id)
     if job.paused != event.paused:
         turn.record(records.JobPaused(job=job.number, paused=event.paused))
+    if not event.paused:
+        health.resume_type(turn, job.template.type, "somebody resumed a job of it")
     turn.effect(Reply(request=event.request, after=turn.state.seq))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NewType
 
 if TYPE_CHECKING:
     from antfarm.model import JobId, JobSpec, TaskTemplate
-    from services.orchestrator.core.state import Job
+    from services.orchestrator.core.state import Job, Worker
 
 LaneKey = NewType("LaneKey", tuple[object, ...])
 
@@ -188,3 +188,13 @@ def share_of(job_id: JobId, number: int) -> tuple[str, int]:
         if index.isdigit():
             return parent_job, int(index)
     return job_id, number
+
+
+def fits(worker: Worker, lane: Lane) -> bool:
+    """True when the worker can run the lane's tasks: type, labels and resources."""
+    template = lane.template
+    return (
+        template.type in worker.task_types
+        and all(worker.labels.get(name) == value for name, value in template.labels.items())
+        and all(worker.resources.get(name, 0.0) >= amount for name, amount in template.resources.items())
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 
 from antfarm.model import Failure, FailureClass, TaskState, WorkerId
-from services.orchestrator.core import jobs, records, reports
+from services.orchestrator.core import isolation, jobs, records, reports
 from services.orchestrator.core.ready import Ready
 from services.orchestrator.core.state import Job, Past
 from services.orchestrator.core.turn import Turn
@@ -91,7 +91,7 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
             job.set_state(index, TaskState.QUEUED)
             job.recovered.add_returned(index)
         else:
-            turn.state.make_ready(job, index)
+            isolation.requeue(turn, job, index)
 
 
 def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 
 from antfarm.model import TaskState
-from services.orchestrator.core import records
+from services.orchestrator.core import health, isolation, records
 from services.orchestrator.core.effects import AssignedTask, SendTasks
 from services.orchestrator.core.jobs import submitted_ns
-from services.orchestrator.core.lanes import PARENT_PREFIX, Lane
-from services.orchestrator.core.state import Attempt, Job, Worker
+from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, fits
+from services.orchestrator.core.state import Attempt, Job, Probation, TaskNote, Worker
 from services.orchestrator.core.turn import Turn
 
 _ACTIVE = int(TaskState.ACTIVE)
@@ -58,11 +58,60 @@ def _head_bytes(job: Job) -> int:
 def place(turn: Turn) -> None:
     """Give ready tasks to workers with free credit."""
     state = turn.state
-    lanes = [lane for lane in state.lanes.values() if lane.next() is not None]
-    if not lanes:
-        return
-    workers = [worker for worker in state.workers.values() if worker.assignable and worker.window > worker.taken]
     plan: dict[str, Frames] = {}
+    if state.quarantined or state.paused_types:
+        health.review(turn)
+    _begin_alone(turn, plan)
+    lanes = [lane for lane in state.lanes.values() if lane.next() is not None]
+    if lanes and state.paused_types:
+        lanes = _probe_types(turn, lanes, plan)
+    if lanes:
+        if state.quarantined:
+            _probe_workers(turn, lanes, plan)
+        _share_out(turn, lanes, plan)
+    _begin_alone(turn, plan)  # suspects that were met among the ready
+    for worker_id, frames in plan.items():
+        send(turn, state.workers[worker_id], frames)
+
+
+def _begin_alone(turn: Turn, plan: dict[str, Frames]) -> None:
+    """Suspected tasks go before all others, because what waits for them is a worker."""
+    if turn.state.alone:
+        for worker, job, index in isolation.starts(turn):
+            _assign(turn, worker, job, [index], plan)
+
+
+def _probe_workers(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
+    """Give workers in quarantine the one task that is due."""
+    for worker, probation in health.due_workers(turn):
+        _probe(turn, probation, worker, lanes, plan)
+
+
+def _probe_types(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> list[Lane]:
+    """Give out one task of each paused type that is due; the lanes of other types."""
+    paused = turn.state.paused_types
+    for task_type, probation in paused.items():
+        of_type = [lane for lane in lanes if lane.template.type == task_type]
+        for worker in turn.state.workers.values():
+            if health.is_due(turn, probation) and worker.assignable and worker.window > worker.taken:
+                _probe(turn, probation, worker, of_type, plan)
+    return [lane for lane in lanes if lane.template.type not in paused]
+
+
+def _probe(turn: Turn, probation: Probation, worker: Worker, lanes: list[Lane], plan: dict[str, Frames]) -> None:
+    """Give a worker one task of the lanes, if it has room for any: the canary."""
+    before = len(worker.live)
+    for lane in lanes:
+        if worker.taken + lane.slots <= worker.window or not worker.live:
+            _fill(turn, worker, [lane], lane.slots, plan)
+            if len(worker.live) > before:
+                health.sent(probation, worker, next(reversed(worker.live)))
+                return
+
+
+def _share_out(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
+    """Give ready tasks of the lanes to workers that anything may be given to."""
+    workers = [w for w in turn.state.workers.values() if w.assignable and w.window > w.taken]
     # The emptiest worker first, so that few tasks spread over many workers.
     workers.sort(key=lambda worker: (worker.taken / max(worker.slots, 1), worker.worker_id))
     widest = max(lane.slots for lane in lanes)
@@ -73,9 +122,6 @@ def place(turn: Turn) -> None:
             if free > 0:
                 share = math.ceil(_waiting(lanes, free * len(workers)) / (len(workers) - position))
                 _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
-    for worker in workers:
-        if worker.worker_id in plan:
-            send(turn, worker, plan[worker.worker_id])
 
 
 def _waiting(lanes: list[Lane], enough: float) -> float:
@@ -112,16 +158,6 @@ def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dic
         job.lane.offer(job)
 
 
-def fits(worker: Worker, lane: Lane) -> bool:
-    """True when the worker can run the lane's tasks: type, labels and resources."""
-    template = lane.template
-    return (
-        template.type in worker.task_types
-        and all(worker.labels.get(name) == value for name, value in template.labels.items())
-        and all(worker.resources.get(name, 0.0) >= amount for name, amount in template.resources.items())
-    )
-
-
 def room(worker: Worker, lane: Lane) -> int:
     """How many more tasks of the lane limits and resources allow. CPUs are slots, which the window counts: waiting tasks do not use them."""
     room = 1 << 30 if lane.limit is None else lane.limit.room
@@ -151,26 +187,33 @@ def _charge(worker: Worker, lane: Lane, job: Job, tasks: int) -> None:
 
 
 def _take(turn: Turn, worker: Worker, job: Job, count: int) -> list[int]:
-    """Up to `count` ready tasks of the job, without those that failed on this worker while another one could run them."""
-    if not job.notes:
+    """Up to `count` ready tasks of the job, without suspects and those that failed on this worker while another one could run them."""
+    notes = job.notes
+    if not notes:
         return job.ready.take(count, job.states)
     taken: dict[int, None] = {}
     avoided: dict[int, None] = {}
     while len(taken) < count and (more := job.ready.take(count - len(taken), job.states)):
         for index in more:
-            (avoided if _better_elsewhere(turn, worker, job, index) else taken)[index] = None
+            note = notes.get(index)
+            if note is None:
+                taken[index] = None
+            elif isolation.wanted(turn, note) and not worker.orchestrator:
+                isolation.add(turn, job, index)
+            else:
+                (avoided if _better_elsewhere(turn, worker, job, note) else taken)[index] = None
     for index in avoided:
         job.ready.add_returned(index)
     return list(taken)
 
 
-def _better_elsewhere(turn: Turn, worker: Worker, job: Job, index: int) -> bool:
-    note = job.notes.get(index)
+def _better_elsewhere(turn: Turn, worker: Worker, job: Job, note: TaskNote) -> bool:
+    """True when the worker failed the task, and it has not waited long yet for one of those that did not."""
     return (
-        note is not None
-        and worker.worker_id in note.failed_on
+        worker.worker_id in note.failed_on
+        and turn.now < note.avoid_until_ns
         and any(
-            other.worker_id not in note.failed_on and other.assignable and fits(other, job.lane)
+            other.worker_id not in note.failed_on and other.assignable and other.window > 0 and fits(other, job.lane)
             for other in turn.state.workers.values()
         )
     )

@@ -98,6 +98,8 @@ class AttemptFailed:
     wall_ns: int = 0
     """When it failed, and how long the task waits from then on: after a restart it waits for what is left."""
     pause_ns: int = 0
+    suspected: int = 0
+    """Deaths of processes and workers that the task may have brought about, its crashes among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

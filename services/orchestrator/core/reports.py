@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import assert_never
 
-from antfarm.model import Ending, Failure, FailureClass, TaskState, VerdictCode
-from services.orchestrator.core import events, jobs, records
+from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, TaskState, VerdictCode
+from services.orchestrator.core import events, health, isolation, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
 from services.orchestrator.core.events import HeldToken, Outcome
 from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker, may_have_backup
@@ -20,6 +20,8 @@ from services.orchestrator.core.turn import Turn
 _SUCCEEDED = TaskState.SUCCEEDED
 _TERMINAL = int(TaskState.SUCCEEDED)
 _ENDING_SUCCEEDED = Ending.SUCCEEDED
+QUARANTINED = "the worker is in quarantine"
+"""Cause of revocations that a quarantine brings."""
 ATTEMPT_MAX = 1 << 31
 """Attempt numbers above it are nobody's."""
 
@@ -128,7 +130,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
         else:
             others.append(outcome)
     if successes:
-        worker.succeeded += len(successes)
+        worker.succeed(len(successes))
         turn.record(records.TasksEnded(job=job.number, worker_id=worker.worker_id, ended=successes))
         jobs.ended(turn, job, [task.index for task in successes] if job.dependents else ())
         _verdict(turn, worker, VerdictCode.ACCEPTED, accepted)
@@ -156,7 +158,7 @@ def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> 
             _count(turn, worker, attempt, outcome)
         case Judgement.LATE:
             if succeeded:
-                worker.succeeded += 1
+                worker.succeed()
                 _succeed(turn, worker, job, epoch, outcome)
             else:
                 code = VerdictCode.SUPERSEDED
@@ -206,13 +208,14 @@ def adopt(turn: Turn, worker: Worker, job: Job, index: int, epoch: int, attempt:
         turn.state.begin_backup(newer)
     else:
         turn.state.begin(adopted)
+    isolation.adopted(turn, adopted)
 
 
 def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
     """A live attempt ended: the task ends or goes on."""
     match outcome.ending:
         case Ending.SUCCEEDED:
-            worker.succeeded += 1
+            worker.succeed()
             _succeed(turn, worker, attempt.job, attempt.epoch, outcome)
         case Ending.RELEASED | Ending.REVOKED:
             give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
@@ -285,11 +288,26 @@ def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -
     turn.state.finish(attempt)
     _remember(job.note(index), attempt, how)
     if index not in job.live:
-        turn.state.make_ready(job, index)
+        isolation.requeue(turn, job, index)
 
 
-def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
-    """A failure that counts: on the retries, the crash limit or the infrastructure budget, by its class.
+def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> None:
+    """A failure that counts, for its task and for its worker."""
+    _count_failure(turn, attempt, failure, run_us=run_us)
+    if health.failed(turn, attempt, failure):
+        recall(turn, attempt.worker)
+
+
+def recall(turn: Turn, worker: Worker) -> None:
+    """Take back what is not known to have started on a worker that is trusted no more; its reports of that count no more either."""
+    unstarted = [a for a in worker.live.values() if not (a.started or a.job.template.at_most_once)]
+    for attempt in unstarted:
+        give_back(turn, attempt, Past.REVOKED, never_started=True)
+    jobs.revoke(turn, unstarted, turn.state.seq, QUARANTINED)
+
+
+def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
+    """Count a failure on the retries, the crash limit or the infrastructure budget, by its class; the task ends or goes on.
 
     That of a backup counts nowhere: it must not end a task that would have gone well without it.
     """
@@ -299,13 +317,19 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
         return
     note = job.note(index)
     app, crashes, infra = note.app_failures, note.crashes, note.infra_failures
+    suspected = note.suspected
     template = job.template
     match failure.failure_class:
         case FailureClass.CRASH:
-            crashes += 1
-            final, state = crashes >= turn.config.crashes_max, TaskState.DEAD_LETTER
+            crashes, suspected = crashes + 1, suspected + 1
+            final = crashes >= turn.config.crashes_max and isolation.is_proven(turn, attempt, note)
+            state = TaskState.DEAD_LETTER
+            if final:
+                failure = isolation.poison(failure, attempt, note)
         case FailureClass.INFRA:
             infra += 1
+            died = lost or failure.kind == PROCESS_LOST_KIND
+            suspected += died and not attempt.worker.orchestrator  # which runs no tasks itself
             final, state = infra > turn.config.infra_failures_max, TaskState.DEAD_LETTER
         case FailureClass.APP:
             app += 1
@@ -332,12 +356,14 @@ def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: b
             lost=lost,
             wall_ns=turn.wall_ns,
             pause_ns=pause_ns,
+            suspected=suspected,
         )
     )
+    note.avoid_until_ns = turn.now + pause_ns + turn.config.avoid_ns
     if pause_ns > 0:
         back_off(turn, job, index, pause_ns)
     elif not goes_on:
-        turn.state.make_ready(job, index)
+        isolation.requeue(turn, job, index)
 
 
 def _pause_ns(turn: Turn, job: Job, failure_class: FailureClass, *, app: int, other: int) -> int:
@@ -410,19 +436,12 @@ def remember_revoked(turn: Turn, worker: Worker, token: HeldToken) -> None:
         note.past[epoch, attempt] = (worker.worker_id, Past.REVOKED)
 
 
-def lose_all(turn: Turn, attempts: Sequence[Attempt], suspects: Sequence[Attempt], cause: str) -> None:
-    """A worker is lost, and these attempts with it.
+def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
+    """The attempt's worker is lost: the task is queued again within its budget, a late success may still come.
 
-    Args:
-        suspects: all that are known to have run there when it died. One alone is held to have killed it, and the loss is a crash of its
-            task; of several nobody knows which it was, and what had not started cannot have been it.
+    Every task on a lost worker is a suspect, also one that is not known to have started. Only of one that was given the worker for itself,
+    because it had been a suspect before, is it a crash: that a worker had one slot, or nothing else to do, proves nothing.
     """
-    for attempt in attempts:
-        _lose(turn, attempt, cause, sole_suspect=len(suspects) == 1 and attempt is suspects[0])
-
-
-def _lose(turn: Turn, attempt: Attempt, cause: str, *, sole_suspect: bool) -> None:
-    """The attempt's worker is lost: the task is queued again within its budget, a late success may still come."""
     job, index = attempt.job, attempt.index
     if job.template.at_most_once:
         # Its token stays the only one: the task waits, ACTIVE, for the holder until the orphan hold ends.
@@ -430,9 +449,10 @@ def _lose(turn: Turn, attempt: Attempt, cause: str, *, sole_suspect: bool) -> No
         _remember(job.note(index), attempt, Past.LOST)
         orphan(turn, job, index)
         return
-    blame = FailureClass.CRASH if sole_suspect else FailureClass.INFRA
+    alone = isolation.ran_alone(turn.state, attempt) and not attempt.worker.orchestrator
+    blame = FailureClass.CRASH if alone else FailureClass.INFRA
     failure = Failure(failure_class=blame, kind="node lost", message=cause)
-    fail(turn, attempt, failure, run_us=0, lost=True)
+    _count_failure(turn, attempt, failure, run_us=0, lost=True)
 
 
 def running(turn: Turn, event: events.Running) -> None:

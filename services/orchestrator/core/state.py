@@ -11,6 +11,7 @@ import heapq
 import zlib
 from array import array
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -19,6 +20,7 @@ from typing import NamedTuple, assert_never
 from antfarm.model import (
     DependencyKind,
     Failure,
+    FailureClass,
     JobId,
     JobSpec,
     JobState,
@@ -38,6 +40,8 @@ _WAITING = int(TaskState.WAITING)
 _ACTIVE = int(TaskState.ACTIVE)
 _SUCCEEDED = int(TaskState.SUCCEEDED)
 _TERMINAL = _SUCCEEDED
+ENDINGS_MAX = 10
+"""Last endings of its attempts by which a worker is judged."""
 
 
 class Attempt:
@@ -104,6 +108,12 @@ class TaskNote:
     """(epoch, attempt) -> (worker it was issued to, how it ended)."""
     failed_on: set[str] = field(default_factory=set)
     """Workers that failed the task: a retry goes elsewhere while there is an elsewhere."""
+    avoid_until_ns: int = 0
+    """How long it waits for another worker than those. Volatile."""
+    suspected: int = 0
+    """Deaths of processes and workers that it may have brought about, its crashes among them."""
+    suspected_on: dict[str, bool] = field(default_factory=dict)
+    """Workers where that was -> whether it crashed there; False: others shared the suspicion."""
     last_failure: Failure | None = None
     failed_wall_ns: int = 0
     """When the last failure was, by the wall clock, and the back-off that began then: a restart measures by them what is left."""
@@ -112,6 +122,45 @@ class TaskNote:
     """A backup was begun: one is enough. Volatile."""
     wait_until_ns: int | None = None
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Alone:
+    """A suspected task on its way to run alone on a worker. Volatile; see `isolation`."""
+
+    worker: Worker | None = None
+    """Reserved for it: gets no other work."""
+    running: bool = False
+    """It runs there, and nothing else does. Until then the worker becomes empty."""
+    patience_ns: int = 0
+    until_ns: int = 0
+    """When the wait for this worker is given up for one for another."""
+    tried: set[str] = field(default_factory=set)
+    """Workers that did not become empty in time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Probation:
+    """A worker in quarantine, or a task type that is paused, until one task succeeds. Volatile; see `health`."""
+
+    cause: str
+    pause_ns: int
+    due_ns: int
+    """When one task is tried."""
+    canary: tuple[int, int] | None = None
+    """(job number, index) of that task, while it is out."""
+    canary_on: str = ""
+    """Worker that has it."""
+
+
+class Trouble(NamedTuple):
+    """An attempt that failed on a worker, as far as the worker is judged by it."""
+
+    task: tuple[int, int]
+    """(job number, index)"""
+    type: str
+    infra: bool
+    """The infrastructure failed, not the task."""
 
 
 class Batch(NamedTuple):
@@ -255,6 +304,10 @@ class Job:
         """All live attempts, backups too."""
         return [*self.live.values(), *self.backups.values()]
 
+    def is_queued(self, index: int) -> bool:
+        """True when the task may be given out."""
+        return self.states[index] == _QUEUED
+
     def set_state(self, index: int, state: int) -> None:
         """Change a task's state and the counts with it."""
         self.counts[self.states[index]] -= 1
@@ -266,6 +319,7 @@ class Worker:
     """A worker identity and its present incarnation. Volatile; `seen` in State is what a restart remembers."""
 
     __slots__ = (
+        "alone_for",
         "descendants",
         "drain_limit_ns",
         "failed",
@@ -281,6 +335,8 @@ class Worker:
         "live",
         "lost",
         "orchestrator",
+        "quarantine",
+        "recent",
         "resources",
         "session",
         "slots",
@@ -332,6 +388,11 @@ class Worker:
         self.virtual_time = 0.0
         self.succeeded = 0
         self.failed = 0
+        self.recent: deque[Trouble | None] = deque(maxlen=ENDINGS_MAX)
+        """Its last endings since the first failure among them; None: a success. Empty while nothing fails."""
+        self.quarantine: Probation | None = None
+        self.alone_for: tuple[int, int] | None = None
+        """(job number, index) of the suspected task that it is reserved for."""
 
     def heard(self, now: int) -> None:
         """It said something: the lease runs anew."""
@@ -349,9 +410,23 @@ class Worker:
         return self.drain_limit_ns is not None
 
     @property
-    def assignable(self) -> bool:
-        """True when it may get work."""
+    def able(self) -> bool:
+        """True when it can take work, as far as it and its operator are concerned."""
         return self.session is not None and not (self.suspect or self.draining or self.lost or self.gone)
+
+    @property
+    def assignable(self) -> bool:
+        """True when any task may be given to it."""
+        return self.alone_for is None and self.quarantine is None and self.able
+
+    def succeed(self, count: int = 1) -> None:
+        """Attempts succeeded here."""
+        self.succeeded += count
+        recent = self.recent
+        if recent:
+            recent.extend([None] * min(count, ENDINGS_MAX))
+            while recent and recent[0] is None:
+                recent.popleft()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -400,6 +475,11 @@ class State:
         # Volatile from here on.
         self.workers: dict[str, Worker] = {}
         self.sessions: dict[str, Worker] = {}
+        self.alone: dict[tuple[int, int], Alone] = {}
+        """(job number, index) of suspected tasks that wait for a worker of their own or run on it, in the order in which they came."""
+        self.quarantined: dict[str, Worker] = {}
+        """Workers in quarantine, the oldest first."""
+        self.paused_types: dict[str, Probation] = {}
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
@@ -648,6 +728,11 @@ class State:
         note.past[record.epoch, record.attempt] = (record.worker_id, how)
         if record.worker_id:
             note.failed_on.add(record.worker_id)
+        suspected = max(record.suspected, record.crashes)  # older journals know of crashes alone
+        if suspected > note.suspected and record.worker_id:
+            crashed = record.failure.failure_class is FailureClass.CRASH
+            note.suspected_on[record.worker_id] = crashed or note.suspected_on.get(record.worker_id, False)
+        note.suspected = suspected
         job.retried += 1
         self.touched[job.number] = None
 

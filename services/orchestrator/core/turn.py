@@ -39,6 +39,19 @@ class CoreConfig:
     """How long the holder of an at-most-once token may be silent before its task is given up."""
     infra_failures_max: int = 5
     crashes_max: int = 3
+    """Crashes after which a task is poison, when the last was alone, on two workers when there are two."""
+    suspicions_max: int = 2
+    """Deaths of processes and workers that a task may have brought about before it runs alone."""
+    empty_patience_ns: int = 60 * SECOND_NS
+    """How long a worker that is to run a task alone may take to become empty before another is tried; doubles with each round."""
+    ailing_min: int = 3
+    """Different tasks that failed in a worker's last endings: it is quarantined, or their type is paused when others have the same trouble."""
+    probe_first_ns: int = 30 * SECOND_NS
+    """How long a quarantine or a pause lasts before one task is tried; doubles as long as that fails."""
+    probe_max_ns: int = 1800 * SECOND_NS
+    """And the longest time until the next is tried (L8)."""
+    avoid_ns: int = 30 * SECOND_NS
+    """How long a retry waits for a worker that has not failed the task; then any will do."""
     payload_bytes_max: int = 4 << 30
     """Payloads of tasks that have not ended, in all; more are refused OVERLOADED."""
     frame_bytes_max: int = 1 << 20

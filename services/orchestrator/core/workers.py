@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable
 
 from antfarm import errors
 from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
-from services.orchestrator.core import events, records
+from services.orchestrator.core import events, health, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.limits import check_resources
-from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose_all, remember_revoked
+from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose, remember_revoked
 from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
 
@@ -45,14 +45,16 @@ def attach(turn: Turn, event: events.Attach) -> bool:
         )
     another = worker.incarnation != event.incarnation
     previous_live = list(worker.live.values()) if another else []
-    suspects = [attempt for attempt in previous_live if attempt.started]
     _take_over(turn, worker, event)
     unacked = set(event.unacked)
     held = dict.fromkeys((*event.held, *event.unacked))
     revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another)
     # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
-    gone = [a for a in previous_live if a.token not in held and worker.live.get((a.job.number, a.index)) is a]
-    lose_all(turn, gone, suspects, f"worker {worker.worker_id} was restarted")
+    for attempt in previous_live:
+        if attempt.token not in held and worker.live.get((attempt.job.number, attempt.index)) is attempt:
+            lose(turn, attempt, f"worker {worker.worker_id} was restarted")
+    if another:
+        health.probe_soon(turn, worker)
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
     state.awaited.discard(event.worker_id)
@@ -234,6 +236,8 @@ def drain(turn: Turn, event: events.DrainWorker) -> None:
     if worker is None:
         raise errors.WorkerNotFound(f"no worker {event.worker_id!r} here: `antfarm worker list` shows those that are")
     worker.drain_limit_ns = event.limit_ns if event.drain else None
+    if not event.drain:
+        health.trust(turn, worker, "somebody said so")
     if event.drain and worker.session is not None:
         turn.effect(SendDrain(session=worker.session, limit_ns=event.limit_ns))
     turn.effect(Reply(request=event.request, after=0))
@@ -259,6 +263,7 @@ def _forget_oldest(turn: Turn) -> None:
     away = [worker.worker_id for worker in known.values() if worker.lost or worker.gone]
     for worker_id in away[: len(known) - turn.config.workers_known_max]:
         del known[worker_id]
+        turn.state.quarantined.pop(worker_id, None)
 
 
 def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
@@ -271,8 +276,8 @@ def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
             Refuse(session=worker.session, error=errors.IncarnationLost(f"{cause}: attach as a new incarnation"))
         )
         worker.session = None
-    live = list(worker.live.values())
-    lose_all(turn, live, [attempt for attempt in live if attempt.started], cause)
+    for attempt in list(worker.live.values()):
+        lose(turn, attempt, cause)
     _forget(turn, worker.worker_id)
 
 

@@ -134,7 +134,7 @@ _KINDS: dict[int, tuple[type[Any], _Form[Any]]] = {
         (
             7,
             r.AttemptFailed,
-            "job index epoch attempt worker_id failure app_failures crashes infra_failures lost wall_ns pause_ns",
+            "job index epoch attempt worker_id failure app_failures crashes infra_failures lost wall_ns pause_ns suspected",
             {"failure": _FAILURE.one},
         ),
         (8, r.AttemptIssued, "job index epoch attempt worker_id", {}),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 
+from antfarm.duration import show
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
 from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import Job
+from services.orchestrator.core.state import Job, Probation, State
 
 
-def job_status(job: Job, *, durable_seq: int, wall_ns: int) -> JobStatus:
+def job_status(job: Job, *, durable_seq: int, wall_ns: int, type_paused: str = "") -> JobStatus:
     """A job as it stands. It is shown as ended only when its last outcome is durable."""
     state = job.state
     last_seq = job.result_seqs[-1] if job.result_seqs else 0
@@ -31,7 +32,28 @@ def job_status(job: Job, *, durable_seq: int, wall_ns: int) -> JobStatus:
         duration_s=max(ended_ns - job.created_wall_ns, 0) / 1e9 if ended_ns else None,
         retry_of=job.retry_of,
         cause=job.cause,
+        type_paused="" if state.terminal else type_paused,
     )
+
+
+def probation_text(probation: Probation, now_ns: int) -> str:
+    """Why a worker is in quarantine or a type paused, and what happens next."""
+    left_s = (probation.due_ns - now_ns) / 1e9
+    if probation.canary is not None:
+        then = f"one task is being tried on {probation.canary_on}"
+    elif left_s > 0:
+        then = f"one task is tried in {show(left_s)}"
+    else:
+        then = "the next task is tried"
+    return f"{probation.cause}; {then}"
+
+
+def reservation_text(state: State, task: tuple[int, int]) -> str:
+    """What a worker is reserved for."""
+    job, alone = state.jobs.get(task[0]), state.alone.get(task)
+    name = f"{job.job_id}/{task[1]}" if job is not None else "a task"
+    how = "runs" if alone is not None and alone.running else "becomes empty for"
+    return f"{how} {name}, which is suspected of bringing workers down"
 
 
 def task_state(job: Job, index: int, *, durable_seq: int) -> TaskState:

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
 from antfarm.interceptor import Context
-from antfarm.model import BATCH_BYTES_MAX, JobId
+from antfarm.model import BATCH_BYTES_MAX, JobId, JobStatus
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
 from services.orchestrator.core import events
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
-from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of
+from services.orchestrator.runtime.views import all_durable, job_status, probation_text, result_seqs, results_of
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
@@ -112,7 +112,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         try:
             while True:
                 changed.clear()
-                status = job_status(job, durable_seq=self._driver.durable_seq, wall_ns=self._driver.clock.wall_ns())
+                status = self._stands(job)
                 yield job_pb2.WatchJobResponse(job=wire.status_to_wire(status))
                 if status.state.terminal:
                     return
@@ -205,8 +205,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         return find_job(self._driver, job_id)
 
     def _status(self, job: Job) -> job_pb2.Job:
-        status = job_status(job, durable_seq=self._driver.durable_seq, wall_ns=self._driver.clock.wall_ns())
-        return wire.status_to_wire(status)
+        return wire.status_to_wire(self._stands(job))
+
+    def _stands(self, job: Job) -> JobStatus:
+        driver = self._driver
+        paused = driver.core.state.paused_types.get(job.template.type)
+        why = probation_text(paused, driver.clock.monotonic_ns()) if paused is not None else ""
+        return job_status(job, durable_seq=driver.durable_seq, wall_ns=driver.clock.wall_ns(), type_paused=why)
 
 
 def find_job(driver: Driver, job_id: str) -> Job:

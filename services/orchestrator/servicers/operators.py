@@ -24,7 +24,7 @@ from services.orchestrator.core import events
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.logbook import Logbook
-from services.orchestrator.runtime.views import results_of, task_state
+from services.orchestrator.runtime.views import probation_text, reservation_text, results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
 
 DRAIN_LIMIT_NS = 30 * SECOND_NS
@@ -134,6 +134,14 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
                 task.backup_worker_id = backup.worker.worker_id
         elif job.states[index] == TaskState.WAITING and not task.waits_for:
             task.waits_for = "tasks of " + ", ".join(other.job_id for other, _, _ in job.dependencies)
+        elif job.states[index] == TaskState.QUEUED:
+            state = self._driver.core.state
+            paused = state.paused_types.get(job.template.type)
+            if paused is not None:
+                until = probation_text(paused, self._driver.clock.monotonic_ns())
+                task.waits_for = f"the end of its type's pause: {until}"
+            elif (job.number, index) in state.alone:
+                task.waits_for = "a worker for itself: it is suspected of bringing workers down"
         return task
 
     async def _task(self, job: Job, index: int) -> task_pb2.Task:
@@ -215,7 +223,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             succeeded_count=worker.succeeded,
             failed_count=worker.failed,
             software=worker.software,
+            remark=self._remark(worker),
         )
+
+    def _remark(self, worker: Worker) -> str:
+        state, now_ns = self._driver.core.state, self._driver.clock.monotonic_ns()
+        if worker.quarantine is not None:
+            return probation_text(worker.quarantine, now_ns)
+        return reservation_text(state, worker.alone_for) if worker.alone_for is not None else ""
 
 
 def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:
@@ -227,6 +242,10 @@ def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:
         return worker_pb2.WORKER_STATE_DRAINING
     if worker.suspect or worker.session is None:
         return worker_pb2.WORKER_STATE_SUSPECT
+    if worker.quarantine is not None:
+        return worker_pb2.WORKER_STATE_QUARANTINED
+    if worker.alone_for is not None:
+        return worker_pb2.WORKER_STATE_RESERVED
     return worker_pb2.WORKER_STATE_READY
 
 
@@ -252,6 +271,8 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
             warnings.append("history_gap")
         if state.disk_low:
             warnings.append("disk_low")
+        warnings += [f"quarantined worker {name}" for name in state.quarantined]
+        warnings += [f"paused task type {name}" for name in state.paused_types]
         return system_pb2.GetServerInfoResponse(
             program="orchestrator",
             software=__version__,

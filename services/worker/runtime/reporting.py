@@ -12,7 +12,7 @@ from typing import Any
 from antfarm.errors import AntFarmError
 from antfarm.link import Link
 from antfarm.link.stream import now_ns
-from antfarm.model import Ending, FailureClass
+from antfarm.model import PROCESS_LOST_KIND, Ending, FailureClass
 from antfarm.v1 import report_queue_pb2, work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.estimate import Estimate
@@ -86,7 +86,7 @@ class Reporter:
         if noise:
             attempt.add_log(noise)
         text = f"the process that ran {count} coroutines ended with {death(code)}"
-        self._end(attempt, translation.failure(attempt, FailureClass.INFRA, death(code), text))
+        self._end(attempt, translation.failure(attempt, FailureClass.INFRA, PROCESS_LOST_KIND, text))
 
     # ---- never run, or not to its end --------------------------------------------------------------------------------------
 

@@ -56,7 +56,10 @@ def test_each_class_has_its_budget(farm: Harness, failure_class: FailureClass, a
         assert farm.states("j") == "A"
         assert worker.fail(token, failure_class) is VerdictCode.ACCEPTED
     assert farm.states("j") == state
-    assert ended(farm).failure == failure(failure_class)
+    last, expected = ended(farm).failure, failure(failure_class)
+    assert last is not None
+    assert (last.failure_class, last.kind) == (expected.failure_class, expected.kind)
+    assert last.message.startswith(expected.message)
     assert ended(farm).attempt == attempts
     assert farm.job("j").retried == attempts - 1
 
@@ -138,28 +141,6 @@ def test_a_node_that_is_lost_once_costs_no_pause_and_later_ones_do(farm: Harness
     note = farm.job("j").notes[0]
     assert note.wait_until_ns is not None
     assert note.wait_until_ns - farm.now <= 3 * SECOND_NS
-
-
-@pytest.mark.parametrize(("started", "crashes"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [0, 0, 0])])
-@pytest.mark.parametrize("how", ["silent", "restarted"])
-def test_only_a_sole_suspect_is_blamed_for_a_lost_worker(
-    farm: Harness, how: str, started: int, crashes: list[int]
-) -> None:
-    worker = farm.worker(slots=3)
-    farm.create("j", 3)
-    for token in worker.take()[:started]:
-        worker.running(token)
-    if how == "silent":
-        farm.wait(13)
-    else:
-        worker.detach()
-        farm.wait(7)
-        worker.reborn()
-        worker.attach()
-    farm.drop()
-    notes = [farm.job("j").notes[index] for index in range(3)]
-    assert [note.crashes for note in notes] == crashes
-    assert [note.infra_failures for note in notes] == [1 - crash for crash in crashes]
 
 
 def test_an_absurd_number_of_attempts_does_not_overflow_the_pause(farm: Harness) -> None:

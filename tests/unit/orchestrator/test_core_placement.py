@@ -433,3 +433,18 @@ def test_part_of_a_cpu_still_counts_one_of_the_window(farm: Harness) -> None:
     worker = farm.worker(slots=2, window=6)
     farm.create("j", 9, resources={"cpu": 0.25})
     assert len(worker.take()) == 6
+
+
+def test_a_retry_waits_for_another_worker_for_half_a_minute_and_then_takes_any(farm: Harness) -> None:
+    first, second = farm.worker("w1"), farm.worker("w2")
+    second.credit(0)
+    farm.create("j", 1, retry=retrying(2, 0.0))
+    (token,) = first.take()
+    second.credit(1)
+    farm.create("long", 1)
+    assert len(second.take()) == 1
+    first.fail(token)
+    farm.wait(29, beating=[first, second])
+    assert first.take() == []
+    farm.wait(2, beating=[first, second])
+    assert first.take() == [("j", 0, 1, 2)]

@@ -1,0 +1,300 @@
+"""Poison: who is suspected of what, who runs alone and where, and when a task is given up for it (I18)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from orchestrator_harness import SWEEP_NS, Harness, Token, Worker
+
+from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId
+from services.orchestrator.core import effects, records
+from services.orchestrator.core.state import State
+
+
+def die(farm: Harness, worker: Worker) -> None:
+    """The worker's process is killed, and another one starts in its place with nothing."""
+    worker.detach()
+    worker.reborn()
+    worker.attach()
+
+
+def counts(farm: Harness, job_id: str, index: int = 0) -> tuple[int, int, int]:
+    """(crashes, infra failures, suspicions) of a task that has not ended."""
+    note = farm.job(job_id).notes[index]
+    return note.crashes, note.infra_failures, note.suspected
+
+
+def next_start(farm: Harness, *workers: Worker) -> tuple[Worker, Token]:
+    """The next assignment to any of the workers, however long the pause before it."""
+    for _ in range(400):
+        for worker in workers:
+            taken = worker.take()
+            if taken:
+                return worker, taken[0]
+        farm.wait(SWEEP_NS / SECOND_NS, beating=list(workers))
+    raise AssertionError("nothing was given out")
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+@pytest.mark.parametrize("how", ["silent", "restarted"])
+def test_every_task_on_a_lost_worker_is_a_suspect_and_none_has_crashed(farm: Harness, how: str, started: int) -> None:
+    worker = farm.worker(slots=3)
+    farm.create("j", 3)
+    for token in worker.take()[:started]:
+        worker.running(token)
+    if how == "silent":
+        farm.wait(13)
+    else:
+        die(farm, worker)
+    farm.drop()
+    assert [counts(farm, "j", index) for index in range(3)] == [(0, 1, 1)] * 3
+
+
+def test_a_down_stream_orchestrator_runs_nothing_so_its_loss_makes_nobody_a_suspect(farm: Harness) -> None:
+    worker = farm.worker(orchestrator=True)
+    farm.create("j", 1)
+    worker.take()
+    die(farm, worker)
+    assert counts(farm, "j") == (0, 1, 0)
+    worker.take()
+    worker.fail(("j", 0, 1, 2), FailureClass.CRASH)
+    worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
+    worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
+    assert farm.states("j") == "D"
+
+
+def test_a_long_task_whose_one_slot_worker_is_killed_three_times_has_not_crashed(farm: Harness) -> None:
+    workers = [farm.worker(name) for name in ("w1", "w2", "w3")]
+    farm.create("j", 1)
+    for crashes in ((0, 1, 1), (0, 2, 2), (1, 2, 3)):
+        holder, token = next_start(farm, *workers)
+        holder.running(token)
+        die(farm, holder)
+        assert counts(farm, "j") == crashes
+    holder, token = next_start(farm, *workers)
+    holder.run([token])
+    assert farm.states("j") == "S"
+
+
+def test_poison_is_given_up_after_three_crashes_alone_on_two_workers(farm: Harness) -> None:
+    workers = [farm.worker(name, slots=2) for name in ("w1", "w2", "w3")]
+    farm.create("j", 1)
+    where = []
+    while farm.states("j") != "D":
+        holder, _ = next_start(farm, *workers)
+        where.append(holder.worker_id)
+        die(farm, holder)
+    assert where == ["w1", "w2", "w3", "w1", "w2"]  # twice among others, then alone and elsewhere
+    ((last,),) = [record.ended for record in farm.records if isinstance(record, records.TasksEnded)]
+    assert last.failure is not None
+    assert last.failure.failure_class is FailureClass.CRASH
+    assert last.failure.message.endswith(
+        "(poison: crash 3, the last one alone on its worker; it crashed on w1, w2, w3)"
+    )
+
+
+def test_with_one_worker_three_crashes_there_are_enough_and_with_two_they_are_not(farm: Harness) -> None:
+    first = farm.worker("w1")
+    farm.create("j", 1)
+    for _ in range(2):
+        first.fail(next_start(farm, first)[1], FailureClass.CRASH)
+    (_, token) = next_start(farm, first)
+    second = farm.worker("w2")
+    first.fail(token, FailureClass.CRASH)
+    assert farm.states("j") == "W"
+    holder, token = next_start(farm, first, second)
+    assert holder is second
+    second.fail(token, FailureClass.CRASH)
+    assert farm.states("j") == "D"
+
+
+def suspects(farm: Harness, worker: Worker, count: int, **spec: Any) -> None:
+    """A job "s" whose tasks were all on the worker when it died twice, and wait for what is left of their back-off."""
+    farm.create("s", count, **spec)
+    for _ in range(2):
+        worker.take()
+        die(farm, worker)
+    assert not farm.job("s").live
+
+
+def test_a_suspect_waits_for_a_worker_to_become_empty_and_nothing_joins_it(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    suspects(farm, worker, 1)
+    farm.create("good", 5)
+    first, second = worker.take()
+    farm.wait(4, beating=[worker])
+    worker.run([first])
+    assert worker.take() == []  # the free slot waits for the other
+    worker.run([second])
+    (bad,) = worker.take()
+    assert bad[0] == "s"
+    farm.wait(5, beating=[worker])
+    assert worker.take() == []
+    worker.run([bad])
+    assert len(worker.take()) == 2
+
+
+def test_suspects_run_one_after_the_other(farm: Harness) -> None:
+    worker = farm.worker(slots=4)
+    suspects(farm, worker, 4)
+    for _ in range(4):
+        _, token = next_start(farm, worker)
+        assert worker.take() == []
+        assert list(worker.held) == [token]
+        worker.run([token])
+    assert farm.states("s") == "SSSS"
+
+
+def test_a_third_of_the_workers_are_reserved_at_most_and_the_rest_is_full(farm: Harness) -> None:
+    workers = [farm.worker(f"w{n}", slots=4) for n in range(1, 7)]
+    for worker in workers[1:]:
+        worker.credit(0)
+    suspects(farm, workers[0], 4)
+    for worker in workers[1:]:
+        worker.credit(4)
+    farm.wait(4, beating=workers)
+    farm.create("other", 100)
+    for worker in workers:
+        worker.take()
+    alone = [worker.worker_id for worker in farm.state.workers.values() if worker.alone_for is not None]
+    assert alone == ["w2", "w3"]  # elsewhere
+    assert [len(farm.state.workers[f"w{n}"].live) for n in range(1, 7)] == [4, 1, 1, 4, 4, 4]
+
+
+def test_one_worker_at_a_time_becomes_empty(farm: Harness) -> None:
+    workers = [farm.worker(f"w{n}", slots=2) for n in range(1, 10)]
+    for worker in workers[1:]:
+        worker.credit(0)
+    suspects(farm, workers[0], 2)
+    farm.create("other", 200)
+    for worker in workers[1:]:
+        worker.credit(2)
+    farm.wait(4, beating=workers)
+    assert [worker.worker_id for worker in farm.state.workers.values() if worker.alone_for is not None] == ["w2"]
+    farm.drop(effects.SendTasks)
+
+
+def test_endless_work_elsewhere_does_not_starve_a_suspect(farm: Harness) -> None:
+    first, second = farm.worker("w1"), farm.worker("w2")
+    second.credit(0)
+    suspects(farm, first, 1)
+    first.credit(0)
+    second.credit(1)
+    farm.create("endless", 1)
+    second.take()
+    first.credit(1)
+    farm.wait(55, beating=[first, second])
+    assert first.take() == []  # w1 died twice with it: it waits for w2
+    farm.wait(10, beating=[first, second])
+    assert [token[0] for token in first.take()] == ["s"]
+
+
+def test_a_suspect_that_is_cancelled_frees_the_worker_that_was_reserved_for_it(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    suspects(farm, worker, 1)
+    farm.create("good", 5)
+    first, _ = worker.take()
+    farm.wait(4, beating=[worker])
+    worker.run([first])
+    assert worker.take() == []
+    farm.cancel("s")
+    assert len(worker.take()) == 1
+
+
+def test_a_paused_job_holds_no_worker(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("bad", 1)
+    for _ in range(2):
+        worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
+    farm.pause("bad")
+    farm.create("good", 1)
+    farm.wait(10, beating=[worker])
+    assert [token[0] for token in worker.take()] == ["good"]
+    worker.run()
+    assert worker.take() == []
+    farm.pause("bad", paused=False)
+    assert [token[0] for token in worker.take()] == ["bad"]
+
+
+def test_a_suspect_keeps_to_its_concurrency_limit(farm: Harness) -> None:
+    first = farm.worker("w1")
+    limit = ConcurrencyLimit(name="one", max_active=1)
+    suspects(farm, first, 1, limit=limit)
+    second = farm.worker("w2")
+    first.credit(0)
+    farm.create("a", 1, limit=limit)
+    (token,) = second.take()
+    second.credit(0)
+    first.credit(1)
+    farm.wait(10, beating=[first, second])
+    assert first.take() == []
+    second.run([token])
+    assert [token[0] for token in first.take() + second.take()] == ["s"]
+
+
+def test_suspicion_and_being_alone_outlive_the_orchestrator(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    suspects(farm, worker, 1)
+    _, token = next_start(farm, worker)
+    farm.restart()
+    worker.attach()
+    assert farm.job("s").live[0].token == token
+    farm.create("other", 3)
+    assert worker.take() == []
+    die(farm, worker)
+    assert counts(farm, "s") == (1, 2, 3)
+    farm.drop(effects.SendTasks)
+
+
+def test_suspects_that_were_queued_before_a_restart_run_alone_after_it(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    suspects(farm, worker, 2)
+    farm.restart(after_s=60)
+    worker.attach()
+    assert len(next_start(farm, worker)) == 2
+    assert farm.states("s") == "AQ"
+
+
+def test_a_third_crash_beside_others_is_not_the_last(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("s", 2)
+    worker.take()
+    for attempt in (1, 2):
+        for index in (0, 1):
+            worker.fail(("s", index, 1, attempt), FailureClass.CRASH)
+        worker.take()
+    farm.restart()
+    worker.held = {("s", 0, 1, 3): b"", ("s", 1, 1, 3): b""}
+    worker.attach()
+    worker.fail(("s", 0, 1, 3), FailureClass.CRASH)
+    assert (farm.states("s"), counts(farm, "s")) == ("WA", (3, 0, 3))
+    worker.run([("s", 1, 1, 3)])
+    worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
+    assert farm.states("s") == "DS"
+
+
+def test_what_is_adopted_beside_others_does_not_run_alone(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    suspects(farm, worker, 2)
+    farm.restart()
+    worker.held = {("s", 0, 1, 3): b"", ("s", 1, 1, 3): b""}
+    worker.attach()
+    assert farm.states("s") == "AA"
+    die(farm, worker)
+    assert [counts(farm, "s", index) for index in (0, 1)] == [(0, 3, 3)] * 2
+
+
+def test_an_older_journal_knows_of_crashes_alone(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1)
+    worker.fail(worker.take()[0], FailureClass.CRASH)
+    record = next(record for record in farm.records if isinstance(record, records.AttemptFailed))
+    old = State()
+    for seq, earlier in enumerate(farm.records[: farm.records.index(record)], 1):
+        old.apply(seq, earlier)
+    old.apply(old.seq + 1, replace(record, suspected=0))
+    note = old.by_id[JobId("j")].notes[0]
+    assert (note.suspected, note.suspected_on) == (1, {"w1": True})
+    farm.drop(effects.SendTasks)
