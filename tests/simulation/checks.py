@@ -159,7 +159,9 @@ class Checks:
             demand((epoch, attempt) > newest, "I7", token, "is not above", newest)
             if job.job_id.startswith(PARENT_PREFIX):
                 demand(key in ledger.tasks, "I19", token, "leaves before its expansion is durable")
-            if newest[0] >= ledger.births.get(job.job_id, epoch):
+            if job.backups.get(index) is not None and job.backups[index].token == token:
+                self.did["backups"] += 1
+            elif newest[0] >= ledger.births.get(job.job_id, epoch):
                 self._repeats(owner, ledger, key, newest)
             if job.template.at_most_once:
                 demand(token in ledger.journaled, "I11", token, "leaves before it is durable")

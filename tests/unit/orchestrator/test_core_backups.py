@@ -120,16 +120,37 @@ def test_a_worker_that_failed_the_task_gets_no_backup_of_it(farm: Harness) -> No
 
 
 def test_none_before_three_quarters_are_done(farm: Harness) -> None:
-    w1, w2 = farm.worker("w1", slots=4, host="a"), farm.worker("w2", host="b")
+    w1 = farm.worker("w1", slots=4, host="a")
     farm.create("j", 4, idempotent=True)
-    w2.take()
     tokens = w1.take()
     for token in tokens:
         w1.running(token, 0.0)
     w1.report(tokens[0], run_us=1_000_000)
     w1.report(tokens[1], run_us=1_000_000)
+    w2 = farm.worker("w2", host="b")
     farm.wait(100, beating=[w1, w2])
-    assert (w1.take(), w2.take()) == ([], [])
+    assert w2.take() == []
+    w1.report(tokens[2], run_us=1_000_000)
+    farm.wait(4, beating=[w1, w2])
+    assert len(w2.take()) == 1
+
+
+def test_a_backup_takes_as_many_idle_slots_as_its_task_needs(farm: Harness) -> None:
+    w1 = farm.worker("w1", slots=8, host="a")
+    farm.create("j", 4, idempotent=True, resources={"cpu": 2})
+    *short, last = w1.take()
+    w1.running(last, 0.0)
+    for token in short:
+        w1.report(token, run_us=1_000_000)
+    w1.credit(1)
+    w2 = farm.worker("w2", slots=2, host="b")
+    farm.create("k", 1)
+    (other,) = w2.take()
+    farm.wait(100, beating=[w1, w2])
+    assert w2.take() == [], "one slot is idle, and it needs two"
+    w2.report(other)
+    farm.wait(4, beating=[w1, w2])
+    assert w2.take() == [("j", 3, 1, 2)]
 
 
 def test_a_slot_that_work_waits_for_is_not_idle(farm: Harness) -> None:

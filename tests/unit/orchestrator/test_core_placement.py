@@ -414,8 +414,12 @@ def test_a_window_beyond_the_slots_counts_wide_tasks_by_their_slots_too(farm: Ha
 
 
 def test_one_worker_that_fits_gets_a_wide_task_however_many_do_not(farm: Harness) -> None:
-    fit = farm.worker("w1", slots=4, labels={"zone": "a"})
+    fit = farm.worker("w1", slots=8, labels={"zone": "a"})
+    farm.create("short", 1)
+    fit.take()
     others = [farm.worker(f"w{i}", slots=4) for i in range(2, 6)]
+    farm.create("more", 4)
+    assert [len(other.take()) for other in others] == [1, 1, 1, 1], "the fit worker is the emptiest now, and is served first"
     farm.create("j", 1, resources={"cpu": 4}, labels={"zone": "a"})
     assert len(fit.take()) == 1
     assert all(other.take() == [] for other in others)
