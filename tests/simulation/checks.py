@@ -110,7 +110,8 @@ class Checks:
         self.did: Counter[str] = Counter()
         self.open_reports: dict[Link, dict[Token, Outcome]] = {}
         self.obeyed: dict[Link, int] = {}
-        self.detections_ns: list[int] = []
+        self.died_with: dict[tuple[str, Token], int] = {}
+        """Attempt -> how many ran on its worker when that died."""
 
     def ledger(self, owner: str) -> Ledger:
         """The ledger of an orchestrator."""
@@ -289,6 +290,10 @@ class Checks:
         """A line of the audit log."""
         self.did[f"audit {text.split(':')[0]}"] += 1
         words = text.split()
+        if words[0] == "quarantine:":
+            able = sum(known.able for known in owner.core.state.workers.values())
+            away = sum(known.able for known in owner.core.state.quarantined.values())
+            demand(3 * away <= max(able, 3), "section 8", away, "of", able, "workers are in quarantine")
         if words[0] == "lost:":
             self._false_expiry(owner, words[2])
 
@@ -404,6 +409,8 @@ class Checks:
         if failure.failure_class is FailureClass.CRASH:
             crashes = task.counts[FailureClass.CRASH] + 1
             demand(crashes >= config.crashes_max, "I18", key, "is called poison after", crashes, "crashes")
+            beside = self.died_with.get((owner.name, (*key, ended.epoch, ended.attempt)), 1)
+            demand(beside == 1, "I18", key, "is called poison, and", beside, "tasks ran on the worker that died last")
         elif failure.failure_class is FailureClass.INFRA:
             losses = task.counts[FailureClass.INFRA] + 1
             demand(losses > config.infra_failures_max, "I17", key, "was given up after", losses, "losses")
@@ -588,6 +595,8 @@ class Checks:
         """A worker's process died. If nothing else happens, its tasks are queued again within L + S + d."""
         kernel = self.world.kernel
         kernel.note(worker.name, "died")
+        for token in worker.running:
+            self.died_with[worker.upper, token] = len(worker.running)
         self.open_reports.pop(worker.link, None)
         owner = self.world.orchestrators[worker.upper]
         lease_ns = owner.config.lease_ns

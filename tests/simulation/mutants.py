@@ -186,8 +186,8 @@ MUTANTS = (
     Mutant(
         "a lost worker keeps its tasks",
         f"{CORE}.workers",
-        "    lose_all(turn, live, [attempt for attempt in live if attempt.started], cause)\n    _forget",
-        "    _forget",
+        "        lose(turn, attempt, cause)\n    _forget",
+        "        pass\n    _forget",
     ),
     Mutant(
         "a lease is four times as long",
@@ -238,6 +238,42 @@ MUTANTS = (
         f"{CORE}.leases",
         "note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING",
         "note.wait_until_ns == due_ns and job.states[index] == TaskState.ACTIVE",
+    ),
+    Mutant(
+        "poison though others were there",
+        f"{CORE}.isolation",
+        "return ran_alone(turn.state, attempt) and (",
+        "return (",
+    ),
+    Mutant(
+        "a suspect's worker is not emptied",
+        f"{CORE}.isolation",
+        "        if not worker.live:\n            alone.running = True",
+        "        if worker.able:\n            alone.running = True",
+    ),
+    Mutant(
+        "quarantine takes any number of workers",
+        f"{CORE}.health",
+        "return away + 1 <= len(workers) // 3 and all(",
+        "return away + 1 <= len(workers) and all(",
+    ),
+    Mutant(
+        "what a quarantine took back counts",
+        f"{CORE}.reports",
+        "give_back(turn, attempt, Past.REVOKED, never_started=True)",
+        "give_back(turn, attempt, Past.LOST, never_started=True)",
+    ),
+    Mutant(
+        "a canary never comes",
+        f"{CORE}.health",
+        "return probation.canary is None and turn.now >= probation.due_ns",
+        "return False",
+    ),
+    Mutant(
+        "a returning worker's finished attempt is stopped for a newer one",
+        f"{CORE}.workers",
+        "finished=token in unacked",
+        "finished=False",
     ),
     Mutant(
         "all orchestrators begin with the same epoch",

@@ -419,7 +419,9 @@ def test_one_worker_that_fits_gets_a_wide_task_however_many_do_not(farm: Harness
     fit.take()
     others = [farm.worker(f"w{i}", slots=4) for i in range(2, 6)]
     farm.create("more", 4)
-    assert [len(other.take()) for other in others] == [1, 1, 1, 1], "the fit worker is the emptiest now, and is served first"
+    assert [len(other.take()) for other in others] == [1, 1, 1, 1], (
+        "the fit worker is the emptiest now, and is served first"
+    )
     farm.create("j", 1, resources={"cpu": 4}, labels={"zone": "a"})
     assert len(fit.take()) == 1
     assert all(other.take() == [] for other in others)
