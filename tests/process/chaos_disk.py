@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chaos_farm import ChaosFarm, chaos_farm, dies
+from chaos_farm import ChaosFarm, chaos_farm, dies, restart_armed
 from chaos_report import Report
 from farm_bench import CALM_S, until
 from history import Fault
@@ -27,6 +27,7 @@ FAULTS = {
     "syncs take 300 ms": "sync 0 300",
 }
 WRITERS = 4
+POINTS = ("storage.before_fsync", "storage.before_link", "storage.after_link", "storage.before_reply")
 
 
 async def disk_errors(directory: Path, rounds: int) -> Report:
@@ -135,17 +136,22 @@ class _Blobs:
 
 
 async def storage_kills(directory: Path, rounds: int) -> Report:
-    """Storage dies by SIGKILL while blobs of up to 1.5 MB are written and read, and starts again."""
+    """Storage dies while blobs of up to 1.5 MB are written and read, and starts again: by SIGKILL at any moment and, every second time, at a failpoint."""
     with chaos_farm(directory) as farm:
         address = await asyncio.to_thread(farm.farm.start_storage)
         blobs, end = _Blobs(farm, address), asyncio.Event()
         clients = [asyncio.create_task(blobs.client(number, end)) for number in range(WRITERS)]
         try:
-            for _ in range(rounds):
+            for number in range(rounds):
                 goal = len(blobs.begun) + farm.dice.randint(1, 12)
                 await until(lambda goal=goal: len(blobs.begun) >= goal, "more blobs are written")
                 await asyncio.sleep(farm.dice.uniform(0, 0.01))  # so that it dies in every part of a write
                 await farm.kill("storage")
+                if number % 2:
+                    await restart_armed(
+                        farm, "storage", f"{POINTS[number // 2 % len(POINTS)]}=kill@{farm.dice.randint(1, 8)}"
+                    )
+                    await dies(farm, "storage")
                 await farm.restart("storage")
             end.set()
             await asyncio.gather(*clients)
@@ -155,4 +161,8 @@ async def storage_kills(directory: Path, rounds: int) -> Report:
                 client.cancel()
             await asyncio.gather(*clients, return_exceptions=True)
         figures = f"{len(blobs.acknowledged)} blobs acknowledged, {blobs.reads} reads, {extra} whole ones beside them: {len(blobs.wrong)} lost or wrong"
-    return Report(done=f"{rounds} SIGKILLs of Storage", figures=figures, complaints=blobs.wrong)
+    return Report(
+        done=f"{rounds} SIGKILLs of Storage, {rounds // 2} more at its {len(POINTS)} failpoints",
+        figures=figures,
+        complaints=blobs.wrong,
+    )
