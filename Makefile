@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many mutants crash-images fuzz bench bench-storage ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many mutants crash-images fuzz bench bench-storage bench-restart bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -81,7 +81,13 @@ bench-storage: $(STAMP) ## measure Storage beside a bare stream and cp
 fuzz: $(STAMP) ## hostile input by seed at every target; N=inputs of each, SEED=another start
 	@$(BIN)/python tests/fuzz/fuzz.py --inputs $(or $(N),100000) --seed $(or $(SEED),1)
 
+bench-restart: $(STAMP) ## measure restarts with a million tasks queued
+	@$(BIN)/python -m bench.restart
+
 crash-images: $(STAMP) ## open ten thousand images of a journal as crashes leave them
 	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q tests/conformance/test_crash_images.py
+
+bit-flips: $(STAMP) ## flip a thousand single bits in journals and blobs, one at a time
+	@ANTFARM_BIT_FLIPS=1000 $(BIN)/python -m pytest -q -s tests/conformance/test_bit_flips.py
 
 ci: lint types imports verify-protos test ## all that is checked before a change lands

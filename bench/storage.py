@@ -4,7 +4,7 @@ The bare stream moves the same number of bytes between two processes of the same
 disk. Its ratio is therefore the price of everything that Storage promises. Rounds take turns, because the machine's speed changes by the minute.
 """
 
-# ruff: noqa: N802, T201 - methods have the names of their RPCs; a measurement prints
+# ruff: noqa: N802 - methods have the names of their RPCs; a measurement prints
 from __future__ import annotations
 
 import argparse

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 import antfarm as af
+from antfarm.context import current_context
 
 
 def identity(x: int) -> int:
@@ -11,3 +14,11 @@ def identity(x: int) -> int:
 
 
 noop = af.task(name="bench.noop")(identity)
+
+
+@af.task(name="bench.note")
+def note(x: int, path: str) -> None:
+    """Notes the epoch of its attempt and the time, and takes a while."""
+    with open(path, "a") as file:
+        file.write(f"{current_context().epoch} {time.time()}\n")
+    time.sleep(0.02)

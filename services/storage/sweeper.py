@@ -85,9 +85,8 @@ class Sweeper:
             if not tasks:
                 continue
             standings = await self._record.standings(tasks)
-            await (
-                self._check_identities()
-            )  # what answered was the record, not another one that took its address meanwhile
+            # What answered was the record, not another one that took its address meanwhile.
+            await self._check_identities()
             for key, age_s in old.items():
                 if sweep.is_orphan(key, age_s, standings, self._ages):
                     swept.orphans += 1

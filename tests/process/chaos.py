@@ -16,6 +16,8 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import chaos_backup as backup
+import chaos_disk as disk
 import chaos_kills as kills
 import chaos_silence as silence
 from chaos_report import Report
@@ -26,6 +28,9 @@ SERIES = {
     "failpoints": (kills.failpoints, 1, 2, 50),
     "upstream-failpoints": (kills.upstream_failpoints, 1, 3, 50),
     "level-kills": (kills.level_kills, 4, 8, 500),
+    "restored-backup": (backup.restored_backups, 2, 6, 200),
+    "disk-errors": (disk.disk_errors, 4, 8, 100),
+    "storage-kills": (disk.storage_kills, 4, 20, 500),
     "zombies": (silence.zombies, 2, 10, 500),
     "slow-node": (silence.slow_node, 1, 1, 20),
     "partitions-short": (silence.short_partitions, 2, 10, 200),

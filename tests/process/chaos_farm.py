@@ -157,9 +157,9 @@ class ChaosFarm:
         await client.map(type_, range(tasks), job_id=job_id, common=arguments)
         self.history.acknowledged[job_id] = time.time()
 
-    async def read_again(self, address: str) -> None:
-        """Read all that is recorded, from the beginning."""
-        async with await connect(address, PATIENCE_S) as client:
+    async def read_again(self, address: str = "") -> None:
+        """What is recorded of every acknowledged job, from the beginning."""
+        async with await connect(address or self.farm.address, PATIENCE_S) as client:
             for job_id in sorted(self.history.acknowledged):
                 outcomes = self.history.recorded[job_id]
                 async for batch in client.connection.results(job_id):

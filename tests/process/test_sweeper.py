@@ -15,9 +15,12 @@ from test_storage_program import Program, wait_until
 
 import antfarm
 from antfarm.local import LocalFarm
+from antfarm.storage import Storage
 from antfarm.v1 import system_pb2, system_pb2_grpc
 
 pytestmark = pytest.mark.slow
+WAITING = "waits/0/1-1/out"
+FORGOTTEN = "forgotten/0/1-1/out"
 APP = str(Path(__file__).parent / "sweep_app.py")
 
 
@@ -57,18 +60,24 @@ def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path
         with antfarm.connect(farm.address) as client:
             job = client.map(save, [1, 2])
             assert [found["n"] for found in job.results()] == [1, 2]
+            client.map("nobody.runs.this", [1], job_id="waits")
+        with Storage(farm.storage_address) as storage:
+            storage.put(f"tasks/{WAITING}", b"of a task that has not ended")
+            storage.put(f"tasks/{FORGOTTEN}", b"of a task that nobody knows")
         state = farm.state_dir / "storage"
         blobs = state / "blobs"
         before = outputs(blobs)
-        recorded = [key for key in before if "-1/" not in key]
-        assert len(before) == 6
-        assert len(recorded) == 4
+        kept = [key for key in before if "-1/" not in key or WAITING in key]
+        assert len(before) == 8
+        assert len(kept) == 5
         farm.kill("storage")
+        age_all(blobs / "tasks/waits", 300 * 86400)
+        age_all(blobs / "tasks/forgotten", 7 * 86400)
         age_all(blobs, 25 * 3600)
         flags = ("--sweep-for", farm.address)
 
         dry = Program(state, *flags, "--sweep-dry-run")
-        wait_until(said(dry, "sweep: 6 outputs, 2 orphans (dry run"))
+        wait_until(said(dry, "sweep: 8 outputs, 3 orphans (dry run"))
         assert stop(dry) == 0
         assert outputs(blobs) == before
 
@@ -80,10 +89,10 @@ def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path
 
         farm.restart("orchestrator")
         sweeping = Program(state, *flags)
-        wait_until(said(sweeping, "sweep: 6 outputs, 2 orphans deleted"))
+        wait_until(said(sweeping, "sweep: 8 outputs, 3 orphans deleted"))
         assert warnings_of(sweeping.address) == []
         assert stop(sweeping) == 0
-        assert outputs(blobs) == recorded
+        assert outputs(blobs) == kept
 
 
 def test_flags_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
