@@ -79,7 +79,7 @@ class Ledger:
     births: dict[str, int] = field(default_factory=dict)
     """Job -> epoch in which it was made: tokens of earlier epochs are of a job of that id that is no more."""
     issued: dict[Token, str] = field(default_factory=dict)
-    recalled: dict[Token, None] = field(default_factory=dict)
+    recalled: dict[Token, int] = field(default_factory=dict)
     """Tokens that were taken back from a worker in quarantine: no report of them counts."""
     newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
     journaled: dict[Token, str] = field(default_factory=dict)
@@ -210,7 +210,7 @@ class Checks:
         """An event was handled. What a quarantine takes back is nobody's from now on, also before its worker knows."""
         for effect in step.effects:
             if isinstance(effect, effects.SendRevoke) and effect.cause == QUARANTINED:
-                self.ledger(owner.name).recalled.update(dict.fromkeys(effect.tokens))
+                self.ledger(owner.name).recalled.update(dict.fromkeys(effect.tokens, owner.process.life))
                 self.did["recalled"] += len(effect.tokens)
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
@@ -389,6 +389,8 @@ class Checks:
             demand(token in ledger.issued, "I2", token, "succeeded and was never issued")
             demand(ledger.issued[token] == worker_id, "I8", token, "is not of", worker_id)
             demand(task.failed.get((ended.epoch, ended.attempt)) is not False, "I8", token, "had failed already")
+            taken_back = ledger.recalled.get(token) == owner.process.life
+            demand(not taken_back, "I8", token, "was taken back from a worker in quarantine")
             sent = ledger.sent.get(token)
             demand(sent is not None and sent.ending is Ending.SUCCEEDED, "I4", token, "never sent a success")
             demand(sent is not None and sent.result == ended.result, "I4", token, "sent another result")
