@@ -7,8 +7,10 @@ here is what a worker can take: whether it fits, and how much room slots, window
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from antfarm.model import TaskState
+from antfarm.model import TaskState, TaskTemplate
 from services.orchestrator.core import records
 from services.orchestrator.core.effects import AssignedTask, SendTasks
 from services.orchestrator.core.jobs import submitted_ns
@@ -92,7 +94,7 @@ def _fill(turn: Turn, worker: Worker, lanes: list[Lane], count: int, plan: dict[
     aside: list[Job] = []
     while count > 0 and open_lanes:
         lane = open_lanes[0] if len(open_lanes) == 1 else min(open_lanes, key=lambda lane: _lane_pass(worker, lane))
-        job, room = lane.next(), _room(worker, lane)
+        job, room = lane.next(), room_for(worker, lane)
         if job is None or room <= 0:
             open_lanes.remove(lane)
             continue
@@ -110,17 +112,34 @@ def _fill(turn: Turn, worker: Worker, lanes: list[Lane], count: int, plan: dict[
         job.lane.offer(job)
 
 
+class Misfit(NamedTuple):
+    """Something that a task needs and a worker does not offer."""
+
+    need: str
+    """"type", "label" or "resource"."""
+    name: str
+    wanted: str | float
+    offered: str | float | None
+
+
+def misfits(worker: Worker, template: TaskTemplate) -> Iterator[Misfit]:
+    """What keeps the worker from running tasks of the template, whatever else it does: type, labels and resources."""
+    if template.type not in worker.task_types:
+        yield Misfit("type", template.type, template.type, None)
+    for label, value in template.labels.items():
+        if worker.labels.get(label) != value:
+            yield Misfit("label", label, value, worker.labels.get(label))
+    for resource, amount in template.resources.items():
+        if worker.resources.get(resource, 0.0) < amount:
+            yield Misfit("resource", resource, amount, worker.resources.get(resource))
+
+
 def fits(worker: Worker, lane: Lane) -> bool:
-    """True when the worker can run the lane's tasks: type, labels and resources."""
-    template = lane.template
-    return (
-        template.type in worker.task_types
-        and all(worker.labels.get(name) == value for name, value in template.labels.items())
-        and all(worker.resources.get(name, 0.0) >= amount for name, amount in template.resources.items())
-    )
+    """True when the worker can run the lane's tasks."""
+    return next(misfits(worker, lane.template), None) is None
 
 
-def _room(worker: Worker, lane: Lane) -> int:
+def room_for(worker: Worker, lane: Lane) -> int:
     """How many more tasks of the lane limits and resources allow. CPUs are slots: waiting tasks do not use them."""
     room = 1 << 30 if lane.limit is None else lane.limit.room
     for name, amount in lane.template.resources.items():

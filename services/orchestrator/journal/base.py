@@ -44,6 +44,13 @@ class Journal(Protocol):
         """The records of these sequence numbers, in the order asked for; purged ones are left out."""
         ...
 
+    def history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        """Records of single attempts (`codec.ATTEMPT_KINDS`) of a job with numbers from `first` to `last`, in order.
+
+        The caller bounds the span: it costs up to a look at each record in it.
+        """
+        ...
+
     def free_bytes(self) -> tuple[int, int]:
         """(free, total) bytes where the journal lies."""
         ...
