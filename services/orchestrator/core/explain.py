@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from antfarm.model import Explanation, Finding, JobState, TaskResult, TaskState
 from antfarm.text import one_line
 from services.orchestrator.core.state import Job
+from services.orchestrator.core.story import words
 from services.orchestrator.core.waiting import Scene, blocker, name_of, plural, reasons, span
 
 TEXT_BYTES_MAX = 64 * 1024
@@ -143,9 +144,8 @@ def causes(job: Job, outcomes: Iterable[TaskResult]) -> Iterator[Finding]:
     looked_at = 0
     for outcome in outcomes:
         looked_at += 1
-        failure = outcome.failure
-        text = f"{failure.kind}: {failure.message}".strip(": ") if failure is not None else ""
-        groups.setdefault((outcome.state.name, one_line(text, 160)), []).append(outcome.index)
+        text = words(outcome.failure) if outcome.failure is not None else ""
+        groups.setdefault((outcome.state.name, text), []).append(outcome.index)
     ranked = sorted(groups.items(), key=lambda group: (-len(group[1]), group[1][0]))
     for (state, text), indices in ranked[:CAUSES_MAX]:
         yield Finding(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from antfarm.model import DependencyKind, Failure, FailureClass, Finding, TaskResult, TaskState
-from antfarm.text import one_line
+from antfarm.text import one_line, show
 from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, dependency_failed
@@ -77,25 +77,25 @@ def _failed_attempt(job: Job, record: records.AttemptFailed, config: CoreConfig)
     late = (
         "; a success that came late would have counted" if record.lost and not job.template.fence_late_results else ""
     )
-    return Finding(
-        what=f"Attempt {record.attempt} {how}: {_failure(failure)}", why=f"Counted as {count}; {pause}{late}."
-    )
+    return Finding(what=f"Attempt {record.attempt} {how}: {words(failure)}", why=f"Counted as {count}; {pause}{late}.")
 
 
-def _failure(failure: Failure) -> str:
-    text = f"{failure.kind}: {failure.message}" if failure.kind else failure.message
+def words(failure: Failure) -> str:
+    """A failure as one line."""
+    by_itself = failure.failure_class in (FailureClass.CANCELLED, FailureClass.EXPIRED, FailureClass.DEPENDENCY)
+    text = failure.message if by_itself or not failure.kind else f"{failure.kind}: {failure.message}"
     return one_line(text) or "no reason was given"
 
 
 def end(job: Job, result: TaskResult, config: CoreConfig) -> Finding:
     """How the task ended, and what would help."""
-    task, took = name_of(job, result.index), span(result.run_us * 1000)
+    task, took = name_of(job, result.index), show(result.run_us / 1e6)
     where = f"attempt {result.attempt}{f' on {result.worker_id}' if result.worker_id else ''}"
     failure = result.failure
     if result.state is TaskState.SUCCEEDED or failure is None:
         return Finding(what=f"It {_verb(result.state)}: {where}, which ran for {took}.")
     why, helps = _cause(job, task, result.state, failure, config)
-    told = f"{_failure(failure)}{f' ({where}, after {took})' if result.attempt else ''}"
+    told = f"{words(failure)}{f' ({where}, after {took})' if result.attempt else ''}"
     return Finding(what=f"It {_verb(result.state)}: {told}", why=why, help=helps)
 
 

@@ -122,22 +122,25 @@ def _no_fit(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     )
 
 
+def _value(value: str | float) -> str:
+    return one_line(value, 80) if isinstance(value, str) else f"{value:g}"
+
+
 def _lack(misfit: Misfit) -> str:
-    wanted = one_line(str(misfit.wanted), 80)
-    name = one_line(misfit.name, 80)
+    wanted, name = _value(misfit.wanted), _value(misfit.name)
     if misfit.need == "type":
         return f"does not offer task type {wanted}"
     if misfit.offered is None:
         return f"has no {misfit.need} {name}, and {wanted} is asked for"
-    return f"has {misfit.need} {name}={one_line(str(misfit.offered), 80)}, and {wanted} is asked for"
+    return f"has {misfit.need} {name}={_value(misfit.offered)}, and {wanted} is asked for"
 
 
 def _flag(misfit: Misfit) -> str:
     if misfit.need == "type":
-        return "--app MODULE_OR_FILE that has the task type"
+        return "with --app MODULE_OR_FILE that has the task type"
     if misfit.need == "resource" and misfit.name == "cpu":
-        return f"--slots {misfit.wanted:g}"
-    return f"--{misfit.need} {one_line(misfit.name, 80)}={one_line(str(misfit.wanted), 80)}"
+        return f"with --slots {_value(misfit.wanted)}"
+    return f"with --{misfit.need} {_value(misfit.name)}={_value(misfit.wanted)}"
 
 
 def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
@@ -224,10 +227,12 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         for other in scene.state.jobs.values()
         if other is not job and other.lane is job.lane and not other.paused
     )
+    ahead = f"{plural(before, 'queued task')} of its job before it" if before else "none of its job before it"
+    others = f", and {plural(rivals, 'queued task')} of other jobs share them" if rivals else ""
     yield Finding(
-        what=f"All {plural(sum(worker.window for worker in ready), 'place')} of the {plural(len(ready), 'worker')} that can run it are taken.",
-        why=f"{plural(before, 'queued task')} of its job come before it; {plural(rivals, 'queued task')} of other jobs with the same needs "
-        "share the workers with it.",
+        what=f"All places of the workers that can run it are taken: {plural(len(ready), 'worker')} with "
+        f"{plural(sum(worker.window for worker in ready), 'place')}.",
+        why=f"There {'is' if before == 1 else 'are'} {ahead}{others}.",
         help="Wait, start more workers, or submit with a higher priority.",
     )
 
@@ -322,6 +327,11 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             what=f"Attempt {attempt.attempt} is with {worker.worker_id}, an orchestrator below, since {since}.",
             help=f"Ask there: antfarm job list -c ITS_ADDRESS shows the jobs up/{name_of(job, index)}/...",
         )
+    elif _taken_up(scene, job, attempt):
+        yield Finding(
+            what=f"{worker.worker_id} came back with attempt {attempt.attempt} {since} ago and goes on with it.",
+            why="It was given out before the orchestrator was started again, or before the worker fell silent: nothing is repeated.",
+        )
     elif attempt.started:
         yield Finding(
             what=f"Attempt {attempt.attempt} runs on {worker.worker_id}, given to it {since} ago.",
@@ -341,6 +351,12 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             else "It runs at most once, so nobody else gets it.",
             help="Look at that worker and its network.",
         )
+
+
+def _taken_up(scene: Scene, job: Job, attempt: Attempt) -> bool:
+    """True when the attempt is older than what this process, or its worker's present lease, knows of."""
+    note = job.notes.get(attempt.index)
+    return attempt.epoch < scene.state.epoch or (note is not None and (attempt.epoch, attempt.attempt) in note.past)
 
 
 def _progress(attempt: Attempt) -> str:
