@@ -102,7 +102,9 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
     def _find(self, job_id: str, index: int) -> Job:
         job = find_job(self._driver, job_id)
         if index >= job.task_count:
-            raise TaskNotFound(f"job {job_id} has {job.task_count} tasks, none of index {index}")
+            raise TaskNotFound(
+                f"job {job_id} has {job.task_count} tasks, none of index {index}: `antfarm task list` shows them"
+            )
         return job
 
     def _brief(self, job: Job, index: int) -> task_pb2.Task:
