@@ -52,21 +52,3 @@ def _parse(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != compact:
         raise InvalidArgument(f"{text!r} is not a length of time: write e.g. '90s', '10m' or '1h30m'")
     return math.fsum(float(number) * _UNITS_S[unit] for number, unit in parts)
-
-
-def show(length_s: float) -> str:
-    """Short text for people.
-
-    >>> show(5400)
-    '1h30m'
-    """
-    if length_s < 10:
-        return (
-            f"{length_s:.2f}".rstrip("0").rstrip(".") + "s"
-            if length_s >= 0.01 or length_s == 0
-            else f"{length_s * 1000:.2g}ms"
-        )
-    whole = round(length_s)
-    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
-    parts = [f"{n}{unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "m"), (rest, "s")) if n]
-    return "".join(parts[:2])

@@ -239,3 +239,27 @@ class JobStatus:
     cause: str = ""
     type_paused: str = ""
     """Why the orchestrator gives out no tasks of its type, and when the next is tried; empty when it does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that explains how a task or a job stands; each field is one safe line. `why` and `help` may be empty."""
+
+    what: str
+    why: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """How a task or a job stands, in words: `str(explanation)` for people."""
+
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{mark}{text}"
+            for finding in self.findings
+            for mark, text in (("", finding.what), ("    why:  ", finding.why), ("    help: ", finding.help))
+            if text
+        )

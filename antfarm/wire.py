@@ -6,6 +6,7 @@ built in place by the adapters, because a value in between would cost more than 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeVar
 
@@ -294,6 +295,18 @@ def result_from_wire(message: common_pb2.TaskResult) -> model.TaskResult:
 
 Token = tuple[str, int, int, int]
 """(job_id, index, epoch, attempt): names one attempt."""
+
+
+def findings_to_wire(explanation: model.Explanation) -> list[common_pb2.Finding]:
+    """Model to wire."""
+    return [common_pb2.Finding(what=each.what, why=each.why, help=each.help) for each in explanation.findings]
+
+
+def findings_from_wire(messages: Iterable[common_pb2.Finding]) -> model.Explanation:
+    """Wire to model."""
+    return model.Explanation(
+        findings=tuple(model.Finding(what=each.what, why=each.why, help=each.help) for each in messages)
+    )
 
 
 def tokens_to_wire(tokens: list[Token] | tuple[Token, ...]) -> list[work_queue_pb2.HeldGroup]:

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(error: BaseException, code: int) -> int:
-    from antfarm.cli.output import escape
+    from antfarm.text import escape
 
     print(f"antfarm: {escape(' '.join(str(error).split()))}", file=sys.stderr)
     return code

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from antfarm import wire
-from antfarm.cli.output import escape
 from antfarm.cli.progress import ProgressLine
 from antfarm.cli.session import exit_code, open_farm, output
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
-from antfarm.duration import seconds, show
+from antfarm.duration import seconds
 from antfarm.model import JobStatus, TaskState
 from antfarm.program import EXIT_OK
+from antfarm.text import escape, show
 from antfarm.v1.common_pb2 import TaskResult
 
 _FAILED = (TaskState.FAILED, TaskState.DEAD_LETTER, TaskState.EXPIRED, TaskState.CANCELLED)
@@ -42,6 +42,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     listing.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many; default: 20; 0: all")
     listing.add_argument("--name", default="", help="only jobs of this name")
     verb("show", show_job, "one job with its counts", "one")
+    verb("explain", explain, "in words: why tasks of it wait, were repeated or failed, and what would help", "one")
     verb("watch", watch, "show progress until the job has ended", "one")
     waiting = verb(
         "wait", wait, "wait for the end; exit code 0 all succeeded, 1 some failed, 4 cancelled, 5 timeout", "one"
@@ -103,6 +104,14 @@ async def show_job(options: argparse.Namespace) -> int:
         "cause": status.cause,
     }
     output(options).row(row)
+    return EXIT_OK
+
+
+async def explain(options: argparse.Namespace) -> int:
+    """antfarm job explain."""
+    async with open_farm(options) as farm:
+        job = await farm.job(options.job)
+        output(options).explanation(job.job_id, await job.explain())
     return EXIT_OK
 
 

@@ -9,7 +9,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import IO, Any
+
+from antfarm.model import Explanation
+from antfarm.text import escape, lines
 
 FORMATS = ("table", "json", "jsonl", "quiet")
 
@@ -29,22 +33,6 @@ _COLOURS = {
     "RUNNING": "36",
     "ACTIVE": "36",
 }
-
-
-def escape(text: str, *, keep: str = "") -> str:
-    """Text that is safe on a terminal: what is not printable as \\x1b and the like, but for the characters in `keep`."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
-
-
-def lines(text: str) -> str:
-    """Text of several lines that is safe on a terminal."""
-    return escape(text, keep="\n\t")
 
 
 def coloured(stream: IO[str]) -> bool:
@@ -84,6 +72,15 @@ class Output:
             for name, value in shown.items():
                 text = lines(_text(value)).rstrip("\n").replace("\n", "\n" + " " * (width + 2))
                 print(f"{name:<{width}}  {self._painted(text)}")
+
+    def explanation(self, name: str, explanation: Explanation) -> None:
+        """Words about one thing, or an object with its findings. quiet: the findings without their reasons."""
+        if self.form in ("json", "jsonl"):
+            self.row({"name": name, "findings": [asdict(finding) for finding in explanation.findings]})
+        elif self.form == "quiet":
+            print("\n".join(escape(finding.what) for finding in explanation.findings))
+        else:
+            print(lines(str(explanation)))
 
     def _table(self, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
         if not rows:

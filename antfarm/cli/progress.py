@@ -7,8 +7,8 @@ import time
 from collections import deque
 from typing import IO
 
-from antfarm.duration import show
 from antfarm.model import JobStatus, TaskState
+from antfarm.text import show
 
 QUIET_S = 30.0
 """Between two lines where there is no terminal."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from antfarm import builtin, payload, wire
 from antfarm.cli import words
-from antfarm.cli.output import coloured, escape, lines
+from antfarm.cli.output import coloured
 from antfarm.cli.progress import ProgressLine
 from antfarm.cli.session import exit_code, given_address, open_farm
 from antfarm.cli.submit import add_job_flags, job_options
@@ -23,6 +23,7 @@ from antfarm.client.plan import MapPlan
 from antfarm.model import JobSpec, JobStatus, TaskResult, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.task import template
+from antfarm.text import escape, lines
 
 
 def add(commands: Any, flags: argparse.ArgumentParser) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import grpc.aio
 
-from antfarm.cli.output import lines
 from antfarm.cli.session import find_task, open_farm, output
 from antfarm.client.farm import AsyncFarm
-from antfarm.duration import show
+from antfarm.client.job import AsyncJob
 from antfarm.errors import InvalidArgument
 from antfarm.model import TaskState
 from antfarm.program import EXIT_OK
+from antfarm.text import lines, show
 from antfarm.v1 import task_pb2
 from antfarm.wire import error_from_rpc, failure_from_wire
 
@@ -40,6 +40,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     listing.add_argument("--state", action="append", default=[], metavar="STATE", help=f"only these: {states}")
     listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many; default: 100; 0: all")
     verb("show", show_task, "one task: state, attempts, failure")
+    verb("explain", explain, "in words: why it waits, was repeated, is slow or failed, and what would help")
     logs = verb("logs", show_logs, "what the task has printed and logged")
     logs.add_argument("--follow", "-f", action="store_true", help="go on until it has ended")
     cancelling = verb("cancel", cancel, "cancel one task")
@@ -121,6 +122,16 @@ async def show_task(options: argparse.Namespace) -> int:
         row["traceback"] = failure.traceback
         row["log"] = failure.log_tail
     output(options).row(row)
+    return EXIT_OK
+
+
+async def explain(options: argparse.Namespace) -> int:
+    """antfarm task explain."""
+    async with open_farm(options) as farm:
+        job_id, index = await find_task(farm, options.task)
+        output(options).explanation(
+            f"{job_id}/{index}", await AsyncJob(farm.connection, job_id).future(index).explain()
+        )
     return EXIT_OK
 
 

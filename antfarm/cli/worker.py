@@ -6,8 +6,9 @@ import argparse
 from typing import Any
 
 from antfarm.cli.session import open_farm, output
-from antfarm.duration import seconds, show
+from antfarm.duration import seconds
 from antfarm.program import EXIT_OK
+from antfarm.text import show
 from antfarm.v1 import worker_pb2
 from antfarm.wire import seconds_to_wire
 

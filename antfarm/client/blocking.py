@@ -23,7 +23,7 @@ from antfarm.client.plan import Function, MapPlan
 from antfarm.client.writer import Feed, JobWriter, batches
 from antfarm.duration import Duration
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError
-from antfarm.model import JobStatus, TaskState
+from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.pipeline import Outcome
 from antfarm.v1.common_pb2 import TaskResult
 
@@ -137,6 +137,10 @@ class Future(FutureHandle, Generic[R]):
         """All that is recorded of its end; does not raise when the task failed."""
         return loop_thread().run(self.aio.outcome(timeout))
 
+    def explain(self) -> Explanation:
+        """How the task stands, in words: why it waits, was repeated, is slow or failed, and what would help. `print` it."""
+        return loop_thread().run(self.aio.explain())
+
     def cancel(self, cause: str = "") -> bool:
         """Cancel the task; True when it ended as cancelled, False when it had ended otherwise before."""
         return loop_thread().run(self.aio.cancel(cause))
@@ -207,6 +211,10 @@ class Job(JobHandle, Generic[R]):
     def progress(self) -> float:
         """The part of its tasks that have ended, 0 to 1."""
         return fraction_done(self.status)
+
+    def explain(self) -> Explanation:
+        """How it stands, in words: what keeps its tasks, why some failed, and what would help. `print` it."""
+        return loop_thread().run(self.aio.explain())
 
     def watch(self) -> Iterator[JobStatus]:
         """How it stands, at once and after changes, until it has ended."""

@@ -17,7 +17,7 @@ from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.writer import new_job_id
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFound, Unavailable
-from antfarm.model import JobStatus, TaskState
+from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.payload import decode_result
 from antfarm.pipeline import Outcome, outcome_of
 from antfarm.v1 import job_pb2, task_pb2
@@ -126,6 +126,13 @@ class AsyncFuture(FutureHandle, Generic[R]):
         """All that is recorded of its end; does not raise when the task failed."""
         message = await self.arrive(timeout)
         return await self._job.decode_outcome(message)
+
+    async def explain(self) -> Explanation:
+        """How the task stands, in words: why it waits, was repeated, is slow or failed, and what would help. `print` it."""
+        await self._job.ready()
+        connection = self._job.connection
+        request = task_pb2.ExplainTaskRequest(job_id=self.job_id, index=self.index)
+        return wire.findings_from_wire((await connection.call(connection.tasks.ExplainTask, request)).findings)
 
     async def cancel(self, cause: str = "") -> bool:
         """Cancel the task; True when it ended as cancelled, False when it had ended otherwise before."""
@@ -319,6 +326,13 @@ class AsyncJob(JobHandle, Generic[R]):
         await self.ready()
         request = job_pb2.GetJobRequest(job_id=self.job_id)
         return wire.status_from_wire((await self.connection.call(self.connection.jobs.GetJob, request)).job)
+
+    async def explain(self) -> Explanation:
+        """How it stands, in words: what keeps its tasks, why some failed, and what would help. `print` it."""
+        await self.ready()
+        request = job_pb2.ExplainJobRequest(job_id=self.job_id)
+        answer = await self.connection.call(self.connection.jobs.ExplainJob, request)
+        return wire.findings_from_wire(answer.findings)
 
     async def watch(self) -> AsyncIterator[JobStatus]:
         """How it stands, at once and after changes, until it has ended."""

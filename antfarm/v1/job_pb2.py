@@ -26,7 +26,7 @@ from antfarm.v1 import common_pb2 as antfarm_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61ntfarm/v1/job.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8f\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08template\x18\x02 \x01(\x0b\x32\x18.antfarm.v1.TaskTemplate\x12\x10\n\x08priority\x18\x03 \x01(\x11\x12,\n\x0c\x64\x65pendencies\x18\x04 \x03(\x0b\x32\x16.antfarm.v1.Dependency\x12\x19\n\x0cmax_failures\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12/\n\x06labels\x18\x06 \x03(\x0b\x32\x1f.antfarm.v1.JobSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_max_failures\"\xcb\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.JobSpec\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.antfarm.v1.JobState\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x12\n\ntask_count\x18\x05 \x01(\x04\x12&\n\x06\x63ounts\x18\x06 \x03(\x0b\x32\x16.antfarm.v1.StateCount\x12\x15\n\rretried_count\x18\x07 \x01(\x04\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08retry_of\x18\n \x01(\t\x12\r\n\x05\x63\x61use\x18\x0b \x01(\t\x12\x13\n\x0btype_paused\x18\x0c \x01(\t\"A\n\nStateCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.antfarm.v1.TaskState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"f\n\x10\x43reateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.JobSpec\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"B\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"Z\n\x12\x41ppendTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\x04\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\")\n\x13\x41ppendTasksResponse\x12\x12\n\ntask_count\x18\x01 \x01(\x04\"!\n\x0f\x43loseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10\x43loseJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"F\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.antfarm.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"!\n\x0fPauseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10PauseJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"\"\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11ResumeJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"5\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nnew_job_id\x18\x02 \x01(\t\"0\n\x10RetryJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"!\n\x0fPurgeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x12\n\x10PurgeJobResponse\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10WatchJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"W\n\x14StreamResultsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07indices\x18\x04 \x03(\x04\"P\n\x15StreamResultsResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.antfarm.v1.TaskResult\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04*\x98\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_STATE_OPEN\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\x81\x07\n\nJobService\x12H\n\tCreateJob\x12\x1c.antfarm.v1.CreateJobRequest\x1a\x1d.antfarm.v1.CreateJobResponse\x12P\n\x0b\x41ppendTasks\x12\x1e.antfarm.v1.AppendTasksRequest\x1a\x1f.antfarm.v1.AppendTasksResponse(\x01\x12\x45\n\x08\x43loseJob\x12\x1b.antfarm.v1.CloseJobRequest\x1a\x1c.antfarm.v1.CloseJobResponse\x12?\n\x06GetJob\x12\x19.antfarm.v1.GetJobRequest\x1a\x1a.antfarm.v1.GetJobResponse\x12\x45\n\x08ListJobs\x12\x1b.antfarm.v1.ListJobsRequest\x1a\x1c.antfarm.v1.ListJobsResponse\x12H\n\tCancelJob\x12\x1c.antfarm.v1.CancelJobRequest\x1a\x1d.antfarm.v1.CancelJobResponse\x12\x45\n\x08PauseJob\x12\x1b.antfarm.v1.PauseJobRequest\x1a\x1c.antfarm.v1.PauseJobResponse\x12H\n\tResumeJob\x12\x1c.antfarm.v1.ResumeJobRequest\x1a\x1d.antfarm.v1.ResumeJobResponse\x12\x45\n\x08RetryJob\x12\x1b.antfarm.v1.RetryJobRequest\x1a\x1c.antfarm.v1.RetryJobResponse\x12\x45\n\x08PurgeJob\x12\x1b.antfarm.v1.PurgeJobRequest\x1a\x1c.antfarm.v1.PurgeJobResponse\x12G\n\x08WatchJob\x12\x1b.antfarm.v1.WatchJobRequest\x1a\x1c.antfarm.v1.WatchJobResponse0\x01\x12V\n\rStreamResults\x12 .antfarm.v1.StreamResultsRequest\x1a!.antfarm.v1.StreamResultsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61ntfarm/v1/job.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8f\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08template\x18\x02 \x01(\x0b\x32\x18.antfarm.v1.TaskTemplate\x12\x10\n\x08priority\x18\x03 \x01(\x11\x12,\n\x0c\x64\x65pendencies\x18\x04 \x03(\x0b\x32\x16.antfarm.v1.Dependency\x12\x19\n\x0cmax_failures\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12/\n\x06labels\x18\x06 \x03(\x0b\x32\x1f.antfarm.v1.JobSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_max_failures\"\xcb\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.JobSpec\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.antfarm.v1.JobState\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x12\n\ntask_count\x18\x05 \x01(\x04\x12&\n\x06\x63ounts\x18\x06 \x03(\x0b\x32\x16.antfarm.v1.StateCount\x12\x15\n\rretried_count\x18\x07 \x01(\x04\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08retry_of\x18\n \x01(\t\x12\r\n\x05\x63\x61use\x18\x0b \x01(\t\x12\x13\n\x0btype_paused\x18\x0c \x01(\t\"A\n\nStateCount\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.antfarm.v1.TaskState\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"f\n\x10\x43reateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.JobSpec\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"B\n\x11\x43reateJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"Z\n\x12\x41ppendTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\x04\x12\x10\n\x08payloads\x18\x03 \x03(\x0c\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\")\n\x13\x41ppendTasksResponse\x12\x12\n\ntask_count\x18\x01 \x01(\x04\"!\n\x0f\x43loseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10\x43loseJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\".\n\x0eGetJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"#\n\x11\x45xplainJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\";\n\x12\x45xplainJobResponse\x12%\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.Finding\"F\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.antfarm.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"1\n\x11\x43\x61ncelJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"!\n\x0fPauseJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10PauseJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"\"\n\x10ResumeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"1\n\x11ResumeJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"5\n\x0fRetryJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nnew_job_id\x18\x02 \x01(\t\"0\n\x10RetryJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"!\n\x0fPurgeJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x12\n\x10PurgeJobResponse\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"0\n\x10WatchJobResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.antfarm.v1.Job\"W\n\x14StreamResultsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\x0f\n\x07indices\x18\x04 \x03(\x04\"P\n\x15StreamResultsResponse\x12\'\n\x07results\x18\x01 \x03(\x0b\x32\x16.antfarm.v1.TaskResult\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04*\x98\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_STATE_OPEN\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xce\x07\n\nJobService\x12H\n\tCreateJob\x12\x1c.antfarm.v1.CreateJobRequest\x1a\x1d.antfarm.v1.CreateJobResponse\x12P\n\x0b\x41ppendTasks\x12\x1e.antfarm.v1.AppendTasksRequest\x1a\x1f.antfarm.v1.AppendTasksResponse(\x01\x12\x45\n\x08\x43loseJob\x12\x1b.antfarm.v1.CloseJobRequest\x1a\x1c.antfarm.v1.CloseJobResponse\x12?\n\x06GetJob\x12\x19.antfarm.v1.GetJobRequest\x1a\x1a.antfarm.v1.GetJobResponse\x12K\n\nExplainJob\x12\x1d.antfarm.v1.ExplainJobRequest\x1a\x1e.antfarm.v1.ExplainJobResponse\x12\x45\n\x08ListJobs\x12\x1b.antfarm.v1.ListJobsRequest\x1a\x1c.antfarm.v1.ListJobsResponse\x12H\n\tCancelJob\x12\x1c.antfarm.v1.CancelJobRequest\x1a\x1d.antfarm.v1.CancelJobResponse\x12\x45\n\x08PauseJob\x12\x1b.antfarm.v1.PauseJobRequest\x1a\x1c.antfarm.v1.PauseJobResponse\x12H\n\tResumeJob\x12\x1c.antfarm.v1.ResumeJobRequest\x1a\x1d.antfarm.v1.ResumeJobResponse\x12\x45\n\x08RetryJob\x12\x1b.antfarm.v1.RetryJobRequest\x1a\x1c.antfarm.v1.RetryJobResponse\x12\x45\n\x08PurgeJob\x12\x1b.antfarm.v1.PurgeJobRequest\x1a\x1c.antfarm.v1.PurgeJobResponse\x12G\n\x08WatchJob\x12\x1b.antfarm.v1.WatchJobRequest\x1a\x1c.antfarm.v1.WatchJobResponse0\x01\x12V\n\rStreamResults\x12 .antfarm.v1.StreamResultsRequest\x1a!.antfarm.v1.StreamResultsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBSPEC_LABELSENTRY']._loaded_options = None
   _globals['_JOBSPEC_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2080
-  _globals['_JOBSTATE']._serialized_end=2232
+  _globals['_JOBSTATE']._serialized_start=2178
+  _globals['_JOBSTATE']._serialized_end=2330
   _globals['_JOBSPEC']._serialized_start=94
   _globals['_JOBSPEC']._serialized_end=365
   _globals['_JOBSPEC_LABELSENTRY']._serialized_start=303
@@ -61,38 +61,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETJOBREQUEST']._serialized_end=1191
   _globals['_GETJOBRESPONSE']._serialized_start=1193
   _globals['_GETJOBRESPONSE']._serialized_end=1239
-  _globals['_LISTJOBSREQUEST']._serialized_start=1241
-  _globals['_LISTJOBSREQUEST']._serialized_end=1311
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1313
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1387
-  _globals['_CANCELJOBREQUEST']._serialized_start=1389
-  _globals['_CANCELJOBREQUEST']._serialized_end=1438
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1440
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1489
-  _globals['_PAUSEJOBREQUEST']._serialized_start=1491
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1524
-  _globals['_PAUSEJOBRESPONSE']._serialized_start=1526
-  _globals['_PAUSEJOBRESPONSE']._serialized_end=1574
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1576
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1610
-  _globals['_RESUMEJOBRESPONSE']._serialized_start=1612
-  _globals['_RESUMEJOBRESPONSE']._serialized_end=1661
-  _globals['_RETRYJOBREQUEST']._serialized_start=1663
-  _globals['_RETRYJOBREQUEST']._serialized_end=1716
-  _globals['_RETRYJOBRESPONSE']._serialized_start=1718
-  _globals['_RETRYJOBRESPONSE']._serialized_end=1766
-  _globals['_PURGEJOBREQUEST']._serialized_start=1768
-  _globals['_PURGEJOBREQUEST']._serialized_end=1801
-  _globals['_PURGEJOBRESPONSE']._serialized_start=1803
-  _globals['_PURGEJOBRESPONSE']._serialized_end=1821
-  _globals['_WATCHJOBREQUEST']._serialized_start=1823
-  _globals['_WATCHJOBREQUEST']._serialized_end=1856
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1858
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1906
-  _globals['_STREAMRESULTSREQUEST']._serialized_start=1908
-  _globals['_STREAMRESULTSREQUEST']._serialized_end=1995
-  _globals['_STREAMRESULTSRESPONSE']._serialized_start=1997
-  _globals['_STREAMRESULTSRESPONSE']._serialized_end=2077
-  _globals['_JOBSERVICE']._serialized_start=2235
-  _globals['_JOBSERVICE']._serialized_end=3132
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=1241
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=1276
+  _globals['_EXPLAINJOBRESPONSE']._serialized_start=1278
+  _globals['_EXPLAINJOBRESPONSE']._serialized_end=1337
+  _globals['_LISTJOBSREQUEST']._serialized_start=1339
+  _globals['_LISTJOBSREQUEST']._serialized_end=1409
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1411
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1485
+  _globals['_CANCELJOBREQUEST']._serialized_start=1487
+  _globals['_CANCELJOBREQUEST']._serialized_end=1536
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1538
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1587
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1589
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1622
+  _globals['_PAUSEJOBRESPONSE']._serialized_start=1624
+  _globals['_PAUSEJOBRESPONSE']._serialized_end=1672
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1674
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1708
+  _globals['_RESUMEJOBRESPONSE']._serialized_start=1710
+  _globals['_RESUMEJOBRESPONSE']._serialized_end=1759
+  _globals['_RETRYJOBREQUEST']._serialized_start=1761
+  _globals['_RETRYJOBREQUEST']._serialized_end=1814
+  _globals['_RETRYJOBRESPONSE']._serialized_start=1816
+  _globals['_RETRYJOBRESPONSE']._serialized_end=1864
+  _globals['_PURGEJOBREQUEST']._serialized_start=1866
+  _globals['_PURGEJOBREQUEST']._serialized_end=1899
+  _globals['_PURGEJOBRESPONSE']._serialized_start=1901
+  _globals['_PURGEJOBRESPONSE']._serialized_end=1919
+  _globals['_WATCHJOBREQUEST']._serialized_start=1921
+  _globals['_WATCHJOBREQUEST']._serialized_end=1954
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1956
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2004
+  _globals['_STREAMRESULTSREQUEST']._serialized_start=2006
+  _globals['_STREAMRESULTSREQUEST']._serialized_end=2093
+  _globals['_STREAMRESULTSRESPONSE']._serialized_start=2095
+  _globals['_STREAMRESULTSRESPONSE']._serialized_end=2175
+  _globals['_JOBSERVICE']._serialized_start=2333
+  _globals['_JOBSERVICE']._serialized_end=3307
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,11 @@ class JobServiceStub:
                 request_serializer=antfarm_dot_v1_dot_job__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=antfarm_dot_v1_dot_job__pb2.GetJobResponse.FromString,
                 _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/antfarm.v1.JobService/ExplainJob',
+                request_serializer=antfarm_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=antfarm_dot_v1_dot_job__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/antfarm.v1.JobService/ListJobs',
                 request_serializer=antfarm_dot_v1_dot_job__pb2.ListJobsRequest.SerializeToString,
@@ -135,6 +140,13 @@ class JobServiceServicer:
 
     def GetJob(self, request, context):
         """One job with its counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """How a job stands, in words from the record: what keeps its tasks, why some failed, and what would help. As TaskService.ExplainTask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,6 +232,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=antfarm_dot_v1_dot_job__pb2.GetJobRequest.FromString,
                     response_serializer=antfarm_dot_v1_dot_job__pb2.GetJobResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=antfarm_dot_v1_dot_job__pb2.ExplainJobRequest.FromString,
+                    response_serializer=antfarm_dot_v1_dot_job__pb2.ExplainJobResponse.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
@@ -374,6 +391,33 @@ class JobService:
             '/antfarm.v1.JobService/GetJob',
             antfarm_dot_v1_dot_job__pb2.GetJobRequest.SerializeToString,
             antfarm_dot_v1_dot_job__pb2.GetJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antfarm.v1.JobService/ExplainJob',
+            antfarm_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+            antfarm_dot_v1_dot_job__pb2.ExplainJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class JobServiceStub:
     """Says that no more tasks will come. A job can end only when it is closed. Repeating it changes nothing."""
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.GetJobResponse]
     """One job with its counts."""
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.ExplainJobResponse]
+    """How a job stands, in words from the record: what keeps its tasks, why some failed, and what would help. As TaskService.ExplainTask."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
     """Jobs, newest first, in pages."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CancelJobRequest, _job_pb2.CancelJobResponse]
@@ -101,6 +103,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_job_pb2.GetJobRequest, _abc.Awaitable[_job_pb2.GetJobResponse]],
     ) -> _abc.Awaitable[_job_pb2.GetJobResponse]:
         """One job with its counts."""
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _job_pb2.ExplainJobRequest,
+        context: _aio.ServicerContext[_job_pb2.ExplainJobRequest, _abc.Awaitable[_job_pb2.ExplainJobResponse]],
+    ) -> _abc.Awaitable[_job_pb2.ExplainJobResponse]:
+        """How a job stands, in words from the record: what keeps its tasks, why some failed, and what would help. As TaskService.ExplainTask."""
 
     @_abc_1.abstractmethod
     def ListJobs(

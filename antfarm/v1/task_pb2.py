@@ -26,7 +26,7 @@ from antfarm.v1 import common_pb2 as antfarm_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61ntfarm/v1/task.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbe\x03\n\x04Task\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04type\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.antfarm.v1.TaskState\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x14\n\x0c\x61pp_failures\x18\x07 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x08 \x01(\r\x12\x16\n\x0einfra_failures\x18\t \x01(\r\x12\x15\n\x08progress\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x0b \x01(\t\x12)\n\x0clast_failure\x18\x0c \x01(\x0b\x32\x13.antfarm.v1.Failure\x12&\n\x06result\x18\r \x01(\x0b\x32\x16.antfarm.v1.TaskResult\x12-\n\nactive_for\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\twaits_for\x18\x0f \x01(\t\x12\x16\n\x0e\x62\x61\x63kup_attempt\x18\x14 \x01(\r\x12\x18\n\x10\x62\x61\x63kup_worker_id\x18\x15 \x01(\tB\x0b\n\t_progress\"/\n\x0eGetTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"B\n\x0fGetTaskResponse\x12\x1e\n\x04task\x18\x01 \x01(\x0b\x32\x10.antfarm.v1.Task\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"p\n\x10ListTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x06states\x18\x02 \x03(\x0e\x32\x15.antfarm.v1.TaskState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"M\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.antfarm.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x11\x43\x61ncelTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\"4\n\x12\x43\x61ncelTaskResponse\x12\x1e\n\x04task\x18\x01 \x01(\x0b\x32\x10.antfarm.v1.Task\"F\n\x15StreamTaskLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"&\n\x16StreamTaskLogsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\xc3\x02\n\x0bTaskService\x12\x42\n\x07GetTask\x12\x1a.antfarm.v1.GetTaskRequest\x1a\x1b.antfarm.v1.GetTaskResponse\x12H\n\tListTasks\x12\x1c.antfarm.v1.ListTasksRequest\x1a\x1d.antfarm.v1.ListTasksResponse\x12K\n\nCancelTask\x12\x1d.antfarm.v1.CancelTaskRequest\x1a\x1e.antfarm.v1.CancelTaskResponse\x12Y\n\x0eStreamTaskLogs\x12!.antfarm.v1.StreamTaskLogsRequest\x1a\".antfarm.v1.StreamTaskLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61ntfarm/v1/task.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbe\x03\n\x04Task\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04type\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.antfarm.v1.TaskState\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x14\n\x0c\x61pp_failures\x18\x07 \x01(\r\x12\x0f\n\x07\x63rashes\x18\x08 \x01(\r\x12\x16\n\x0einfra_failures\x18\t \x01(\r\x12\x15\n\x08progress\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x0b \x01(\t\x12)\n\x0clast_failure\x18\x0c \x01(\x0b\x32\x13.antfarm.v1.Failure\x12&\n\x06result\x18\r \x01(\x0b\x32\x16.antfarm.v1.TaskResult\x12-\n\nactive_for\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\twaits_for\x18\x0f \x01(\t\x12\x16\n\x0e\x62\x61\x63kup_attempt\x18\x14 \x01(\r\x12\x18\n\x10\x62\x61\x63kup_worker_id\x18\x15 \x01(\tB\x0b\n\t_progress\"/\n\x0eGetTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"B\n\x0fGetTaskResponse\x12\x1e\n\x04task\x18\x01 \x01(\x0b\x32\x10.antfarm.v1.Task\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"p\n\x10ListTasksRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x06states\x18\x02 \x03(\x0e\x32\x15.antfarm.v1.TaskState\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"M\n\x11ListTasksResponse\x12\x1f\n\x05tasks\x18\x01 \x03(\x0b\x32\x10.antfarm.v1.Task\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x12\x45xplainTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"<\n\x13\x45xplainTaskResponse\x12%\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.Finding\"A\n\x11\x43\x61ncelTaskRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05\x63\x61use\x18\x03 \x01(\t\"4\n\x12\x43\x61ncelTaskResponse\x12\x1e\n\x04task\x18\x01 \x01(\x0b\x32\x10.antfarm.v1.Task\"F\n\x15StreamTaskLogsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"&\n\x16StreamTaskLogsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x93\x03\n\x0bTaskService\x12\x42\n\x07GetTask\x12\x1a.antfarm.v1.GetTaskRequest\x1a\x1b.antfarm.v1.GetTaskResponse\x12H\n\tListTasks\x12\x1c.antfarm.v1.ListTasksRequest\x1a\x1d.antfarm.v1.ListTasksResponse\x12N\n\x0b\x45xplainTask\x12\x1e.antfarm.v1.ExplainTaskRequest\x1a\x1f.antfarm.v1.ExplainTaskResponse\x12K\n\nCancelTask\x12\x1d.antfarm.v1.CancelTaskRequest\x1a\x1e.antfarm.v1.CancelTaskResponse\x12Y\n\x0eStreamTaskLogs\x12!.antfarm.v1.StreamTaskLogsRequest\x1a\".antfarm.v1.StreamTaskLogsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,14 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTASKSREQUEST']._serialized_end=772
   _globals['_LISTTASKSRESPONSE']._serialized_start=774
   _globals['_LISTTASKSRESPONSE']._serialized_end=851
-  _globals['_CANCELTASKREQUEST']._serialized_start=853
-  _globals['_CANCELTASKREQUEST']._serialized_end=918
-  _globals['_CANCELTASKRESPONSE']._serialized_start=920
-  _globals['_CANCELTASKRESPONSE']._serialized_end=972
-  _globals['_STREAMTASKLOGSREQUEST']._serialized_start=974
-  _globals['_STREAMTASKLOGSREQUEST']._serialized_end=1044
-  _globals['_STREAMTASKLOGSRESPONSE']._serialized_start=1046
-  _globals['_STREAMTASKLOGSRESPONSE']._serialized_end=1084
-  _globals['_TASKSERVICE']._serialized_start=1087
-  _globals['_TASKSERVICE']._serialized_end=1410
+  _globals['_EXPLAINTASKREQUEST']._serialized_start=853
+  _globals['_EXPLAINTASKREQUEST']._serialized_end=904
+  _globals['_EXPLAINTASKRESPONSE']._serialized_start=906
+  _globals['_EXPLAINTASKRESPONSE']._serialized_end=966
+  _globals['_CANCELTASKREQUEST']._serialized_start=968
+  _globals['_CANCELTASKREQUEST']._serialized_end=1033
+  _globals['_CANCELTASKRESPONSE']._serialized_start=1035
+  _globals['_CANCELTASKRESPONSE']._serialized_end=1087
+  _globals['_STREAMTASKLOGSREQUEST']._serialized_start=1089
+  _globals['_STREAMTASKLOGSREQUEST']._serialized_end=1159
+  _globals['_STREAMTASKLOGSRESPONSE']._serialized_start=1161
+  _globals['_STREAMTASKLOGSRESPONSE']._serialized_end=1199
+  _globals['_TASKSERVICE']._serialized_start=1202
+  _globals['_TASKSERVICE']._serialized_end=1605
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class TaskServiceStub:
                 request_serializer=antfarm_dot_v1_dot_task__pb2.ListTasksRequest.SerializeToString,
                 response_deserializer=antfarm_dot_v1_dot_task__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
+        self.ExplainTask = channel.unary_unary(
+                '/antfarm.v1.TaskService/ExplainTask',
+                request_serializer=antfarm_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+                response_deserializer=antfarm_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
+                _registered_method=True)
         self.CancelTask = channel.unary_unary(
                 '/antfarm.v1.TaskService/CancelTask',
                 request_serializer=antfarm_dot_v1_dot_task__pb2.CancelTaskRequest.SerializeToString,
@@ -70,6 +75,14 @@ class TaskServiceServicer:
 
     def ListTasks(self, request, context):
         """Tasks of a job in the order of their index, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainTask(self, request, context):
+        """How a task stands, in words from the record: why it waits, was repeated, is slow or failed, and what would help. Changes nothing.
+        What it tells is durable. The words are for people and change between versions: programs decide by GetTask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +114,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ListTasks,
                     request_deserializer=antfarm_dot_v1_dot_task__pb2.ListTasksRequest.FromString,
                     response_serializer=antfarm_dot_v1_dot_task__pb2.ListTasksResponse.SerializeToString,
+            ),
+            'ExplainTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainTask,
+                    request_deserializer=antfarm_dot_v1_dot_task__pb2.ExplainTaskRequest.FromString,
+                    response_serializer=antfarm_dot_v1_dot_task__pb2.ExplainTaskResponse.SerializeToString,
             ),
             'CancelTask': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTask,
@@ -168,6 +186,33 @@ class TaskService:
             '/antfarm.v1.TaskService/ListTasks',
             antfarm_dot_v1_dot_task__pb2.ListTasksRequest.SerializeToString,
             antfarm_dot_v1_dot_task__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antfarm.v1.TaskService/ExplainTask',
+            antfarm_dot_v1_dot_task__pb2.ExplainTaskRequest.SerializeToString,
+            antfarm_dot_v1_dot_task__pb2.ExplainTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

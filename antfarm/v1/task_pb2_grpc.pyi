@@ -20,6 +20,10 @@ class TaskServiceStub:
     """One task with the story of its attempts as far as it is known."""
     ListTasks: _aio.UnaryUnaryMultiCallable[_task_pb2.ListTasksRequest, _task_pb2.ListTasksResponse]
     """Tasks of a job in the order of their index, in pages."""
+    ExplainTask: _aio.UnaryUnaryMultiCallable[_task_pb2.ExplainTaskRequest, _task_pb2.ExplainTaskResponse]
+    """How a task stands, in words from the record: why it waits, was repeated, is slow or failed, and what would help. Changes nothing.
+    What it tells is durable. The words are for people and change between versions: programs decide by GetTask.
+    """
     CancelTask: _aio.UnaryUnaryMultiCallable[_task_pb2.CancelTaskRequest, _task_pb2.CancelTaskResponse]
     """Cancels one task. Durable before it answers. A task that has ended stays as it is, and the answer shows it."""
     StreamTaskLogs: _aio.UnaryStreamMultiCallable[_task_pb2.StreamTaskLogsRequest, _task_pb2.StreamTaskLogsResponse]
@@ -43,6 +47,16 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_task_pb2.ListTasksRequest, _abc.Awaitable[_task_pb2.ListTasksResponse]],
     ) -> _abc.Awaitable[_task_pb2.ListTasksResponse]:
         """Tasks of a job in the order of their index, in pages."""
+
+    @_abc_1.abstractmethod
+    def ExplainTask(
+        self,
+        request: _task_pb2.ExplainTaskRequest,
+        context: _aio.ServicerContext[_task_pb2.ExplainTaskRequest, _abc.Awaitable[_task_pb2.ExplainTaskResponse]],
+    ) -> _abc.Awaitable[_task_pb2.ExplainTaskResponse]:
+        """How a task stands, in words from the record: why it waits, was repeated, is slow or failed, and what would help. Changes nothing.
+        What it tells is durable. The words are for people and change between versions: programs decide by GetTask.
+        """
 
     @_abc_1.abstractmethod
     def CancelTask(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from journal_records import record_of, rows
 
-from antfarm.model import JobId, JobSpec, TaskTemplate
+from antfarm.model import Failure, FailureClass, JobId, JobSpec, TaskTemplate
 from services.orchestrator.core import records as r
 from services.orchestrator.journal.base import Journal, JournalBroken
 from services.orchestrator.journal.memory import MemoryJournal
@@ -83,6 +83,28 @@ def test_read_gives_records_in_the_order_asked_for_and_leaves_out_what_is_not_th
     journal.append(rows(1, 10))
     assert journal.read([9, 2, 77, 5, 2]) == [(seq, record_of(seq)) for seq in (9, 2, 5, 2)]
     assert journal.read([]) == []
+
+
+def test_history_gives_the_attempts_of_one_job_between_two_numbers_in_order(shelf: Shelf) -> None:
+    failure = Failure(failure_class=FailureClass.APP, message="no")
+
+    def failed(job: int, index: int) -> r.AttemptFailed:
+        return r.AttemptFailed(
+            job=job, index=index, epoch=1, attempt=1, worker_id="w", failure=failure, app_failures=1, crashes=0, infra_failures=0
+        )  # fmt: skip
+
+    issued = r.AttemptIssued(job=1, index=2, epoch=1, attempt=1, worker_id="w")
+    records: list[r.Record] = [
+        failed(1, 0), failed(2, 0), issued, r.JobClosed(job=1), r.AttemptReturned(job=1, index=2), failed(1, 1)
+    ]  # fmt: skip
+    shelf.journal.append(list(enumerate(records, start=1)))
+    for reopened in (False, True):
+        journal = shelf.reopen() if reopened else shelf.journal
+        assert journal.history(1, 1, 6) == [(1, records[0]), (3, issued), (5, records[4]), (6, records[5])]
+        assert journal.history(1, 2, 5) == [(3, issued), (5, records[4])]
+        assert journal.history(2, 3, 99) == []
+    shelf.journal.append([(7, r.JobPurged(job=1))])
+    assert shelf.journal.history(1, 1, 9) == []
 
 
 def test_any_number_of_records_can_be_read_at_once(journal: Journal) -> None:

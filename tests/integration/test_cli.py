@@ -337,6 +337,49 @@ def test_a_reader_that_has_enough_is_no_error(cli: Cli) -> None:
     assert process.returncode == 0
 
 
+def test_jobs_and_tasks_are_explained_in_words(cli: Cli) -> None:
+    cli("submit", "client_app.fail_odd", "--range", "x=1..2", "--job-id", "told", "--wait", code=1)
+    out, err = cli("task", "explain", "told/0")
+    assert re.sub(r"submitted \S+ ago|on \S+, after \S+\)", "*", out) == (
+        "Task told/0 (client_app.fail_odd) is FAILED; it was *.\n"
+        "It failed: ValueError: odd 1 (attempt 1 *\n"
+        "    why:  Its type has one attempt, the default: an exception or a timeout ends the task.\n"
+        "    help: `antfarm task show told/0` has the traceback. If another try can help, give the type retries=,"
+        " then `antfarm job retry told`.\n"
+    )
+    assert err == ""
+    out, _ = cli("job", "explain", "told")
+    assert out == (
+        "Job told (client_app.fail_odd) is FAILED: 2 of 2 tasks ended, 1 of them without success.\n"
+        "1 task FAILED: ValueError: odd 1\n"
+        "    help: antfarm task explain told/0\n"
+    )
+    (row,) = cli.json("job", "explain", "told")
+    assert row["name"] == "told"
+    assert row["findings"][1] == {  # type: ignore[index]
+        "what": "1 task FAILED: ValueError: odd 1",
+        "why": "",
+        "help": "antfarm task explain told/0",
+    }
+    assert cli("job", "explain", "told", "--output", "quiet")[0].splitlines()[1] == "1 task FAILED: ValueError: odd 1"
+    assert cli("task", "explain", "told/9", code=2)[1] == (
+        "antfarm: job told has 2 tasks, none of index 9: `antfarm task list` shows them\n"
+    )
+
+
+def test_the_library_explains_in_the_words_of_the_command_line(cli: Cli) -> None:
+    with af.connect(cli.farm.address) as farm:
+        job = farm.submit(client_app.third_time).job
+        job.wait(60)
+        assert f"{job.explain()}\n" == cli("job", "explain", job.job_id)[0]
+        words = str(job[0].explain())
+        assert [line.partition(" on ")[0] for line in words.splitlines() if line.startswith("Attempt")] == [
+            "Attempt 1 failed",
+            "Attempt 2 failed",
+        ]
+        assert words.splitlines()[-1].startswith("It succeeded: attempt 3 on ")
+
+
 def test_up_serves_until_ctrl_c_and_revives_what_dies(cli: Cli) -> None:
     words = (
         "up",

@@ -12,9 +12,21 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from scripted import FAILED, PATIENCE_S, RELEASED, Running, counts, orchestrator, payloads_of, poll, refusal, to_the_end
+from scripted import (
+    FAILED,
+    PATIENCE_S,
+    RELEASED,
+    SUCCEEDED,
+    Running,
+    counts,
+    orchestrator,
+    payloads_of,
+    poll,
+    refusal,
+    to_the_end,
+)
 
-from antfarm import net
+from antfarm import net, wire
 from antfarm.errors import UserError, Weather
 from antfarm.model import PAYLOAD_BYTES_MAX
 from antfarm.v1 import common_pb2, job_pb2, system_pb2, task_pb2, worker_pb2
@@ -465,3 +477,49 @@ async def test_the_server_tells_who_it_is_and_answers_health_and_reflection_on_l
         "antfarm.v1.SystemService",
         "grpc.health.v1.Health",
     } <= names
+
+
+# ---- explain ---------------------------------------------------------------------------------------------------------
+
+
+async def explained(farm: Running, job_id: str, index: int) -> str:
+    request = task_pb2.ExplainTaskRequest(job_id=job_id, index=index)
+    return str(wire.findings_from_wire((await farm.tasks.ExplainTask(request)).findings))
+
+
+async def test_a_task_is_explained_while_it_waits_and_after_it_failed_also_over_a_restart(farm: Running) -> None:
+    await farm.create("j", 2, retry=common_pb2.RetryPolicy(max_attempts=2))
+    assert "\nNo worker is attached.\n    help: Start one:" in await explained(farm, "j", 0)
+    worker = farm.worker()
+    await worker.attach()
+    for _ in range(3):  # the other task runs while the first one waits for its retry
+        (token,) = await worker.tasks()
+        await worker.report(token, ending=FAILED if token[1] == 0 else SUCCEEDED)
+    await worker.drop()
+    for _ in range(2):
+        lines = (await explained(farm, "j", 0)).splitlines()
+        assert [line for line in lines if not line.startswith(" ")][1:] == [
+            "Attempt 1 failed on w1: unknown: no failure was sent",
+            "It failed: unknown: no failure was sent (attempt 2 on w1, after 0s)",
+        ]
+        answer = await farm.jobs.ExplainJob(job_pb2.ExplainJobRequest(job_id="j"))
+        assert [finding.what for finding in answer.findings] == [
+            "Job j (t) is FAILED: 2 of 2 tasks ended, 1 of them without success.",
+            "1 attempt of its tasks failed or were lost, and the tasks went on.",
+            "1 task FAILED: unknown: no failure was sent",
+        ]
+        await farm.restart()
+
+
+async def test_what_is_not_there_cannot_be_explained(farm: Running) -> None:
+    await farm.create("j", 2)
+    error = await refusal(farm.tasks.ExplainTask(task_pb2.ExplainTaskRequest(job_id="j", index=2)))
+    assert (error.reason, str(error)) == (
+        "TASK_NOT_FOUND",
+        "job j has 2 tasks, none of index 2: `antfarm task list` shows them",
+    )
+    error = await refusal(farm.jobs.ExplainJob(job_pb2.ExplainJobRequest(job_id="k")))
+    assert (error.reason, str(error)) == (
+        "JOB_NOT_FOUND",
+        "no job 'k' here: `antfarm job list` shows those that are",
+    )

@@ -40,6 +40,12 @@ def test_a_value_comes_back_as_it_was_sent(
     check()
 
 
+def test_an_explanation_comes_back_as_it_was_sent() -> None:
+    explanation = model.Explanation(findings=(model.Finding(what="a", why="b", help="c"), model.Finding(what="d")))
+    assert wire.findings_from_wire(wire.findings_to_wire(explanation)) == explanation
+    assert str(explanation) == "a\n    why:  b\n    help: c\nd"
+
+
 @given(vst.tokens)
 def test_tokens_come_back_grouped_by_job_and_epoch(tokens: list[wire.Token]) -> None:
     groups = wire.tokens_to_wire(tokens)

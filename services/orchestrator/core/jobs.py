@@ -37,7 +37,7 @@ def create(turn: Turn, event: events.CreateJob) -> None:
     for dependency in event.spec.dependencies:
         if dependency.job_id not in state.by_id:
             raise errors.DependencyNotFound(
-                f"job {dependency.job_id}, which {event.job_id} depends on, does not exist here"
+                f"job {dependency.job_id}, which {event.job_id} depends on, does not exist here: submit it first"
             )
     _admit(turn, event.payloads)
     make(turn, event.job_id, event.spec, event.payloads, close=event.close)
@@ -179,7 +179,9 @@ def cancel_task(turn: Turn, event: events.CancelTask) -> None:
     """Cancel one task; one that has ended stays as it is."""
     job = find(turn, event.job_id)
     if not 0 <= event.index < job.task_count:
-        raise errors.TaskNotFound(f"job {event.job_id} has {job.task_count} tasks, none of index {event.index}")
+        raise errors.TaskNotFound(
+            f"job {event.job_id} has {job.task_count} tasks, none of index {event.index}: `antfarm task list` shows them"
+        )
     if job.states[event.index] < TaskState.SUCCEEDED:
         failure = records.cancelled(event.cause or "cancelled by a user")
         end_tasks(turn, job, [event.index], TaskState.CANCELLED, failure)
@@ -207,7 +209,7 @@ def retry(turn: Turn, event: events.RetryJob) -> None:
         if state > TaskState.SUCCEEDED and payload is not None
     ]
     if not again:
-        raise errors.NothingToRetry(f"no task of job {event.job_id} ended without success")
+        raise errors.NothingToRetry(f"no task of job {event.job_id} ended without success: there is nothing to repeat")
     _admit(turn, again)
     make(turn, event.new_job_id, job.spec, again, close=True, retry_of=job.job_id)
     turn.effect(Reply(request=event.request, after=turn.state.seq))
@@ -220,7 +222,7 @@ def purge(turn: Turn, event: events.PurgeJob) -> None:
         raise errors.JobNotEnded(f"job {event.job_id} has tasks that have not ended: cancel it first")
     needed = needed_by(turn, job)
     if needed is not None:
-        raise errors.JobNotEnded(f"job {job.job_id} is {needed}, which has not ended")
+        raise errors.JobNotEnded(f"job {job.job_id} is {needed}, which has not ended: wait for that, or cancel it")
     turn.record(records.JobPurged(job=job.number))
     turn.effect(Reply(request=event.request, after=turn.state.seq))
 

@@ -10,8 +10,9 @@ counting as much as the shares in it. Virtual times are compared only among thos
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
 
 if TYPE_CHECKING:
     from antfarm.model import JobId, JobSpec, TaskTemplate
@@ -190,11 +191,28 @@ def share_of(job_id: JobId, number: int) -> tuple[str, int]:
     return job_id, number
 
 
+class Misfit(NamedTuple):
+    """Something that a task needs and a worker does not offer."""
+
+    need: str
+    """"type", "label" or "resource"."""
+    name: str
+    wanted: str | float
+    offered: str | float | None
+
+
+def misfits(worker: Worker, template: TaskTemplate) -> Iterator[Misfit]:
+    """What keeps the worker from running tasks of the template, whatever else it does: type, labels and resources."""
+    if template.type not in worker.task_types:
+        yield Misfit("type", template.type, template.type, None)
+    for label, value in template.labels.items():
+        if worker.labels.get(label) != value:
+            yield Misfit("label", label, value, worker.labels.get(label))
+    for resource, amount in template.resources.items():
+        if worker.resources.get(resource, 0.0) < amount:
+            yield Misfit("resource", resource, amount, worker.resources.get(resource))
+
+
 def fits(worker: Worker, lane: Lane) -> bool:
-    """True when the worker can run the lane's tasks: type, labels and resources."""
-    template = lane.template
-    return (
-        template.type in worker.task_types
-        and all(worker.labels.get(name) == value for name, value in template.labels.items())
-        and all(worker.resources.get(name, 0.0) >= amount for name, amount in template.resources.items())
-    )
+    """True when the worker can run the lane's tasks."""
+    return next(misfits(worker, lane.template), None) is None

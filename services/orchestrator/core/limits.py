@@ -49,21 +49,23 @@ def check_spec(spec: JobSpec) -> None:
             f"task type {template.type[:80]!r}: use at most {TYPE_BYTES_MAX} of letters, digits and . _ : -"
         )
     if len(spec.name.encode()) > NAME_BYTES_MAX:
-        raise InvalidArgument(f"job name is longer than {NAME_BYTES_MAX} bytes")
+        raise InvalidArgument(f"job name is longer than {NAME_BYTES_MAX} bytes: shorten it")
     if not -PRIORITY_MAX <= spec.priority <= PRIORITY_MAX:
-        raise InvalidArgument(f"priority {spec.priority} is outside -{PRIORITY_MAX} to {PRIORITY_MAX}")
+        raise InvalidArgument(f"priority {spec.priority} is outside -{PRIORITY_MAX} to {PRIORITY_MAX}: give one within")
     if len(template.common_payload) > PAYLOAD_BYTES_MAX:
         raise PayloadTooLarge(
             f"common arguments are {len(template.common_payload)} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep them in Storage"
         )
     if len(spec.dependencies) > DEPENDENCIES_MAX:
-        raise InvalidArgument(f"{len(spec.dependencies)} dependencies, at most {DEPENDENCIES_MAX} are possible")
+        raise InvalidArgument(
+            f"{len(spec.dependencies)} dependencies, at most {DEPENDENCIES_MAX} are possible: put tasks that are waited for together into one job"
+        )
     for labels in (spec.labels, template.labels):
         if sum(len(k.encode()) + len(v.encode()) for k, v in labels.items()) > LABELS_BYTES_MAX:
-            raise InvalidArgument(f"labels are more than {LABELS_BYTES_MAX} bytes")
+            raise InvalidArgument(f"labels are more than {LABELS_BYTES_MAX} bytes: use fewer or shorter ones")
     for name, text in (("version", template.version), ("traceparent", template.traceparent)):
         if len(text.encode()) > NAME_BYTES_MAX:
-            raise InvalidArgument(f"the task's {name} is longer than {NAME_BYTES_MAX} bytes")
+            raise InvalidArgument(f"the task's {name} is longer than {NAME_BYTES_MAX} bytes: shorten it")
     if template.limit is not None and (
         template.limit.max_active < 1 or not 0 < len(template.limit.name) <= TYPE_BYTES_MAX
     ):
@@ -82,7 +84,7 @@ def check_resources(resources: Mapping[str, float]) -> None:
     if not all(0 <= amount <= AMOUNT_MAX for amount in resources.values()):  # NaN is neither
         raise InvalidArgument(f"resources must be numbers from 0 to {AMOUNT_MAX:g}")
     if sum(len(name.encode()) for name in resources) > NAME_BYTES_MAX:
-        raise InvalidArgument(f"names of resources are more than {NAME_BYTES_MAX} bytes")
+        raise InvalidArgument(f"names of resources are more than {NAME_BYTES_MAX} bytes: use fewer or shorter ones")
 
 
 def check_payloads(payloads: Sequence[bytes]) -> None:

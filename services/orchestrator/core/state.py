@@ -178,7 +178,7 @@ class Job:
     """A job and its tasks. Invariant: all per-task arrays have the same length, and `counts` counts `states`."""
 
     __slots__ = (
-        "added_seq", "backups", "batches", "begun_ns", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_wall_ns", "dependencies", "dependents", "digests", "durations",
+        "added_seq", "backups", "batches", "begun_ns", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_seq", "created_wall_ns", "dependencies", "dependents", "digests", "durations",
         "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
@@ -193,6 +193,8 @@ class Job:
         self.job_id = job_id
         self.spec = spec
         self.created_wall_ns = wall_ns
+        self.created_seq = 0
+        """Record that made it: none of its others is older."""
         self.retry_of = retry_of
         self.closed = False
         self.paused = False
@@ -553,7 +555,7 @@ class State:
             case records.TasksAdded():
                 self._apply_added(seq, record)
             case records.JobCreated():
-                self._apply_created(record)
+                self._apply_created(seq, record)
             case records.JobClosed():
                 self.jobs[record.job].closed = True
                 self._touch_ended(self.jobs[record.job])
@@ -594,7 +596,7 @@ class State:
             case _:
                 assert_never(record)
 
-    def _apply_created(self, record: records.JobCreated) -> None:
+    def _apply_created(self, seq: int, record: records.JobCreated) -> None:
         lane = self._lane(record.spec)
         job = Job(record.job, record.job_id, record.spec, record.wall_ns, record.retry_of, lane)
         for dependency in record.spec.dependencies:
@@ -603,6 +605,7 @@ class State:
                 continue  # purged since: then this job had ended, and the rest of its record says so
             job.dependencies.append((other, dependency.kind, dependency.offset))
             other.dependents.append((job, dependency.kind, dependency.offset))
+        job.created_seq = seq
         self.jobs[job.number] = job
         if may_have_backup(record.spec.template):
             self.backed[job.number] = job

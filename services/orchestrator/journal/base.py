@@ -52,6 +52,13 @@ class Journal(Protocol):
         """
         ...
 
+    def history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        """Records of single attempts (`codec.ATTEMPT_KINDS`) of a job with numbers from `first` to `last`, in order.
+
+        The caller bounds the span: it costs up to a look at each record in it.
+        """
+        ...
+
     def free_bytes(self) -> tuple[int, int]:
         """(free, total) bytes where the journal lies."""
         ...

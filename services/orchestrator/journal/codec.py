@@ -152,6 +152,9 @@ _KINDS: dict[int, tuple[type[Any], _Form[Any]]] = {
 
 _NUMBERS = {cls: number for number, (cls, _) in _KINDS.items()}
 
+ATTEMPT_KINDS = tuple(_NUMBERS[cls] for cls in (r.AttemptFailed, r.AttemptIssued, r.AttemptReturned))
+"""Kinds of records that tell of one attempt while its task goes on."""
+
 
 def encode(record: r.Record) -> tuple[int, bytes]:
     """(kind, body) of a record."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken
-from services.orchestrator.journal.codec import decode, encode, job_of
+from services.orchestrator.journal.codec import ATTEMPT_KINDS, decode, encode, job_of
 
 
 class MemoryJournal:
@@ -51,6 +51,14 @@ class MemoryJournal:
     def back_up(self) -> Path:
         """There is no file to copy."""
         raise JournalBroken("a journal in memory has no backup")
+
+    def history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        """Records of single attempts of a job."""
+        return [
+            (seq, decode(kind, body))
+            for seq, (of, kind, body) in sorted(self.rows.items())
+            if of == job and first <= seq <= last and kind in ATTEMPT_KINDS
+        ]
 
     def free_bytes(self) -> tuple[int, int]:
         """Plenty."""

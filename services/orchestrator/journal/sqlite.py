@@ -27,7 +27,7 @@ from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.ballast import Ballast, reserve_bytes
 from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken, JournalFull
-from services.orchestrator.journal.codec import decode, encode, job_of
+from services.orchestrator.journal.codec import ATTEMPT_KINDS, decode, encode, job_of
 
 FORMAT = "1"
 _SCHEMA = {
@@ -272,6 +272,15 @@ class SqliteJournal:
                 raise JournalBroken(f"no backup of {self._path} was made: {error}") from None
             raise
         return path
+
+    def history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        """Records of single attempts of a job."""
+        kinds = ",".join(map(str, ATTEMPT_KINDS))
+        return list(
+            self._select(
+                f"WHERE job = ? AND seq BETWEEN ? AND ? AND kind IN ({kinds}) ORDER BY seq", (job, first, last)
+            )
+        )
 
     def free_bytes(self) -> tuple[int, int]:
         """Room on its disk."""

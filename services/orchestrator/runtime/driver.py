@@ -79,6 +79,8 @@ class Driver:
         self.stalled = False
         """True while the journal has no room: time stands still for the core, so that nothing expires that could not be reported."""
         self._closing = False
+        self._news = asyncio.Event()
+        """Set when the next records are durable, or turn out to have no room."""
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
@@ -157,6 +159,7 @@ class Driver:
                 failpoint("driver.before_release")
                 self._release_durable()
                 failpoint("driver.after_release")
+                self._tell()
                 self._wake(touched)
         except Exception as error:
             self._fail(error)
@@ -175,6 +178,7 @@ class Driver:
                 # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room. The core
                 # hears no ticks meanwhile, and takes the gap between two of them for a pause of its own, which counts against nobody.
                 self.stalled = True
+                self._tell()
                 if not self._disk_low:
                     self._disk_low = True
                     log.error("the journal's disk is full: nothing is acknowledged until there is room")
@@ -234,6 +238,22 @@ class Driver:
             if making.exception() is None:
                 shutil.rmtree(making.result().parent, ignore_errors=True)
             self._backing_up = False
+
+    async def read_history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        """Durable records of single attempts of a job, as `Journal.history`; commits go on between two calls."""
+        return await self._loop.run_in_executor(self._thread, self._journal.history, job, first, last)
+
+    async def settled(self, seq: int) -> bool:
+        """Return True when the records up to that number are durable, False when there is no room to make them so."""
+        while self.durable_seq < seq:
+            if self.stalled:
+                return False
+            await self._news.wait()
+        return True
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def watch(self, job: int) -> asyncio.Event:
         """An event that is set whenever durable facts of the job change. Give it back with `unwatch`."""

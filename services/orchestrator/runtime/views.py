@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 
-from antfarm.duration import show
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
+from antfarm.text import show
 from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, Probation, State

@@ -17,6 +17,7 @@ from services.orchestrator.core import events
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
+from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.views import all_durable, job_status, probation_text, result_seqs, results_of
 
 PAGE_SIZE = 100
@@ -37,6 +38,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     def __init__(self, driver: Driver, stopping: asyncio.Event) -> None:
         self._driver = driver
         self._stopping = stopping
+        self._explainer = Explainer(driver)
 
     # ---- submission -------------------------------------------------------------------------------------------------
 
@@ -86,6 +88,11 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.GetJobResponse:
         """One job."""
         return job_pb2.GetJobResponse(job=self._status(self._find(request.job_id)))
+
+    async def ExplainJob(self, request: job_pb2.ExplainJobRequest, context: Context) -> job_pb2.ExplainJobResponse:
+        """In words."""
+        explanation = await self._explainer.job(self._find(request.job_id))
+        return job_pb2.ExplainJobResponse(findings=wire.findings_to_wire(explanation))
 
     async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Context) -> job_pb2.ListJobsResponse:
         """Newest first; the token is the number of the last job of the page before."""

@@ -23,6 +23,7 @@ from antfarm.v1 import (
 from services.orchestrator.core import events
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
+from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.views import probation_text, reservation_text, results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
@@ -38,6 +39,7 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
     def __init__(self, driver: Driver, logbook: Logbook) -> None:
         self._driver = driver
         self._logbook = logbook
+        self._explainer = Explainer(driver)
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, context: Context) -> task_pb2.GetTaskResponse:
         """One task, with its payload while that is kept."""
@@ -60,6 +62,12 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
                 break
             response.tasks.append(self._brief(job, index))
         return response
+
+    async def ExplainTask(self, request: task_pb2.ExplainTaskRequest, context: Context) -> task_pb2.ExplainTaskResponse:
+        """In words."""
+        job = self._find(request.job_id, request.index)
+        explanation = await self._explainer.task(job, request.index)
+        return task_pb2.ExplainTaskResponse(findings=wire.findings_to_wire(explanation))
 
     async def CancelTask(self, request: task_pb2.CancelTaskRequest, context: Context) -> task_pb2.CancelTaskResponse:
         """Cancel; durable when it answers."""
@@ -98,7 +106,9 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
     def _find(self, job_id: str, index: int) -> Job:
         job = find_job(self._driver, job_id)
         if index >= job.task_count:
-            raise TaskNotFound(f"job {job_id} has {job.task_count} tasks, none of index {index}")
+            raise TaskNotFound(
+                f"job {job_id} has {job.task_count} tasks, none of index {index}: `antfarm task list` shows them"
+            )
         return job
 
     def _brief(self, job: Job, index: int) -> task_pb2.Task:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antfarm.cli.output import Output, escape, lines
+from antfarm.cli.output import Output
 from antfarm.cli.progress import ProgressLine, summary
 from antfarm.model import JobId, JobSpec, JobState, JobStatus, TaskState, TaskTemplate
+from antfarm.text import escape, lines
 
 
 @given(st.text())

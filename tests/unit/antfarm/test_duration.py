@@ -6,8 +6,9 @@ import datetime as dt
 
 import pytest
 
-from antfarm.duration import nanoseconds, seconds, show
+from antfarm.duration import nanoseconds, seconds
 from antfarm.errors import InvalidArgument
+from antfarm.text import show
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_cancelled_job_takes_no_more(farm: Harness) -> None:
         ("j", {"type": "t\n"}, "task type"),
         ("j", {"type": "x" * 129}, "at most 128"),
         ("j", {"name": "ü" * 129}, "longer than 256 bytes"),
-        ("j", {"priority": 11}, "priority 11 is outside -10 to 10"),
+        ("j", {"priority": 11}, "priority 11 is outside -10 to 10: give one within"),
         ("j", {"priority": -11}, "priority -11"),
         ("j", {"limit": ConcurrencyLimit(name="x", max_active=0)}, "max_active of at least 1"),
         ("j", {"limit": ConcurrencyLimit(name="", max_active=1)}, "needs a name"),

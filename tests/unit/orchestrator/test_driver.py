@@ -190,6 +190,26 @@ async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(
     await bench.driver.ask(create("c"))
 
 
+async def test_whoever_waits_for_a_number_hears_when_it_is_durable_or_cannot_be(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "DISK_RETRY_S", 0.01)
+    await bench.driver.ask(create("a"))
+    assert await bench.driver.settled(bench.driver.core.state.seq)
+    bench.disk.gate.clear()
+    asked = asyncio.create_task(bench.driver.ask(create("b")))
+    await until(lambda: "b" in bench.driver.core.state.by_id)
+    settled = asyncio.create_task(bench.driver.settled(bench.driver.core.state.seq))
+    await asyncio.sleep(0.01)
+    assert not settled.done()
+    bench.disk.trouble = JournalFull("full")
+    bench.disk.gate.set()
+    assert not await settled
+    bench.disk.trouble = None
+    await asked
+    assert await bench.driver.settled(bench.driver.core.state.seq)
+
+
 async def test_a_disk_that_runs_low_refuses_new_tasks_until_it_has_room(bench: Bench) -> None:
     bench.disk.free = (10 << 20, 1 << 40)
     bench.driver.tick()

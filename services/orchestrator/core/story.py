@@ -1,0 +1,181 @@
+"""What became of a task's attempts, and how it ended: read from records, for the state forgets attempts when their task ends.
+
+Attempts that were handed back, or never arrived, count on nothing and are not recorded; a gap in the numbers shows that there were some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from antfarm.model import DependencyKind, Failure, FailureClass, Finding, TaskResult, TaskState
+from antfarm.text import one_line, show
+from services.orchestrator.core import records
+from services.orchestrator.core.records import Record
+from services.orchestrator.core.state import Job, dependency_failed
+from services.orchestrator.core.turn import CoreConfig
+from services.orchestrator.core.waiting import CHAIN_MAX, name_of, plural, span
+
+SHOWN_MAX = 20
+"""Attempts of a task that are told one by one: the last ones."""
+
+
+def attempts(job: Job, history: Sequence[Record], last: int, config: CoreConfig) -> list[Finding]:
+    """One finding for each recorded attempt that did not end its task, then one for those that are not recorded.
+
+    Args:
+        history: records of attempts of this task, in order.
+        last: number of the attempt that ended the task or is live; 0 when there is none.
+    """
+    known = {record.attempt for record in history if isinstance(record, records.AttemptFailed)}
+    found = [finding for record in history for finding in _attempt(job, record, config)]
+    dropped = len(found) - SHOWN_MAX
+    if dropped > 0:
+        found = [Finding(what=f"{plural(dropped, 'earlier attempt')} not shown."), *found[dropped:]]
+    missing = [number for number in range(1, last) if number not in known] if last <= 10_000 else []
+    if missing and not job.template.at_most_once:
+        found.append(
+            Finding(
+                what=f"{plural(len(missing), 'attempt')} besides ({_ranges(missing)}) ended without a record.",
+                why="They were handed back (drain, release) or never arrived: that counts on nothing.",
+            )
+        )
+    return found
+
+
+def _ranges(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return f"number {shown}{', ...' if len(numbers) > 5 else ''}"
+
+
+def _attempt(job: Job, record: Record, config: CoreConfig) -> Iterator[Finding]:
+    match record:
+        case records.AttemptFailed():
+            yield _failed_attempt(job, record, config)
+        case records.AttemptIssued():
+            yield Finding(
+                what=f"Attempt {record.attempt} was issued to {record.worker_id}, on record before it was sent.",
+                why="It runs at most once: no other worker gets it unless this one confirms that it never started.",
+            )
+        case records.AttemptReturned():
+            yield Finding(what="Its worker confirmed that the attempt never started, so it was given out again.")
+        case _:
+            pass
+
+
+def _failed_attempt(job: Job, record: records.AttemptFailed, config: CoreConfig) -> Finding:
+    failure = record.failure
+    where = record.worker_id or "its worker"
+    how = f"was lost with {where}" if record.lost else f"failed on {where}"
+    match failure.failure_class:
+        case FailureClass.CRASH:
+            count = f"crash {record.crashes}; the task is given up at {config.crashes_max}"
+        case FailureClass.INFRA:
+            count = f"loss {record.infra_failures} of the {config.infra_failures_max} that are tolerated"
+        case _:
+            count = f"failure {record.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')}"
+    pause = f"again after {span(record.pause_ns)}" if record.pause_ns else "queued again at once"
+    late = (
+        "; a success that came late would have counted" if record.lost and not job.template.fence_late_results else ""
+    )
+    return Finding(what=f"Attempt {record.attempt} {how}: {words(failure)}", why=f"Counted as {count}; {pause}{late}.")
+
+
+def words(failure: Failure) -> str:
+    """A failure as one line."""
+    by_itself = failure.failure_class in (FailureClass.CANCELLED, FailureClass.EXPIRED, FailureClass.DEPENDENCY)
+    text = failure.message if by_itself or not failure.kind else f"{failure.kind}: {failure.message}"
+    return one_line(text) or "no reason was given"
+
+
+def end(job: Job, result: TaskResult, config: CoreConfig) -> Finding:
+    """How the task ended, and what would help."""
+    task, took = name_of(job, result.index), show(result.run_us / 1e6)
+    where = f"attempt {result.attempt}{f' on {result.worker_id}' if result.worker_id else ''}"
+    failure = result.failure
+    if result.state is TaskState.SUCCEEDED or failure is None:
+        return Finding(what=f"It {_verb(result.state)}: {where}, which ran for {took}.")
+    why, helps = _cause(job, task, result.state, failure, config)
+    told = f"{words(failure)}{f' ({where}, after {took})' if result.attempt else ''}"
+    return Finding(what=f"It {_verb(result.state)}: {told}", why=why, help=helps)
+
+
+def _verb(state: TaskState) -> str:
+    match state:
+        case TaskState.SUCCEEDED:
+            return "succeeded"
+        case TaskState.CANCELLED:
+            return "was cancelled"
+        case TaskState.EXPIRED:
+            return "expired"
+        case TaskState.DEAD_LETTER:
+            return "was given up (DEAD_LETTER)"
+        case _:
+            return "failed"
+
+
+def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: CoreConfig) -> tuple[str, str]:
+    """(why that ended the task, what would help)."""
+    again = f"then `antfarm job retry {job.job_id}`"
+    attempts_max = job.template.retry.max_attempts
+    if job.template.at_most_once and failure.failure_class in (
+        FailureClass.CRASH,
+        FailureClass.INFRA,
+        FailureClass.APP,
+    ):
+        return "It runs at most once, so it is not tried again.", f"Look at what it has done already, {again}."
+    match failure.failure_class:
+        case FailureClass.PERMANENT:
+            return "This kind of failure is permanent: no retry can help.", f"Mend the task or its input, {again}."
+        case FailureClass.APP if attempts_max == 1:
+            return (
+                "Its type has one attempt, the default: an exception or a timeout ends the task.",
+                f"`antfarm task show {task}` has the traceback. If another try can help, give the type retries=, {again}.",
+            )
+        case FailureClass.APP:
+            return (
+                f"All {plural(attempts_max, 'attempt')} are used.",
+                f"`antfarm task show {task}` has the traceback; mend the cause, {again}.",
+            )
+        case FailureClass.CRASH:
+            return (
+                f"The process that runs it died {config.crashes_max} times with this task alone to blame.",
+                f"Look at its memory and native code (`antfarm task logs {task}`), {again}.",
+            )
+        case FailureClass.INFRA:
+            return (
+                f"It was lost with its worker more than {config.infra_failures_max} times.",
+                f"Look at the workers and at Storage (`antfarm worker list --all`), {again}.",
+            )
+        case FailureClass.DEPENDENCY:
+            return "A task whose result it needs did not succeed.", "Mend that one, and submit both anew."
+        case FailureClass.EXPIRED:
+            return _limits(job), f"More workers, or longer timeouts, {again}."
+        case FailureClass.CANCELLED:
+            return "", f"`antfarm job retry {job.job_id}` runs what was cancelled, as a new job."
+        case _:
+            return "", ""
+
+
+def _limits(job: Job) -> str:
+    timeouts = job.template.timeouts
+    given = (("queue", timeouts.queue_ns), ("total", timeouts.total_ns))
+    return "Its timeouts: " + ", ".join(f"{name} {span(length)}" for name, length in given if length is not None) + "."
+
+
+def culprit(job: Job, index: int) -> tuple[Job, int] | None:
+    """The task whose end made this one fail, through chains of dependencies: None when it failed by itself, or that is purged.
+
+    A task that failed without an attempt failed by a dependency.
+    """
+    seen: set[int] = set()
+    found = None
+    while job.number not in seen and len(seen) < CHAIN_MAX:
+        seen.add(job.number)
+        if job.states[index] != TaskState.FAILED or job.winners[index]:
+            break
+        for other, kind, offset in job.dependencies:
+            place = index + offset
+            if kind is DependencyKind.EACH and dependency_failed(other, kind, place) and 0 <= place < other.task_count:
+                found = job, index = other, place
+                break
+    return found

@@ -1,0 +1,453 @@
+"""Why a task that has not ended waits, or what it does: one function per reason, each read from the state alone.
+
+A reason looks at one thing and yields a finding when that is so; it changes nothing and asks no lane for its next job. A new reason is a function
+in `REASONS`, in the order in which a reader should hear them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from antfarm.model import SECOND_NS, DependencyKind, Finding, TaskState
+from antfarm.text import one_line, show
+from services.orchestrator.core.lanes import Misfit, fits, misfits
+from services.orchestrator.core.placement import room
+from services.orchestrator.core.state import Attempt, Job, Probation, State, TaskNote, Worker, dependency_ready
+from services.orchestrator.core.turn import CoreConfig
+
+_QUEUED = int(TaskState.QUEUED)
+_WAITING = int(TaskState.WAITING)
+_ACTIVE = int(TaskState.ACTIVE)
+NAMES_MAX = 3
+"""Workers that a finding names; of more it gives the number."""
+CHAIN_MAX = 1_000
+"""Jobs along which a chain of dependencies is followed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """The state and the time at which it is looked at."""
+
+    state: State
+    config: CoreConfig
+    now: int
+    wall_ns: int
+
+
+Reason = Callable[[Scene, Job, int], Iterator[Finding]]
+
+
+def name_of(job: Job, index: int) -> str:
+    """JOB/INDEX, as the command line takes it."""
+    return f"{job.job_id}/{index}"
+
+
+def span(length_ns: int) -> str:
+    """A length of time for people."""
+    return show(max(length_ns, 0) // (SECOND_NS // 10) / 10)
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_MAX
+    return ", ".join(names[:NAMES_MAX]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# ---- the task is QUEUED ----------------------------------------------------------------------------------------------
+
+
+def _paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    if job.paused:
+        yield Finding(
+            what=f"Job {job.job_id} is paused.",
+            why="No task of a paused job is given out; those that run go on.",
+            help=f"antfarm job resume {job.job_id}",
+        )
+
+
+def _restarted(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    state, note = scene.state, job.notes.get(index)
+    if state.recovering_until_ns is None or job.states[index] != _QUEUED:
+        return
+    if job.batch(index).epoch == state.epoch or (note is not None and note.epoch == state.epoch):
+        return  # nobody can hold it from before the restart
+    away = sorted(state.awaited)
+    yield Finding(
+        what=f"The orchestrator was started again and waits for {plural(len(away), 'worker')} of before: {_listed(away)}.",
+        why="One of them may still run the task. So that nothing is repeated, it is given out when all are back, "
+        f"or in {span(state.recovering_until_ns - scene.now)}.",
+        help="Start these workers again if they are down; otherwise wait.",
+    )
+
+
+def _known(state: State) -> list[Worker]:
+    """Workers that are there, or fell silent too recently to be given up."""
+    return [worker for worker in state.workers.values() if not (worker.gone or worker.lost)]
+
+
+def _fit(scene: Scene, job: Job) -> list[Worker]:
+    return [worker for worker in _known(scene.state) if fits(worker, job.lane)]
+
+
+def _no_worker(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    if job.states[index] == _QUEUED and not _known(scene.state):
+        lost = [worker.worker_id for worker in scene.state.workers.values() if worker.lost]
+        yield Finding(
+            what="No worker is attached.",
+            why=f"Lost: {_listed(sorted(lost))}." if lost else "",
+            help="Start one: python -m services.worker --connect HOST:PORT --app MODULE_OR_FILE",
+        )
+
+
+def _no_fit(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    if job.states[index] != _QUEUED or not _known(scene.state) or _fit(scene, job):
+        return
+    lacking = sorted(
+        ((worker.worker_id, list(misfits(worker, job.template))) for worker in _known(scene.state)),
+        key=lambda entry: (len(entry[1]), entry[0]),
+    )
+    nearest = lacking[0][1]
+    yield Finding(
+        what=f"None of the {plural(len(lacking), 'worker')} can run it."
+        if len(lacking) > 1
+        else f"The only worker, {lacking[0][0]}, cannot run it.",
+        why=" ".join(
+            f"{worker_id} {' and '.join(map(_lack, lacks[:NAMES_MAX]))}." for worker_id, lacks in lacking[:NAMES_MAX]
+        ),
+        help=f"Start a worker {' '.join(map(_flag, nearest[:NAMES_MAX]))}, or submit the job with other needs.",
+    )
+
+
+def _value(value: str | float) -> str:
+    return one_line(value, 80) if isinstance(value, str) else f"{value:g}"
+
+
+def _lack(misfit: Misfit) -> str:
+    wanted, name = _value(misfit.wanted), _value(misfit.name)
+    if misfit.need == "type":
+        return f"does not offer task type {wanted}"
+    if misfit.offered is None:
+        return f"has no {misfit.need} {name}, and {wanted} is asked for"
+    return f"has {misfit.need} {name}={_value(misfit.offered)}, and {wanted} is asked for"
+
+
+def _flag(misfit: Misfit) -> str:
+    if misfit.need == "type":
+        return "with --app MODULE_OR_FILE that has the task type"
+    if misfit.need == "resource" and misfit.name == "cpu":
+        return f"with --slots {_value(misfit.wanted)}"
+    return f"with --{misfit.need} {_value(misfit.name)}={_value(misfit.wanted)}"
+
+
+def _probation(scene: Scene, probation: Probation) -> str:
+    """Why something is on probation and when it is tried again."""
+    if probation.canary is not None:
+        then = f"one task is being tried on {probation.canary_on}"
+    else:
+        then = f"one task is tried in {span(probation.due_ns - scene.now)}"
+    return f"{one_line(probation.cause)}; {then}"
+
+
+def _type_paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    probation = scene.state.paused_types.get(job.template.type)
+    if job.states[index] == _QUEUED and probation is not None:
+        yield Finding(
+            what=f"Tasks of type {job.template.type} are paused: they fail on many workers, so it is not the workers.",
+            why=f"{_probation(scene, probation)}.",
+            help="Mend what the last failure names; the pause ends with the first success.",
+        )
+
+
+def _alone(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    alone = scene.state.alone.get((job.number, index))
+    if alone is None or job.states[index] != _QUEUED:
+        return
+    where = (
+        f"{alone.worker.worker_id}, which becomes empty for it" if alone.worker is not None else "a worker of its own"
+    )
+    yield Finding(
+        what=f"It waits for {where}: it runs alone.",
+        why="It was on workers that died, more than once, and may have brought them down.",
+        help="Wait; if its worker dies again while nothing else runs there, that is a crash of the task.",
+    )
+
+
+def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    able = _fit(scene, job)
+    if job.states[index] != _QUEUED or not able or any(worker.assignable for worker in able):
+        return
+    draining = sorted(worker.worker_id for worker in able if worker.draining)
+    undrain = f"antfarm worker undrain {draining[0]}" if draining else "Look at these workers and their network"
+    yield Finding(
+        what="No worker that can run it takes work now.",
+        why=" ".join(f"{worker.worker_id} {_away(scene, worker)}." for worker in able[:NAMES_MAX]),
+        help=f"{undrain}, or start another worker.",
+    )
+
+
+def _away(scene: Scene, worker: Worker) -> str:
+    """Why a worker that is known gets no work."""
+    if worker.draining:
+        return "is being drained"
+    if worker.able and worker.quarantine is not None:
+        return f"is in quarantine ({_probation(scene, worker.quarantine)})"
+    if worker.able and worker.alone_for is not None:
+        return "is reserved for a task that is suspected of bringing workers down, and runs nothing beside it"
+    silent_ns = scene.now - worker.heard_ns
+    left = span(worker.lease_ns - silent_ns)
+    if worker.session is None:
+        return f"has lost its connection, and is given up in {left} unless it comes back"
+    return f"has been silent for {span(silent_ns)}, and is given up in {left} unless it is heard"
+
+
+def _at_limit(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    limit = job.template.limit
+    if job.states[index] == _QUEUED and limit is not None and job.lane.limit is not None and job.lane.limit.room <= 0:
+        bound, live = min(job.lane.limit.bounds, default=0), job.lane.limit.live
+        yield Finding(
+            what=f"The concurrency limit {one_line(limit.name, 128)} is reached.",
+            why=f"{bound:,} may run at a time under that name, over all jobs, and {live:,} do.",
+            help="Wait, or submit with a higher max_active; the smallest of all jobs that name the limit holds.",
+        )
+
+
+def _ready(scene: Scene, job: Job) -> list[Worker]:
+    return [worker for worker in _fit(scene, job) if worker.assignable]
+
+
+def _free(worker: Worker) -> bool:
+    return worker.window > worker.taken
+
+
+def _resources_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    if job.states[index] != _QUEUED or (job.lane.limit is not None and job.lane.limit.room <= 0):
+        return
+    ready = _ready(scene, job)
+    free = [worker for worker in ready if _free(worker)]
+    if free and not any(room(worker, job.lane) > 0 for worker in free):
+        wanted = ", ".join(
+            f"{one_line(name, 80)}={amount:g}" for name, amount in sorted(job.template.resources.items())
+        )
+        yield Finding(
+            what="The resources that it needs are taken by other tasks.",
+            why=f"It needs {wanted}; {_listed([worker.worker_id for worker in free])} can give that when others end.",
+            help="Wait, ask for less, or start more workers.",
+        )
+
+
+def _avoids(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    note = job.notes.get(index)
+    if job.states[index] != _QUEUED or note is None or not note.failed_on:
+        return
+    ready = _ready(scene, job)
+    shunned = sorted(worker.worker_id for worker in ready if worker.worker_id in note.failed_on and _free(worker))
+    others = [worker for worker in ready if worker.worker_id not in note.failed_on]
+    if shunned and others and not any(map(_free, others)):
+        yield Finding(
+            what=f"It waits for another worker than {_listed(shunned)}.",
+            why="It failed there, and a retry goes elsewhere while another worker can run it.",
+            help=f"Wait for {_listed(sorted(worker.worker_id for worker in others))}, or start more workers.",
+        )
+
+
+def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    ready = _ready(scene, job)
+    if job.states[index] != _QUEUED or not ready or any(map(_free, ready)):
+        return
+    before = job.states.count(_QUEUED, 0, index)
+    rivals = sum(
+        other.counts[_QUEUED]
+        for other in scene.state.jobs.values()
+        if other is not job and other.lane is job.lane and not other.paused
+    )
+    ahead = f"{plural(before, 'queued task')} of its job before it" if before else "none of its job before it"
+    others = f", and {plural(rivals, 'queued task')} of other jobs share them" if rivals else ""
+    yield Finding(
+        what=f"All places of the workers that can run it are taken: {plural(len(ready), 'worker')} with "
+        f"{plural(sum(worker.window for worker in ready), 'place')}.",
+        why=f"There {'is' if before == 1 else 'are'} {ahead}{others}.",
+        help="Wait, start more workers, or submit with a higher priority.",
+    )
+
+
+# ---- the task is WAITING ---------------------------------------------------------------------------------------------
+
+
+def _backs_off(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    note = job.notes.get(index)
+    if job.states[index] != _WAITING or note is None or note.wait_until_ns is None:
+        return
+    failure = note.last_failure
+    last = f"{failure.kind}: {failure.message}" if failure is not None else ""
+    yield Finding(
+        what=f"It failed and is tried again in {span(note.wait_until_ns - scene.now)}.",
+        why=f"{one_line(last)} ({budget(scene.config, job, note)})",
+        help=f"Wait; `antfarm task show {name_of(job, index)}` has the traceback.",
+    )
+
+
+def budget(config: CoreConfig, job: Job, note: TaskNote) -> str:
+    """How much of each budget a task has used."""
+    used = [
+        (note.app_failures, f"{note.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')} used"),
+        (note.crashes, f"{note.crashes} of {config.crashes_max} crashes"),
+        (note.infra_failures, f"{note.infra_failures} of {config.infra_failures_max} tolerated losses"),
+    ]
+    return ", ".join(text for count, text in used if count)
+
+
+def unmet(job: Job, index: int) -> Iterator[tuple[Job, DependencyKind, int]]:
+    """What a WAITING task waits for: (job, kind, index there)."""
+    note = job.notes.get(index)
+    if job.states[index] == _WAITING and not (note is not None and note.wait_until_ns is not None):
+        for other, kind, offset in job.dependencies:
+            if not dependency_ready(other, kind, index + offset):
+                yield other, kind, index + offset
+
+
+def _depends(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    for other, kind, wanted in unmet(job, index):
+        if kind is DependencyKind.ALL:
+            ended = f"{other.ended_count:,} of its {plural(other.task_count, 'task')} have ended"
+            yield Finding(
+                what=f"It waits for the whole of job {other.job_id}.",
+                why=f"{ended}{'' if other.closed else ', and it is still open for more'}.",
+                help=f"antfarm job explain {other.job_id}",
+            )
+        elif wanted >= other.task_count:
+            yield Finding(
+                what=f"It waits for task {other.job_id}/{wanted}, which does not exist yet.",
+                why=f"Job {other.job_id} is open and has {plural(other.task_count, 'task')}.",
+                help="Append the missing tasks, or close that job: what waits for more than it has then fails.",
+            )
+        else:
+            yield Finding(
+                what=f"It waits for task {name_of(other, wanted)}, which is {TaskState(other.states[wanted]).name}.",
+                help=f"antfarm task explain {name_of(other, wanted)}",
+            )
+
+
+def blocker(job: Job, index: int) -> tuple[Job, int]:
+    """The task at the end of the chain of what a task waits for: itself when it waits for none."""
+    seen: set[int] = set()
+    while job.number not in seen and len(seen) < CHAIN_MAX:
+        seen.add(job.number)
+        for other, kind, wanted in unmet(job, index):
+            place = first_open(other) if kind is DependencyKind.ALL else wanted
+            if place is not None and place < other.task_count:
+                job, index = other, place
+                break
+    return job, index
+
+
+def first_open(job: Job) -> int | None:
+    """The first task of a job that has not ended."""
+    found = [place for state in (_WAITING, _QUEUED, _ACTIVE) if (place := job.states.find(state)) >= 0]
+    return min(found, default=None)
+
+
+# ---- the task is ACTIVE ----------------------------------------------------------------------------------------------
+
+
+def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    attempt = job.live.get(index)
+    if attempt is None:
+        return
+    worker = attempt.worker
+    since = span(scene.now - attempt.assigned_ns)
+    if worker.orchestrator:
+        yield Finding(
+            what=f"Attempt {attempt.attempt} is with {worker.worker_id}, an orchestrator below, since {since}.",
+            help=f"Ask there: antfarm job list -c ITS_ADDRESS shows the jobs up/{name_of(job, index)}/...",
+        )
+    elif _taken_up(scene, job, attempt):
+        yield Finding(
+            what=f"{worker.worker_id} came back with attempt {attempt.attempt} {since} ago and goes on with it.",
+            why="It was given out before the orchestrator was started again, or before the worker fell silent: nothing is repeated.",
+        )
+    elif attempt.started:
+        yield Finding(
+            what=f"Attempt {attempt.attempt} runs on {worker.worker_id}, given to it {since} ago.",
+            why=_progress(attempt),
+            help=_slow(job, index),
+        )
+    else:
+        yield Finding(
+            what=f"Attempt {attempt.attempt} was given to {worker.worker_id} {since} ago, and nothing was heard of its start.",
+            why=f"{worker.worker_id} holds {plural(len(worker.live), 'task')} and runs {worker.slots:,} at a time; short ones are told of when they end.",
+        )
+    if not worker.able and not worker.draining:
+        yield Finding(
+            what=f"{worker.worker_id} {_away(scene, worker)}.",
+            why="Then the task is queued again, and a success that comes late still counts."
+            if not job.template.at_most_once
+            else "It runs at most once, so nobody else gets it.",
+            help="Look at that worker and its network.",
+        )
+
+
+def _taken_up(scene: Scene, job: Job, attempt: Attempt) -> bool:
+    """True when the attempt is older than what this process, or its worker's present lease, knows of."""
+    note = job.notes.get(attempt.index)
+    return attempt.epoch < scene.state.epoch or (note is not None and (attempt.epoch, attempt.attempt) in note.past)
+
+
+def _progress(attempt: Attempt) -> str:
+    done = f"{attempt.progress:.0%} done" if attempt.progress is not None else "It has told of no progress"
+    text = one_line(attempt.progress_text, 256)
+    return f"{done}{': ' if text else '.'}{text}"
+
+
+def _slow(job: Job, index: int) -> str:
+    if job.template.timeouts.run_ns is not None:
+        return f"Its worker ends it when it runs for more than {span(job.template.timeouts.run_ns)}."
+    follow = f"antfarm task logs -f {name_of(job, index)}"
+    return f"If it hangs: {follow}, or antfarm task cancel. It has no run timeout, so nothing else ends it."
+
+
+def _orphaned(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    note = job.notes.get(index)
+    if job.states[index] != _ACTIVE or index in job.live or note is None or note.wait_until_ns is None:
+        return
+    holder, _ = note.past.get((note.epoch, note.attempt), ("its worker", None))
+    yield Finding(
+        what=f"{holder} has the task and has fallen silent; it is given up in {span(note.wait_until_ns - scene.now)}.",
+        why="It runs at most once, so nobody else gets it; a success that comes until then counts.",
+        help=f"Start {holder} again with its state directory; leave out at_most_once if the task may be repeated.",
+    )
+
+
+# ---- its times -------------------------------------------------------------------------------------------------------
+
+
+def _expires(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    timeouts, note = job.template.timeouts, job.notes.get(index)
+    passed_ns = max(scene.wall_ns - job.batch(index).wall_ns, 0)
+    begun = job.states[index] == _ACTIVE or (note is not None and note.last_failure is not None)
+    if timeouts.queue_ns is not None and not begun:
+        yield Finding(
+            what=f"It expires in {span(timeouts.queue_ns - passed_ns)} unless it begins before (queue timeout)."
+        )
+    if timeouts.total_ns is not None:
+        yield Finding(
+            what=f"It expires in {span(timeouts.total_ns - passed_ns)} unless it ends before (total timeout)."
+        )
+
+
+REASONS: tuple[Reason, ...] = (
+    _paused, _type_paused, _restarted, _alone, _no_worker, _no_fit, _none_takes_work, _at_limit, _resources_taken, _avoids, _all_taken,
+    _backs_off, _depends, _held, _orphaned, _expires,
+)  # fmt: skip
+
+
+def reasons(scene: Scene, job: Job, index: int) -> list[Finding]:
+    """Why a task that has not ended is where it is."""
+    found = [finding for reason in REASONS for finding in reason(scene, job, index)]
+    if not found and job.states[index] == _QUEUED:
+        found.append(Finding(what="Nothing keeps it: it is about to be given out."))
+    return found
