@@ -160,8 +160,8 @@ async def test_what_a_crash_could_take_back_is_not_told(bench: Bench, monkeypatc
     assert (await bench.told("j")).endswith(stalled)
     bench.disk.full = False
     assert await bench.told("j", 0) != ""
-    while bench.driver.stalled:
-        await asyncio.sleep(0.005)  # noqa: ASYNC110 - the driver has no event for it
+    while bench.driver.stalled:  # noqa: ASYNC110 - the driver has no event for it
+        await asyncio.sleep(0.005)
     assert (await bench.told("j", 0)).splitlines()[1] == "It succeeded: attempt 1 on w1, which ran for 0s."
 
 
