@@ -523,3 +523,44 @@ async def test_what_is_not_there_cannot_be_explained(farm: Running) -> None:
         "JOB_NOT_FOUND",
         "no job 'k' here: `antfarm job list` shows those that are",
     )
+
+
+async def test_a_quarantine_is_shown_with_its_reason_until_an_operator_ends_it(farm: Running) -> None:
+    bad = farm.worker("w1", slots=3)
+    others = [farm.worker(name, window=0) for name in ("w2", "w3")]
+    for worker in (bad, *others):
+        await worker.attach()
+    await farm.create("j", 9)
+    failure = common_pb2.Failure(failure_class=common_pb2.FAILURE_CLASS_APP, kind="OSError", message="no disk")
+    await bad.report(*await bad.tasks(3), ending=FAILED, failure=failure)
+    shown = (await farm.workers.GetWorker(worker_pb2.GetWorkerRequest(worker_id="w1"))).worker
+    assert shown.state == worker_pb2.WORKER_STATE_QUARANTINED
+    reason = "3 tasks failed of its last 3, the last one with: OSError no disk; one task is tried in "
+    assert shown.remark.startswith(reason)
+    info = await farm.system.GetServerInfo(system_pb2.GetServerInfoRequest())
+    assert "quarantined worker w1" in info.warnings
+    undrained = await farm.workers.UndrainWorker(worker_pb2.UndrainWorkerRequest(worker_id="w1"))
+    assert (undrained.worker.state, undrained.worker.remark) == (worker_pb2.WORKER_STATE_READY, "")
+    for worker in (bad, *others):
+        await worker.drop()
+
+
+async def test_a_paused_type_is_shown_by_its_jobs_and_tasks_until_somebody_resumes_one(farm: Running) -> None:
+    worker = farm.worker("w1", slots=3)
+    await worker.attach()
+    await farm.create("j", 9)
+    tokens = await worker.tasks(3)
+    await worker.credit(0)
+    failure = common_pb2.Failure(failure_class=common_pb2.FAILURE_CLASS_INFRA, kind="Unavailable", message="no Storage")
+    await worker.report(*tokens, ending=FAILED, failure=failure)
+    reason = (
+        "the infrastructure failed its tasks on w1, the last one with: Unavailable no Storage; one task is tried in "
+    )
+    assert (await farm.job("j")).type_paused.startswith(reason)
+    task = (await farm.tasks.GetTask(task_pb2.GetTaskRequest(job_id="j", index=8))).task
+    assert task.waits_for.startswith(f"the end of its type's pause: {reason}")
+    info = await farm.system.GetServerInfo(system_pb2.GetServerInfoRequest())
+    assert "paused task type t" in info.warnings
+    resumed = await farm.jobs.ResumeJob(job_pb2.ResumeJobRequest(job_id="j"))
+    assert resumed.job.type_paused == ""
+    await worker.drop()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import chaos_backup as backup
 import chaos_disk as disk
+import chaos_health as health
 import chaos_kills as kills
 import chaos_silence as silence
 from chaos_report import Report
@@ -31,6 +32,8 @@ SERIES = {
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
+    "poison": (health.poison, 1, 5, 50),
+    "black-hole": (health.black_hole, 1, 3, 20),
     "zombies": (silence.zombies, 2, 10, 500),
     "slow-node": (silence.slow_node, 1, 1, 20),
     "partitions-short": (silence.short_partitions, 2, 10, 200),

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from pathlib import Path
 
 from history import note_begin, note_end
 
@@ -34,6 +36,22 @@ def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Contex
     time.sleep(seconds)
     note_end(path, *token, at=time.time())
     return number * number
+
+
+@af.task(name="chaos.poison")
+def poison(number: int) -> None:
+    """Takes its worker along."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+@af.task(name="chaos.hole")
+def hole(number: int, hole: str, seconds: float) -> int:
+    """Fails at once on the node whose agent the file names."""
+    if Path(hole).read_text() == str(os.getppid()):
+        raise OSError("the disk of this node is full")
+    time.sleep(seconds)
+    return number
 
 
 def plan(number: int, path: str, name: str, seconds: float, count: int, ctx: af.Context) -> af.Expansion:

@@ -90,6 +90,9 @@ def starts(turn: Turn) -> list[tuple[Worker, Job, int]]:
             _forget(state, key)
             state.make_ready(job, key[1])
             continue
+        if worker.alone_for not in (None, key):
+            _release(alone)
+            continue
         if alone.worker is None:
             if worker.live and emptying:
                 continue
@@ -122,46 +125,54 @@ def _candidates(state: State, job: Job) -> list[Worker]:
 
 
 def _choose(turn: Turn, alone: Alone, job: Job, index: int) -> Worker | None:
-    """The worker to run it on: one that it did not bring down, empty or soon so. One that does not become empty in time is left for the next."""
+    """The worker to run it on: one that it did not bring down, free, empty or soon so. One that is not ready in time is left for the next."""
     key, note = (job.number, index), job.note(index)
-    free = [w for w in _candidates(turn.state, job) if w.alone_for in (None, key)]
-    if not free:
+    candidates = _candidates(turn.state, job)
+    if not candidates:
         return None
-    if alone.worker is not None and turn.now >= alone.until_ns:
-        alone.tried.add(alone.worker.worker_id)
-        if all(worker.worker_id in alone.tried for worker in free):
+    if not alone.choice:
+        alone.patience_ns = turn.config.empty_patience_ns
+        alone.until_ns = turn.now + alone.patience_ns
+    elif turn.now >= alone.until_ns:
+        alone.tried.add(alone.choice)
+        if all(worker.worker_id in alone.tried for worker in candidates):
             alone.tried.clear()
             alone.patience_ns *= 2
         alone.until_ns = turn.now + alone.patience_ns
-    elif alone.worker is None:
-        alone.patience_ns = turn.config.empty_patience_ns
-        alone.until_ns = turn.now + alone.patience_ns
-    return min(
-        free,
+    best = min(
+        candidates,
         key=lambda worker: (
             worker.worker_id in alone.tried,
             note.suspected_on.get(worker.worker_id, -1),
+            worker.alone_for not in (None, key),
             bool(worker.live),
             worker is not alone.worker,
             worker.taken / max(worker.slots, 1),
             worker.worker_id,
         ),
     )
+    alone.choice = best.worker_id
+    return best
 
 
 def _reserve(state: State, key: Key, worker: Worker) -> Alone:
     alone = state.alone.setdefault(key, Alone())
-    if alone.worker is not None:
-        alone.worker.alone_for = None
+    _release(alone)
     alone.worker = worker
     worker.alone_for = key
     return alone
 
 
+def _release(alone: Alone) -> None:
+    if alone.worker is not None:
+        alone.worker.alone_for = None
+        alone.worker = None
+
+
 def _forget(state: State, key: Key) -> None:
     alone = state.alone.pop(key, None)
-    if alone is not None and alone.worker is not None:
-        alone.worker.alone_for = None
+    if alone is not None:
+        _release(alone)
 
 
 def _tidy(state: State) -> None:

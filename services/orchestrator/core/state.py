@@ -132,9 +132,11 @@ class Alone:
     """Reserved for it: gets no other work."""
     running: bool = False
     """It runs there, and nothing else does. Until then the worker becomes empty."""
+    choice: str = ""
+    """Worker that it waits for, reserved for it or for another suspect."""
     patience_ns: int = 0
     until_ns: int = 0
-    """When the wait for this worker is given up for one for another."""
+    """When that is given up for another worker."""
     tried: set[str] = field(default_factory=set)
     """Workers that did not become empty in time."""
 

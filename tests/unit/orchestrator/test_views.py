@@ -11,10 +11,19 @@ from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, Verdi
 from antfarm.v1 import work_queue_pb2
 from services.orchestrator.core import effects
 from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
+from services.orchestrator.core.state import Probation
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.results import ResultCache
 from services.orchestrator.runtime.sessions import FRAMES_WAITING_MAX, Session
-from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of, task_state
+from services.orchestrator.runtime.views import (
+    all_durable,
+    job_status,
+    probation_text,
+    reservation_text,
+    result_seqs,
+    results_of,
+    task_state,
+)
 from services.orchestrator.servicers.jobs import RESULTS_IN_MESSAGE_MAX, _messages
 
 
@@ -166,3 +175,28 @@ async def test_the_two_streams_of_a_session_end_with_errors_of_their_own() -> No
     assert [(type(end), str(end), end.retry_after_s) for end in ends] == [(Overloaded, "full", 2.0)] * 2
     assert len({id(end) for end in (error, *ends)}) == 3
     assert error.__traceback__ is None
+
+
+def test_what_a_worker_is_reserved_for_is_said(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("s", 1)
+    for _ in range(2):
+        worker.take()
+        worker.detach()
+        worker.reborn()
+        worker.attach()
+    farm.create("other", 2)
+    farm.wait(4, beating=[worker])
+    (task,) = farm.state.alone
+    assert reservation_text(farm.state, task) == "becomes empty for s/0, which is suspected of bringing workers down"
+    worker.run(worker.take())
+    assert reservation_text(farm.state, task) == "runs s/0, which is suspected of bringing workers down"
+    farm.drop()
+
+
+def test_what_happens_next_to_who_is_on_probation_is_said() -> None:
+    probation = Probation(cause="three failed", pause_ns=30, due_ns=30_000_000_000)
+    assert probation_text(probation, 0) == "three failed; one task is tried in 30s"
+    assert probation_text(probation, 31_000_000_000) == "three failed; the next task is tried"
+    probation.canary, probation.canary_on = (1, 0), "w1"
+    assert probation_text(probation, 31_000_000_000) == "three failed; one task is being tried on w1"
