@@ -191,6 +191,22 @@ def test_endless_work_elsewhere_does_not_starve_a_suspect(farm: Harness) -> None
     assert [token[0] for token in first.take()] == ["s"]
 
 
+def test_a_suspect_waits_for_the_worker_on_which_another_runs_rather_than_take_one_that_it_brought_down(
+    farm: Harness,
+) -> None:
+    first, second, *rest = (farm.worker(f"w{n}", slots=2) for n in range(1, 7))
+    for worker in (second, *rest):
+        worker.credit(0)
+    suspects(farm, first, 2)
+    second.credit(2)
+    farm.wait(4, beating=[first, second, *rest])
+    ((_, alone, _, _),) = second.take()
+    farm.wait(50, beating=[first, second, *rest])
+    assert first.take() == []
+    farm.wait(20, beating=[first, second, *rest])
+    assert [token[1] for token in first.take()] == [1 - alone]  # but not for ever
+
+
 def test_a_suspect_that_is_cancelled_frees_the_worker_that_was_reserved_for_it(farm: Harness) -> None:
     worker = farm.worker(slots=2)
     suspects(farm, worker, 1)
