@@ -448,7 +448,7 @@ async def test_a_crash_among_coroutines_is_blamed_on_one_that_was_alone_only(
     [good] = farm.give("aio.sleep", [b"[60]"], job_id="good")
     await until(lambda: [w for w in farm.words if w.job_id == "good"])
     failures = [(await one(farm, "aio.crash")).failure, (await farm.outcome(good)).failure]
-    assert [(f.failure_class, f.kind) for f in failures] == [(INFRA, "exit code 5")] * 2
+    assert [(f.failure_class, f.kind) for f in failures] == [(INFRA, "process lost")] * 2
 
 
 async def test_garbage_on_the_pipes_ends_that_child_only(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
