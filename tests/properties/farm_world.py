@@ -27,10 +27,11 @@ from antfarm.model import (
     VerdictCode,
     WorkerId,
 )
-from services.orchestrator.core import effects, events, records
+from services.orchestrator.core import effects, events, explain, records, story
 from services.orchestrator.core.state import Job, Probation
 from services.orchestrator.core.state import Worker as KnownWorker
 from services.orchestrator.core.turn import CoreConfig
+from services.orchestrator.core.waiting import Scene
 
 CONFIG = CoreConfig(
     heartbeat_ns=SECOND_NS,
@@ -600,6 +601,21 @@ class World:
             self.settle()
             left = self._left_over_anywhere()
             assert not left, f"L6: these wait although a fit worker is free: {left}"
+        self._explain_everything()
+
+    def _explain_everything(self) -> None:
+        """Whatever a task waits for has words."""
+        harness = self.harness
+        scene = Scene(state=harness.state, config=harness.config, now=harness.now, wall_ns=harness.wall_ns)
+        for job in harness.state.jobs.values():
+            assert explain.job(scene, job) is not None
+            for index, state in enumerate(job.states):
+                if state < TaskState.SUCCEEDED:
+                    text = str(explain.bounded(explain.task(scene, job, index)))
+                    assert text, f"nothing is said of {job.job_id}/{index}"
+                    assert "Nothing keeps it" not in text, f"nothing explains why {job.job_id}/{index} waits"
+                elif state == TaskState.FAILED and not job.winners[index]:
+                    story.culprit(job, index)
 
     def _probes_in_time(self, probation: Probation | None) -> None:
         assert probation is not None

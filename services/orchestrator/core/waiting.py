@@ -220,15 +220,16 @@ def _ready(scene: Scene, job: Job) -> list[Worker]:
     return [worker for worker in _fit(scene, job) if worker.assignable]
 
 
-def _free(worker: Worker) -> bool:
-    return worker.window > worker.taken
+def _free(worker: Worker, job: Job) -> bool:
+    """True when it has places for a task of the job; one that needs more than all goes to an empty worker."""
+    return worker.window > worker.taken and (worker.taken + job.lane.slots <= worker.window or not worker.live)
 
 
 def _resources_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if job.states[index] != _QUEUED or (job.lane.limit is not None and job.lane.limit.room <= 0):
         return
     ready = _ready(scene, job)
-    free = [worker for worker in ready if _free(worker)]
+    free = [worker for worker in ready if _free(worker, job)]
     if free and not any(room(worker, job.lane) > 0 for worker in free):
         wanted = ", ".join(
             f"{one_line(name, 80)}={amount:g}" for name, amount in sorted(job.template.resources.items())
@@ -245,9 +246,9 @@ def _avoids(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if job.states[index] != _QUEUED or note is None or not note.failed_on:
         return
     ready = _ready(scene, job)
-    shunned = sorted(worker.worker_id for worker in ready if worker.worker_id in note.failed_on and _free(worker))
+    shunned = sorted(worker.worker_id for worker in ready if worker.worker_id in note.failed_on and _free(worker, job))
     others = [worker for worker in ready if worker.worker_id not in note.failed_on]
-    if shunned and others and not any(map(_free, others)):
+    if shunned and others and not any(_free(worker, job) for worker in others):
         yield Finding(
             what=f"It waits for another worker than {_listed(shunned)}.",
             why="It failed there, and a retry goes elsewhere while another worker can run it.",
@@ -257,7 +258,7 @@ def _avoids(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     ready = _ready(scene, job)
-    if job.states[index] != _QUEUED or not ready or any(map(_free, ready)):
+    if job.states[index] != _QUEUED or not ready or any(_free(worker, job) for worker in ready):
         return
     before = job.states.count(_QUEUED, 0, index)
     rivals = sum(

@@ -165,6 +165,16 @@ def test_full_workers_are_told_with_who_is_ahead(farm: Harness) -> None:
     worker.take()
 
 
+def test_a_task_of_several_cpus_waits_for_as_many_places(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("a")
+    farm.create("j", resources={"cpu": 2.0})
+    assert now(farm, "j").startswith(
+        "All places of the workers that can run it are taken: 1 worker with 2 places.\n"
+    ), "one place is free, and it needs two"
+    worker.take()
+
+
 def test_a_concurrency_limit_that_is_reached(farm: Harness) -> None:
     worker = farm.worker(slots=4)
     farm.create("j", 3, limit=ConcurrencyLimit(name="site", max_active=1))
