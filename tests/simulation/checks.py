@@ -109,6 +109,9 @@ class Checks:
         self.ledgers: dict[str, Ledger] = {}
         self.did: Counter[str] = Counter()
         self.open_reports: dict[Link, dict[Token, Outcome]] = {}
+        self.lost_ns: dict[tuple[str, str], int] = {}
+        """(orchestrator, worker) -> when it was last declared lost."""
+        self.reported_ns: dict[tuple[Link, Token], int] = {}
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -295,6 +298,7 @@ class Checks:
             away = sum(known.able for known in owner.core.state.quarantined.values())
             demand(3 * away <= max(able, 3), "section 8", away, "of", able, "workers are in quarantine")
         if words[0] == "lost:":
+            self.lost_ns[owner.name, words[2]] = self.world.kernel.now
             self._false_expiry(owner, words[2])
 
     def _false_expiry(self, owner: Orchestrator, worker_id: str) -> None:
@@ -545,6 +549,7 @@ class Checks:
         ledger = self.ledger(link.upper)
         ledger.sent.setdefault(token, outcome)
         self.open_reports.setdefault(link, {})[token] = outcome
+        self.reported_ns[link, token] = self.world.kernel.now
         if outcome.never_started:
             ledger.unstarted[token] = None
         self.did["reports"] += 1
@@ -570,12 +575,15 @@ class Checks:
             if token[2] < ledger.births[token[0]]:
                 continue
             # A worker of the minor version before does not say what it has finished.
-            newer = link.minor == 0 and ledger.newest.get((token[0], token[1]), (0, 0)) > token[2:]
+            # What ends while the answer to a hello is on its way may have been taken back by it.
+            newer = link.minor == 0 or self.reported_ns.get((link, token), 0) >= link.hello_ns
             given_up = task.failed.get(token[2:]) is False
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.
             template = ledger.specs[token[0]].template
             unknown = ledger.restored > 0 and template.at_most_once
-            fenced = token in ledger.recalled or template.fence_late_results
+            # Of an at-most-once task no other attempt can stand: only a loss takes its fenced success away.
+            kept = template.at_most_once and self.lost_ns.get((link.upper, link.worker_id), 0) == 0
+            fenced = token in ledger.recalled or (template.fence_late_results and not kept)
             demand(
                 newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token
             )
@@ -597,8 +605,9 @@ class Checks:
         """A worker's process died. If nothing else happens, its tasks are queued again within L + S + d."""
         kernel = self.world.kernel
         kernel.note(worker.name, "died")
+        beside = sum(run.stopping is None for run in worker.running.values())
         for token in worker.running:
-            self.died_with[worker.upper, token] = len(worker.running)
+            self.died_with[worker.upper, token] = beside
         self.open_reports.pop(worker.link, None)
         owner = self.world.orchestrators[worker.upper]
         lease_ns = owner.config.lease_ns

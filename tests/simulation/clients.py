@@ -28,6 +28,8 @@ TIMEOUT_NS = 4 * SECOND
 Make = Callable[[int], events.Event]
 KINDS = (b"ok",) * 12 + (b"app1", b"app2", b"permanent", b"crash1", b"crash", b"infra1", b"hang", b"kill1", b"kill")
 
+HARD = (b"ok", b"ok", b"kill", b"kill1", b"crash", b"infra1", b"app1")
+
 
 class Client:
     """All the clients of a farm."""
@@ -136,7 +138,7 @@ class Client:
     def _payloads(self, count: int) -> list[bytes]:
         dice = self._dice
         plans = self.world.knobs.plans and self.world.knobs.levels > 1
-        kinds = (b"plan",) if plans else KINDS
+        kinds = (b"plan",) if plans else dice.choice((KINDS, KINDS, KINDS, HARD))
         mean = dice.choice((20, 300, 3000))
         return [
             b"%s:%d:%d" % (dice.choice(kinds), 1 + int(dice.expovariate(1 / mean)), self.world.next_number())

@@ -262,7 +262,7 @@ class Faults:
         if not foreign or link.wire is None:
             return False
         job_id, index, epoch, attempt = self._dice.choice(foreign)
-        attempt += self._dice.choice((0, 0, 1, 1000))
+        attempt += self._dice.choice((0, 0, 1000))
         if ledger.issued.get((job_id, index, epoch, attempt)) == link.worker_id:
             return False
         forged = Outcome(report_no=1 << 40, index=index, attempt=attempt, ending=Ending.SUCCEEDED, result=b"forged")

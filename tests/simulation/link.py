@@ -5,6 +5,7 @@ Reports go to the outbox before they are sent, everything unacked goes out again
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,7 +61,8 @@ class Link:
         self.wire: Wire | None = None
         self.attached = False
         self.leaving = False
-        self.minor = world.kernel.dice.choice((0, 1, 1))
+        self.hello_ns = 0
+        self.minor = min(zlib.crc32(f"{world.kernel.seed}/{worker_id}".encode()) % 3, 1)
         """The protocol's minor version that it speaks; 0 does not say which reports it owes."""
         self._heard_ns = 0
         self._frames = 0
@@ -76,6 +78,7 @@ class Link:
         """Connect and say hello."""
         session = self.session
         self._frames = self._beats = 0
+        self.hello_ns = self.world.kernel.now
         self._sent_window = session.window
         wire = self.wire = self.world.network.dial(self, self.world.orchestrators[self.upper])
         hello = dict(

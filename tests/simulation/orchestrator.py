@@ -57,7 +57,7 @@ class Orchestrator:
         self._pending: list[tuple[int, Record]] = []
         self._held: list[Effect] = []
         self._inbox: list[events.Event] = []
-        self._scheduled = self._committing = self._stalled = False
+        self._scheduled = self._tick_due = self._committing = self._stalled = False
         self._batches = 0
         self._sessions: dict[str, Wire] = {}
         self._early: dict[str, list[tuple[int, Any]]] = {}
@@ -113,6 +113,9 @@ class Orchestrator:
     def post(self, event: events.Event) -> None:
         """Hand in an event."""
         self._inbox.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self.process.later(50_000, self._turn)
@@ -122,7 +125,8 @@ class Orchestrator:
         if low != self.core.state.disk_low:
             self.post(events.DiskLow(low=low))
         if not self._stalled:
-            self.post(events.Tick(wall_ns=self.wall_ns))
+            self._tick_due = True
+            self._schedule()
         due_ns = self.core.next_timer_ns()
         pause_ns = self.config.sweep_ns
         if due_ns is not None and not self._stalled:
@@ -132,6 +136,9 @@ class Orchestrator:
     def _turn(self) -> None:
         self._scheduled = False
         batch, self._inbox = self._inbox, []
+        if self._tick_due:
+            self._tick_due = False
+            batch.append(events.Tick(wall_ns=self.wall_ns))
         now = self.process.clock_ns
         core, checks = self.core, self.world.checks
         for event in batch:

@@ -13,8 +13,8 @@ from tests.simulation.kernel import SECOND
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-AGES = sweep.Ages(ended_s=3.0, unknown_s=15.0)
-"""Short, so that a run of half a minute sees blobs go."""
+AGES = sweep.Ages(ended_s=3.0, unknown_s=90.0)
+"""Short, so that a run of half a minute sees blobs go; but no disk may be full for longer than an unknown task is believed in."""
 SWEEP_NS = 2 * SECOND
 
 

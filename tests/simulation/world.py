@@ -113,6 +113,7 @@ class World:
             avoid_ns=dice.choice((1, 10)) * SECOND,
             empty_patience_ns=dice.choice((2, 20)) * SECOND,
             frame_tasks_max=dice.choice((1, 8, 1024)),
+            infra_failures_max=dice.choice((1, 5)),
             keep_ended_ns=dice.choice((20 * SECOND, 7 * 24 * 3600 * SECOND)),
         )
         self._add_level("top", config, 1, None)

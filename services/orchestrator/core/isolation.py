@@ -47,10 +47,15 @@ def ran_alone(state: State, attempt: Attempt) -> bool:
 
 
 def is_proven(turn: Turn, attempt: Attempt, note: TaskNote) -> bool:
-    """True when a crash of this attempt leaves no other explanation: it ran alone, and has crashed on two workers, when there are two."""
+    """True when a crash of this attempt leaves no other explanation: it ran alone, and has crashed on two workers, when there are two.
+
+    A second one that never becomes free is not waited for without end: twice the crash limit is proof enough.
+    """
     crashed_on = {worker_id for worker_id, crashed in note.suspected_on.items() if crashed} | {attempt.worker.worker_id}
     return ran_alone(turn.state, attempt) and (
-        len(crashed_on) > 1 or all(worker.worker_id in crashed_on for worker in _candidates(turn.state, attempt.job))
+        len(crashed_on) > 1
+        or note.crashes + 1 >= 2 * turn.config.crashes_max
+        or all(worker.worker_id in crashed_on for worker in _candidates(turn.state, attempt.job))
     )
 
 

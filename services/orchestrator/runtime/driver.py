@@ -68,6 +68,7 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._inbox: list[events.Event] = []
         self._scheduled = False
+        self._tick_due = False
         self._pending: list[tuple[int, Record]] = []
         self._held: list[tuple[int, Effect]] = []
         self._committing: asyncio.Task[None] | None = None
@@ -87,6 +88,9 @@ class Driver:
     def post(self, event: events.Event) -> None:
         """Hand in an event."""
         self._inbox.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
@@ -110,7 +114,8 @@ class Driver:
         except OSError as error:
             self._fail(JournalBroken(f"the journal's disk cannot be looked at: {error}; mend it, then start again"))
         if not self.stalled:
-            self.post(events.Tick(wall_ns=self.clock.wall_ns()))
+            self._tick_due = True
+            self._schedule()
 
     def _look_at_disk(self) -> None:
         free, total = self._journal.free_bytes()
@@ -126,6 +131,10 @@ class Driver:
         """Handle everything that has gathered, then place once."""
         self._scheduled = False
         batch, self._inbox = self._inbox, []
+        if self._tick_due:
+            # Time comes last: nobody is given up whose word has been read already.
+            self._tick_due = False
+            batch.append(events.Tick(wall_ns=self.clock.wall_ns()))
         now = self.clock.monotonic_ns()
         try:
             for event in batch:
