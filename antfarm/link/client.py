@@ -238,6 +238,7 @@ class Link:
             labels=dict(identity.labels),
             resources=dict(identity.resources),
             max_epoch_seen=session.max_epoch_seen,
+            dial=session.dial(),
             held=wire.tokens_to_wire(list(session.held)),
             unacked=wire.tokens_to_wire(session.unacked_tokens()),
             descendants=identity.descendants,

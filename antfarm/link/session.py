@@ -47,6 +47,7 @@ class Session:
 
     __slots__ = (
         "_beats",
+        "_dials",
         "_dice",
         "_failures",
         "_full",
@@ -82,6 +83,7 @@ class Session:
         self._wanted_window = window
         self._full = False
         self._failures = 0
+        self._dials = 0
         self._dice = dice
 
     # ---- flow -----------------------------------------------------------------------------------------------------
@@ -117,6 +119,11 @@ class Session:
             self._full = False
 
     # ---- connections ------------------------------------------------------------------------------------------------
+
+    def dial(self) -> int:
+        """A Hello is about to be sent: its number, above those of all before."""
+        self._dials += 1
+        return self._dials
 
     def welcomed(self, *, epoch: int, heartbeat_ns: int, lease_ns: int, now_ns: int) -> bool:
         """Take a Welcome. False: its epoch is below the highest seen, so it must not be obeyed; hang up and dial again.

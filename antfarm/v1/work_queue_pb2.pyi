@@ -176,6 +176,7 @@ class Hello(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     UNACKED_FIELD_NUMBER: _builtins.int
+    DIAL_FIELD_NUMBER: _builtins.int
     protocol_major: _builtins.int
     """Major version of the protocol: 1. Another one is refused."""
     protocol_minor: _builtins.int
@@ -196,6 +197,10 @@ class Hello(_message.Message):
     """Name of the node, for people."""
     software: _builtins.str
     """Version of the software, for people."""
+    dial: _builtins.int
+    """Grows with every Hello of an incarnation, from 1; 0: not said. One that is not above the last is late, from a connection that was given
+    up since, and is refused UNAVAILABLE.
+    """
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task types that it can run."""
@@ -241,10 +246,11 @@ class Hello(_message.Message):
         host: _builtins.str = ...,
         software: _builtins.str = ...,
         unacked: _abc.Iterable[Global___HeldGroup] | None = ...,
+        dial: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "unacked", b"unacked", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "dial", b"dial", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "unacked", b"unacked", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

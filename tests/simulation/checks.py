@@ -183,6 +183,9 @@ class Checks:
         if spec is not None and spec.template.idempotent:
             return  # it may have a backup
         token, task = (*key, *older), ledger.tasks.get(key)
+        where = self.world.worker_by_name.get(ledger.issued.get(token, ""))
+        if where is not None and where.process.alive and where.link.minor == 0:
+            return  # its late hello cannot be told from its last one
         holder = self.world.worker_by_name.get(ledger.issued.get(token, ""))
         if holder is None or not holder.process.alive or token not in holder.link.session.held or task is None:
             return

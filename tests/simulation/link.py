@@ -87,6 +87,7 @@ class Link:
             incarnation=session.incarnation,
             window=session.window,
             max_epoch_seen=session.max_epoch_seen,
+            dial=session.dial() if self.minor else 0,
             held=tuple(session.held),
             unacked=tuple(token for token, number in session.held.items() if number) if self.minor else (),
         )

@@ -275,6 +275,7 @@ MUTANTS = (
         "finished=token in unacked",
         "finished=False",
     ),
+    Mutant("a late hello takes over", f"{CORE}.workers", "if 0 < event.dial <= worker.dial:", "if False:"),
     Mutant(
         "all orchestrators begin with the same epoch",
         f"{CORE}.leases",

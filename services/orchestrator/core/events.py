@@ -107,6 +107,8 @@ class Attach:
     held: Sequence[HeldToken] = ()
     unacked: Sequence[HeldToken] = ()
     """Those of the held ones that have finished and whose report has no final verdict yet."""
+    dial: int = 0
+    """Grows with every hello of the incarnation; 0: not said."""
     descendants: tuple[str, ...] = ()
     orchestrator: bool = False
     host: str = ""

@@ -325,6 +325,7 @@ class Worker:
     __slots__ = (
         "alone_for",
         "descendants",
+        "dial",
         "drain_limit_ns",
         "failed",
         "frames",
@@ -359,6 +360,8 @@ class Worker:
     def __init__(self, worker_id: WorkerId) -> None:
         self.worker_id = worker_id
         self.incarnation = b""
+        self.dial = 0
+        """Of its last hello."""
         self.session: SessionId | None = None
         self.slots = 0
         self.window = 0

@@ -93,6 +93,9 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
             return errors.IncarnationLost(
                 f"worker {worker.worker_id} was silent beyond its lease: attach as a new incarnation"
             )
+        if 0 < event.dial <= worker.dial:
+            # What it says was true before the session that it would end: that one's assignments are not in it.
+            return errors.Unavailable(f"worker {worker.worker_id} has attached on a newer connection: this one is late")
         return None
     if worker.session is not None and not worker.suspect and not worker.lost:
         return errors.WorkerIdInUse(
@@ -103,6 +106,7 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
 
 def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
     worker.incarnation = event.incarnation
+    worker.dial = event.dial
     worker.session = event.session
     worker.slots = event.slots
     worker.window = event.window

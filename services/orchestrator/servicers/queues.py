@@ -97,6 +97,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
             labels=dict(hello.labels),
             resources=dict(hello.resources),
             max_epoch_seen=hello.max_epoch_seen,
+            dial=hello.dial,
             held=wire.tokens_from_wire(hello.held),
             unacked=wire.tokens_from_wire(hello.unacked),
             descendants=tuple(hello.descendants),

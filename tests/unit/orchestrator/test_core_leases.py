@@ -409,3 +409,19 @@ def test_a_pause_right_after_the_start_counts_against_nobody_either(farm: Harnes
     farm.worker()
     farm.tick(60)
     assert not farm.state.workers["w1"].lost
+
+
+def test_a_late_hello_of_a_connection_that_was_given_up_changes_nothing(farm: Harness) -> None:
+    """What it says was true before the newer session: the assignments of that are not in it, and must not be taken for missing."""
+    worker = farm.worker("w1", slots=2, dial=2)
+    farm.create("j", 1)
+    assert worker.take() == [("j", 0, 1, 1)]
+    session, held = worker.session, dict(worker.held)
+    worker.fields["dial"], worker.held = 1, {}
+    refusal = worker.refused()
+    assert type(refusal).__name__ == "Unavailable"
+    worker.session, worker.held = session, held
+    worker.beat()
+    assert farm.states("j") == "A"
+    worker.run()
+    assert farm.states("j") == "S"

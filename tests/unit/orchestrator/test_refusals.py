@@ -161,6 +161,7 @@ CASES: dict[str, Case] = {
     "w1 stands above this orchestrator already: name another --upstream": lambda: attach(descendants=("self",)),
     "worker w1 was silent beyond its lease: attach as a new incarnation": lambda: attach(silent_s=13.0),
     "a worker w1 is attached already: give this one another --worker-id": lambda: attach(incarnation=b"other"),
+    "worker w1 has attached on a newer connection: this one is late": lambda: attach({"dial": 3}, dial=2),
     "the worker attached anew on another stream": lambda: thrown_out(attach_anew),
     "no worker 'w9' here: `antfarm worker list` shows those that are": lambda: on(
         farm_with(),
