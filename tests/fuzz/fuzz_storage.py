@@ -37,7 +37,7 @@ class _Storage:
         self.dice = dice
         self.backend = MemoryBackend()
         self.service = BlobServicer(self.backend, streams_max=4)
-        self.system = SystemServicer(server_id="s", warnings=())
+        self.system = SystemServicer(server_id="s", warnings=tuple)
         self.last = b""
 
     def _pick(self, choices: tuple[Any, ...]) -> Any:

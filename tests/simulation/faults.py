@@ -253,7 +253,13 @@ class Faults:
 
     def _forge_reports(self) -> bool:
         """A worker reports successes of attempts that are not its own, or that nobody has."""
-        links: list[Link] = [w.link for w in self.world.workers if w.process.alive and w.link.attached]
+        links: list[Link] = [
+            worker.link
+            for worker in self.world.workers
+            if worker.process.alive
+            and worker.link.attached
+            and not self.world.orchestrators[worker.upper].process.stopped
+        ]
         if not links:
             return False
         link = self._dice.choice(links)
@@ -266,5 +272,7 @@ class Faults:
         if ledger.issued.get((job_id, index, epoch, attempt)) == link.worker_id:
             return False
         forged = Outcome(report_no=1 << 40, index=index, attempt=attempt, ending=Ending.SUCCEEDED, result=b"forged")
-        link.wire.send(0, REPORT, ("reports", job_id, epoch, [forged]))
+        # At once, within the epoch: which tokens an earlier one issued nobody knows for sure, and one of these would be adopted.
+        owner = self.world.orchestrators[link.upper]
+        owner.process.enter(link.wire.lives[1], owner.heard, link.wire, REPORT, ("reports", job_id, epoch, [forged]))
         return True
