@@ -76,8 +76,8 @@ class Ledger:
     jobs: dict[int, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
-    births: dict[str, int] = field(default_factory=dict)
-    """Job -> epoch in which it was made: tokens of earlier epochs are of a job of that id that is no more."""
+    births: dict[Key, int] = field(default_factory=dict)
+    """Task -> epoch in which it was added: tokens of earlier epochs are of one of that name that is no more, or never became durable."""
     issued: dict[Token, str] = field(default_factory=dict)
     recalled: dict[Token, int] = field(default_factory=dict)
     """Tokens that were taken back from a worker in quarantine: no report of them counts."""
@@ -165,7 +165,7 @@ class Checks:
                 demand(key in ledger.tasks, "I19", token, "leaves before its expansion is durable")
             if job.backups.get(index) is not None and job.backups[index].token == token:
                 self.did["backups"] += 1
-            elif newest[0] >= ledger.births.get(job.job_id, epoch):
+            elif newest[0] >= ledger.births.get(key, epoch):
                 self._repeats(owner, ledger, key, newest)
             if job.template.at_most_once:
                 demand(token in ledger.journaled, "I11", token, "leaves before it is durable")
@@ -254,7 +254,7 @@ class Checks:
 
     def _verdict(self, ledger: Ledger, code: VerdictCode, token: Token, outcome: Outcome) -> None:
         self.did[code.name] += 1
-        if token[2] < ledger.births.get(token[0], 0):
+        if token[2] < ledger.births.get(token[:2], 0):
             return  # of a job of that id that was purged since
         task = ledger.tasks.get((token[0], token[1]))
         won = task is not None and task.state is TaskState.SUCCEEDED and task.winner == token[2:]
@@ -337,7 +337,7 @@ class Checks:
             case records.JobCreated():
                 demand(record.job_id not in ledger.sizes, "I19", "there are two jobs", record.job_id)
                 ledger.jobs[record.job], ledger.sizes[record.job_id] = record.job_id, 0
-                ledger.specs[record.job_id], ledger.births[record.job_id] = record.spec, ledger.epoch
+                ledger.specs[record.job_id] = record.spec
                 if record.job_id.startswith(PARENT_PREFIX):
                     self.did["stages"] += 1
             case records.TasksAdded():
@@ -381,6 +381,7 @@ class Checks:
         ledger.sizes[job_id] += len(record.payloads)
         for index in range(record.first_index, ledger.sizes[job_id]):
             ledger.tasks.setdefault((job_id, index), Task()).durable = True
+            ledger.births[job_id, index] = ledger.epoch
             self.did["submitted"] += 1
 
     def _ended(
@@ -575,7 +576,7 @@ class Checks:
             task = ledger.tasks.get((token[0], token[1]))
             if outcome is None or outcome.ending is not Ending.SUCCEEDED or task is None or task.state is not None:
                 continue
-            if token[2] < ledger.births[token[0]]:
+            if token[2] < ledger.births.get(token[:2], 0):
                 continue
             # A worker of the minor version before does not say what it has finished.
             # What ends while the answer to a hello is on its way may have been taken back by it.

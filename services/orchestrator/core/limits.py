@@ -18,6 +18,10 @@ TYPE_BYTES_MAX = 128
 NAME_BYTES_MAX = 256
 LABELS_BYTES_MAX = 16 * 1024
 DEPENDENCIES_MAX = 16
+EPOCH_MAX = 1 << 31
+"""Epochs above it are nobody's, and records have no room for them."""
+ATTEMPT_MAX = 1 << 31
+"""Attempt numbers above it are nobody's."""
 AMOUNT_MAX = 1e15
 """Of one resource, of a task or a worker: bytes of a petabyte, and still sums of many that are exact and no infinity."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from antfarm.errors import AntFarmError
+from antfarm.errors import AntFarmError, InvalidArgument
 from antfarm.model import (
     Dependency,
     DependencyKind,
@@ -24,7 +24,14 @@ from antfarm.model import (
 from services.orchestrator.core import events, jobs, records
 from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
 from services.orchestrator.core.lanes import PARENT_PREFIX
-from services.orchestrator.core.limits import NAME_BYTES_MAX, check_parent, check_payloads, check_spec
+from services.orchestrator.core.limits import (
+    ATTEMPT_MAX,
+    EPOCH_MAX,
+    NAME_BYTES_MAX,
+    check_parent,
+    check_payloads,
+    check_spec,
+)
 from services.orchestrator.core.state import Job, Parent, State
 from services.orchestrator.core.turn import Turn
 from services.orchestrator.core.workers import offers
@@ -46,6 +53,8 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
         return
     try:
         check_parent(event.job_id, event.template)
+        if not (0 < event.epoch <= EPOCH_MAX and 0 < event.attempt <= ATTEMPT_MAX):
+            raise InvalidArgument(f"no queue has a token of epoch {event.epoch}, attempt {event.attempt}")
     except AntFarmError as error:
         _refuse(turn, event, f"the task cannot be carried out here: {error}")
         return

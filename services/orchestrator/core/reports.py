@@ -14,6 +14,7 @@ from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, Task
 from services.orchestrator.core import events, health, isolation, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
 from services.orchestrator.core.events import HeldToken, Outcome
+from services.orchestrator.core.limits import ATTEMPT_MAX
 from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker, may_have_backup
 from services.orchestrator.core.turn import Turn
 
@@ -22,8 +23,6 @@ _TERMINAL = int(TaskState.SUCCEEDED)
 _ENDING_SUCCEEDED = Ending.SUCCEEDED
 QUARANTINED = "the worker is in quarantine"
 """Cause of revocations that a quarantine brings."""
-ATTEMPT_MAX = 1 << 31
-"""Attempt numbers above it are nobody's."""
 
 
 class Judgement(Enum):
