@@ -85,7 +85,7 @@ class Maker:
         """Small, near to what is right, or at the edge of a type."""
         if self.chance(0.15):
             return self.pick(_EDGES)
-        return self.pick(_SMALL) if self.chance(0.5) else min(near + self.pick((-1, 0, 1)), _EDGES[-1])
+        return self.pick(_SMALL) if self.chance(0.5) else max(min(near + self.pick((-1, 0, 1)), _EDGES[-1]), _EDGES[2])
 
     def job_id(self) -> JobId:
         """Of a job that is there, or might be."""

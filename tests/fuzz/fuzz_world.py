@@ -20,7 +20,7 @@ from services.orchestrator.core import effects, events, invariants
 from services.orchestrator.core.effects import Effect
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import State
+from services.orchestrator.core.state import State, may_have_backup
 from services.orchestrator.core.turn import CoreConfig
 from services.orchestrator.journal import codec
 
@@ -87,8 +87,9 @@ class World:
         # Those of a living session are never refused, nor what comes from the process itself or from above.
         safe = isinstance(event, _OF_A_SESSION) and worker is not None
         before = b"" if safe or isinstance(event, _TAKEN) else dump(self.state)
+        counts = self._ends_backup(event)
         step = self.core.handle(event, self.now)
-        if self._refuses(event, step, known=worker is not None):
+        if not counts and self._refuses(event, step, known=worker is not None):
             self.refused += 1
             if dump(self.state) != before or step.records:
                 raise Broken(f"a refused message changed the state: {event}")
@@ -98,6 +99,16 @@ class World:
         if self.given % self._check_every == 0:
             self.check()
         return found
+
+    def _ends_backup(self, event: Any) -> bool:
+        """True for a report on what is a backup, or after a restart may have been: a failure is answered SUPERSEDED, ends it and counts for its worker."""
+        job = self.state.by_id.get(event.job_id) if isinstance(event, events.Outcomes) else None
+        if job is None:
+            return False
+        unknown = may_have_backup(job.template) and event.epoch < self.state.epoch
+        return any(
+            outcome.index in job.backups or (unknown and outcome.index in job.live) for outcome in event.outcomes
+        )
 
     def _refuses(self, event: Any, step: Step, *, known: bool) -> bool:
         """True when this event must not have changed anything."""

@@ -93,8 +93,8 @@ def _clear_failed(turn: Turn, parent: Parent) -> None:
     for stage in STAGES:
         job = _job(turn.state, parent, stage)
         if job is not None:
-            whole = stage == "tasks" and _job(turn.state, parent, "plan") is not None
-            if job.ended and job.failed_count and not whole:
+            whole = stage != "tasks" or _relayed(turn.state, parent, job)
+            if job.ended and job.failed_count and whole:
                 turn.record(records.JobPurged(job=job.number))
             return
 
@@ -144,7 +144,7 @@ def advance(turn: Turn, parent: Parent) -> None:
         if summary.ended:
             _report(turn, parent, summary)
     elif tasks is not None:
-        if tasks.ended and plan is None:
+        if tasks.ended and _relayed(state, parent, tasks):
             _report(turn, parent, tasks)
         elif tasks.ended:
             _summarise(turn, parent, tasks)
@@ -155,6 +155,11 @@ def advance(turn: Turn, parent: Parent) -> None:
             turn.effect(ReadPlan(parent=parent.key, result_seq=plan.outcome_seqs[0], job=plan.number, after=state.seq))
     else:
         _begin(turn, parent)
+
+
+def _relayed(state: State, parent: Parent, tasks: Job) -> bool:
+    """True when its one task is the parent as it came, not children of a plan: the plan may have been purged since, by age or by a user."""
+    return _job(state, parent, "plan") is None and tasks.task_count == 1 and tasks.template.type == parent.template.type
 
 
 def _begin(turn: Turn, parent: Parent) -> None:

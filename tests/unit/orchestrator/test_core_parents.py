@@ -496,3 +496,19 @@ def test_an_id_that_grew_on_its_way_down_is_taken(farm: Harness) -> None:
     expand(farm, parent=(job_id, 0))
     assert farm.states(f"up/{job_id}/0/tasks") == "AA"
     farm.drop()
+
+
+@pytest.mark.parametrize("children", [0, 1, 2])
+def test_children_whose_plan_was_purged_are_summed_up_all_the_same(farm: Harness, children: int) -> None:
+    worker = farm.worker("w1", types=PLANNED, slots=4)
+    started(farm)
+    planned(farm, worker, children)
+    worker.run(worker.take())
+    worker.run(worker.take())
+    farm.drop()
+    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    farm.purge("up/top/4/summary")
+    farm.purge("up/top/4/plan")
+    started(farm, epoch=1, attempt=2)
+    assert [token[0] for token in worker.take()] == ["up/top/4/summary"]
+    farm.drop()
