@@ -7,6 +7,7 @@ from orchestrator_harness import Harness, Worker, durable_parts, each, retrying
 
 from antfarm.model import SECOND_NS, FailureClass, JobState, Timeouts, VerdictCode
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.turn import CoreConfig
 
 
 def test_every_start_begins_a_new_epoch_before_anything_else(farm: Harness) -> None:
@@ -294,3 +295,21 @@ def test_a_hello_that_is_refused_does_not_end_the_recovery(farm: Harness) -> Non
     before = farm.state.seq
     Worker(farm, "w2", 1, protocol_major=2).refused()
     assert (farm.states("j"), farm.state.seq) == ("Q", before)
+
+
+def test_an_orchestrator_below_another_begins_with_an_epoch_of_its_own() -> None:
+    farm = Harness(CoreConfig(first_epoch=4_711))
+    assert farm.state.epoch == 4_711
+    farm.restart()
+    assert farm.state.epoch == 4_712
+
+
+def test_a_held_at_most_once_attempt_goes_on_although_late_results_are_fenced(farm: Harness) -> None:
+    """It was not lost: nobody knows of it but from the journal, and its holder is here."""
+    worker = farm.worker()
+    farm.create("j", 1, at_most_once=True, fence_late_results=True)
+    assert worker.take() == [("j", 0, 1, 1)]
+    farm.restart()
+    assert worker.attach().revoked == []
+    worker.run()
+    assert farm.states("j") == "S"

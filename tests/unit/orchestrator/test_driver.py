@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -385,3 +386,16 @@ async def test_a_full_disk_does_not_hurry_the_clock(bench: Bench, monkeypatch: p
     with pytest.raises(asyncio.CancelledError):
         await tick_forever(bench.driver)
     assert pauses == [bench.driver.core.config.sweep_ns / 1e9] * 3
+
+
+async def test_whoever_has_been_read_counts_before_the_time_is_looked_at(bench: Bench) -> None:
+    """A tick that comes before a hello in the same turn must not end the lease that the hello renews."""
+    bench.driver.post(hello("s1"))
+    await until(lambda: "s1" in bench.driver.core.state.sessions)
+    bench.driver.post(events.Detach(session=SessionId("s1")))
+    (worker,) = bench.driver.core.state.workers.values()
+    worker.heard_ns -= worker.lease_ns + SECOND_NS
+    bench.driver.tick()
+    bench.driver.post(replace(hello("s2"), worker_id=WorkerId("s1")))
+    await until(lambda: worker.session == "s2")
+    assert not worker.lost
