@@ -157,7 +157,7 @@ def _type_paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     probation = scene.state.paused_types.get(job.template.type)
     if job.states[index] == _QUEUED and probation is not None:
         yield Finding(
-            what=f"Tasks of type {job.template.type} are paused: they fail on many workers, so it is not the workers.",
+            what=f"Tasks of type {job.template.type} are paused: what fails is the infrastructure, not one worker.",
             why=f"{_probation(scene, probation)}.",
             help="Mend what the last failure names; the pause ends with the first success.",
         )

@@ -226,6 +226,43 @@ def test_after_a_restart_the_workers_of_before_are_waited_for_by_tasks_of_before
     farm.drop()
 
 
+def test_a_paused_type(farm: Harness) -> None:
+    workers = [farm.worker(name, types=("t",)) for name in ("w1", "w2", "w3")]
+    farm.create("j", 12, retry=retrying(9))
+    for _ in range(3):
+        for worker in workers:
+            worker.take()
+            worker.fail(next(iter(worker.held)), FailureClass.INFRA)
+    farm.drop()
+    for worker in workers:
+        worker.run(worker.take() + list(worker.held))
+    index = farm.states("j").index("Q")
+    assert now(farm, "j", index).splitlines()[:3] == [
+        "Tasks of type t are paused: what fails is the infrastructure, not one worker.",
+        "    why:  the infrastructure failed its tasks on w1, the last one with: ValueError it went wrong; one task is tried in 30s.",
+        "    help: Mend what the last failure names; the pause ends with the first success.",
+    ]
+
+
+def test_a_suspect_has_its_worker_for_itself_and_others_are_told_so(farm: Harness) -> None:
+    worker = farm.worker("w1")
+    farm.create("j", 1)
+    for _ in range(2):
+        worker.take()
+        worker.detach()
+        worker.reborn()
+        worker.attach()
+        farm.wait(4, beating=[worker])
+    farm.drop()
+    assert farm.states("j") == "A"
+    farm.create("k", 1)
+    assert now(farm, "k") == (
+        "No worker that can run it takes work now.\n"
+        "    why:  w1 is reserved for a task that is suspected of bringing workers down, and runs nothing beside it.\n"
+        "    help: Look at these workers and their network, or start another worker."
+    )
+
+
 def test_a_task_that_nothing_keeps(farm: Harness) -> None:
     farm.create("j")
     farm.feed(farm.worker("w1", slots=0, window=0).hello())
