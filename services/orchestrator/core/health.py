@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from antfarm.model import PROCESS_LOST_KIND, Failure, FailureClass, TaskState
+from antfarm.text import show
 from services.orchestrator.core.effects import Audit
 from services.orchestrator.core.lanes import fits
 from services.orchestrator.core.state import Attempt, Probation, State, Trouble, Worker
@@ -189,3 +190,15 @@ def due_workers(turn: Turn) -> Iterator[tuple[Worker, Probation]]:
 def sent(probation: Probation, worker: Worker, key: tuple[int, int]) -> None:
     """The canary is out."""
     probation.canary, probation.canary_on = key, worker.worker_id
+
+
+def probation_text(probation: Probation, now_ns: int) -> str:
+    """Why a worker is in quarantine or a type paused, and what happens next."""
+    left_s = (probation.due_ns - now_ns) / 1e9
+    if probation.canary is not None:
+        then = f"one task is being tried on {probation.canary_on}"
+    elif left_s > 0:
+        then = f"one task is tried in {show(left_s)}"
+    else:
+        then = "the next task is tried"
+    return f"{probation.cause}; {then}"

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from antfarm.model import SECOND_NS, DependencyKind, Finding, TaskState
 from antfarm.text import one_line, show
+from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.lanes import Misfit, fits, misfits
 from services.orchestrator.core.placement import room
-from services.orchestrator.core.state import Attempt, Job, Probation, State, TaskNote, Worker, dependency_ready
+from services.orchestrator.core.state import Attempt, Job, State, TaskNote, Worker, dependency_ready
 from services.orchestrator.core.turn import CoreConfig
 
 _QUEUED = int(TaskState.QUEUED)
@@ -144,21 +145,12 @@ def _flag(misfit: Misfit) -> str:
     return f"with --{misfit.need} {_value(misfit.name)}={_value(misfit.wanted)}"
 
 
-def _probation(scene: Scene, probation: Probation) -> str:
-    """Why something is on probation and when it is tried again."""
-    if probation.canary is not None:
-        then = f"one task is being tried on {probation.canary_on}"
-    else:
-        then = f"one task is tried in {span(probation.due_ns - scene.now)}"
-    return f"{one_line(probation.cause)}; {then}"
-
-
 def _type_paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     probation = scene.state.paused_types.get(job.template.type)
     if job.states[index] == _QUEUED and probation is not None:
         yield Finding(
             what=f"Tasks of type {job.template.type} are paused: what fails is the infrastructure, not one worker.",
-            why=f"{_probation(scene, probation)}.",
+            why=f"{one_line(probation_text(probation, scene.now))}.",
             help="Mend what the last failure names; the pause ends with the first success.",
         )
 
@@ -195,7 +187,7 @@ def _away(scene: Scene, worker: Worker) -> str:
     if worker.draining:
         return "is being drained"
     if worker.able and worker.quarantine is not None:
-        return f"is in quarantine ({_probation(scene, worker.quarantine)})"
+        return f"is in quarantine ({one_line(probation_text(worker.quarantine, scene.now))})"
     if worker.able and worker.alone_for is not None:
         return "is reserved for a task that is suspected of bringing workers down, and runs nothing beside it"
     silent_ns = scene.now - worker.heard_ns

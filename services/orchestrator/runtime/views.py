@@ -6,10 +6,9 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator
 
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
-from antfarm.text import show
 from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import Job, Probation, State
+from services.orchestrator.core.state import Job, State
 
 
 def job_status(job: Job, *, durable_seq: int, wall_ns: int, type_paused: str = "") -> JobStatus:
@@ -34,18 +33,6 @@ def job_status(job: Job, *, durable_seq: int, wall_ns: int, type_paused: str = "
         cause=job.cause,
         type_paused="" if state.terminal else type_paused,
     )
-
-
-def probation_text(probation: Probation, now_ns: int) -> str:
-    """Why a worker is in quarantine or a type paused, and what happens next."""
-    left_s = (probation.due_ns - now_ns) / 1e9
-    if probation.canary is not None:
-        then = f"one task is being tried on {probation.canary_on}"
-    elif left_s > 0:
-        then = f"one task is tried in {show(left_s)}"
-    else:
-        then = "the next task is tried"
-    return f"{probation.cause}; {then}"
 
 
 def reservation_text(state: State, task: tuple[int, int]) -> str:

@@ -14,11 +14,12 @@ from antfarm.interceptor import Context
 from antfarm.model import BATCH_BYTES_MAX, JobId, JobStatus
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
 from services.orchestrator.core import events
+from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
 from services.orchestrator.runtime.explainer import Explainer
-from services.orchestrator.runtime.views import all_durable, job_status, probation_text, result_seqs, results_of
+from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000

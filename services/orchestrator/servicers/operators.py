@@ -21,11 +21,12 @@ from antfarm.v1 import (
     worker_pb2_grpc,
 )
 from services.orchestrator.core import events
+from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.logbook import Logbook
-from services.orchestrator.runtime.views import probation_text, reservation_text, results_of, task_state
+from services.orchestrator.runtime.views import reservation_text, results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
 
 DRAIN_LIMIT_NS = 30 * SECOND_NS

@@ -10,6 +10,7 @@ from antfarm.errors import Overloaded
 from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, VerdictCode
 from antfarm.v1 import work_queue_pb2
 from services.orchestrator.core import effects
+from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
 from services.orchestrator.core.state import Probation
 from services.orchestrator.runtime.logbook import Logbook
@@ -18,7 +19,6 @@ from services.orchestrator.runtime.sessions import FRAMES_WAITING_MAX, Session
 from services.orchestrator.runtime.views import (
     all_durable,
     job_status,
-    probation_text,
     reservation_text,
     result_seqs,
     results_of,
