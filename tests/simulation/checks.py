@@ -111,7 +111,10 @@ class Checks:
         self.open_reports: dict[Link, dict[Token, Outcome]] = {}
         self.lost_ns: dict[tuple[str, str], int] = {}
         """(orchestrator, worker) -> when it was last declared lost."""
-        self.reported_ns: dict[tuple[Link, Token], int] = {}
+        self.reported_ns: dict[tuple[str, Token], int] = {}
+        """(orchestrator, attempt) -> when its end was first reported."""
+        self.stopped_ns: dict[tuple[str, Token], int] = {}
+        """(orchestrator, attempt) -> when it was decided that its worker should stop and forget it."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -218,6 +221,9 @@ class Checks:
             if isinstance(effect, effects.SendRevoke) and effect.cause == QUARANTINED:
                 self.ledger(owner.name).recalled.update(dict.fromkeys(effect.tokens, owner.process.life))
                 self.did["recalled"] += len(effect.tokens)
+            elif isinstance(effect, (effects.Welcome, effects.AckHeartbeat)):
+                for token in effect.revoked:
+                    self.stopped_ns.setdefault((owner.name, token), self.world.kernel.now)
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
         """A placement pass is over."""
@@ -553,7 +559,7 @@ class Checks:
         ledger = self.ledger(link.upper)
         ledger.sent.setdefault(token, outcome)
         self.open_reports.setdefault(link, {})[token] = outcome
-        self.reported_ns[link, token] = self.world.kernel.now
+        self.reported_ns.setdefault((link.upper, token), self.world.kernel.now)
         if outcome.never_started:
             ledger.unstarted[token] = None
         self.did["reports"] += 1
@@ -579,8 +585,9 @@ class Checks:
             if token[2] < ledger.births.get(token[:2], 0):
                 continue
             # A worker of the minor version before does not say what it has finished.
-            # What ends while the answer to a hello is on its way may have been taken back by it.
-            newer = link.minor == 0 or self.reported_ns.get((link, token), 0) >= link.hello_ns
+            # What ends while the answer to a hello is on its way has been taken back by it.
+            stopped_ns = self.stopped_ns.get((link.upper, token), 0)
+            newer = link.minor == 0 or 0 < stopped_ns <= self.reported_ns.get((link.upper, token), 0)
             given_up = task.failed.get(token[2:]) is False
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.
             template = ledger.specs[token[0]].template

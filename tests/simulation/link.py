@@ -61,7 +61,6 @@ class Link:
         self.wire: Wire | None = None
         self.attached = False
         self.leaving = False
-        self.hello_ns = 0
         self.minor = min(zlib.crc32(f"{world.kernel.seed}/{worker_id}".encode()) % 3, 1)
         """The protocol's minor version that it speaks; 0 does not say which reports it owes."""
         self._heard_ns = 0
@@ -78,7 +77,6 @@ class Link:
         """Connect and say hello."""
         session = self.session
         self._frames = self._beats = 0
-        self.hello_ns = self.world.kernel.now
         self._sent_window = session.window
         wire = self.wire = self.world.network.dial(self, self.world.orchestrators[self.upper])
         hello = dict(
