@@ -114,7 +114,7 @@ class Checks:
         self.reported_ns: dict[tuple[str, Token], int] = {}
         """(orchestrator, attempt) -> when its end was first reported."""
         self.stopped_ns: dict[tuple[str, Token], int] = {}
-        """(orchestrator, attempt) -> when it was decided that its worker should stop and forget it."""
+        """(orchestrator, attempt) -> when its worker said that upon which it was decided that it should stop and forget it."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -223,7 +223,7 @@ class Checks:
                 self.did["recalled"] += len(effect.tokens)
             elif isinstance(effect, (effects.Welcome, effects.AckHeartbeat)):
                 for token in effect.revoked:
-                    self.stopped_ns.setdefault((owner.name, token), self.world.kernel.now)
+                    self.stopped_ns.setdefault((owner.name, token), owner.said_ns(effect))
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
         """A placement pass is over."""

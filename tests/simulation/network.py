@@ -98,6 +98,7 @@ class Wire:
         self.ends = (dialer, acceptor)
         self.lives = (dialer.process.life, acceptor.process.life)
         self.ended = [False, False]
+        self.opened_ns = network.kernel.now
         self.session: Any = None
         """What the acceptor knows this connection by."""
         self._arrival = [[0, 0], [0, 0]]

@@ -255,6 +255,11 @@ class Orchestrator:
         else:
             wire.send(1, lane, message)
 
+    def said_ns(self, effect: effects.Welcome | effects.AckHeartbeat) -> int:
+        """When that was said which is answered here: a hello may have been on its way for long."""
+        wire = self._sessions.get(effect.session)
+        return self.world.kernel.now if wire is None or isinstance(effect, effects.AckHeartbeat) else wire.opened_ns
+
     def _tasks_frame(self, effect: effects.SendTasks) -> tuple[str, int, list[Group]]:
         groups: list[Group] = []
         for number, assigned in effect.groups:
