@@ -79,6 +79,8 @@ class Ledger:
     births: dict[Key, int] = field(default_factory=dict)
     """Task -> epoch in which it was added: tokens of earlier epochs are of one of that name that is no more, or never became durable."""
     issued: dict[Token, str] = field(default_factory=dict)
+    stopped_ns: dict[Token, int] = field(default_factory=dict)
+    """Attempt -> when its worker said that upon which it was decided that it should stop and forget it."""
     recalled: dict[Token, int] = field(default_factory=dict)
     """Tokens that were taken back from a worker in quarantine: no report of them counts."""
     newest: dict[Key, tuple[int, int]] = field(default_factory=dict)
@@ -113,8 +115,6 @@ class Checks:
         """(orchestrator, worker) -> when it was last declared lost."""
         self.reported_ns: dict[tuple[str, Token], int] = {}
         """(orchestrator, attempt) -> when its end was first reported."""
-        self.stopped_ns: dict[tuple[str, Token], int] = {}
-        """(orchestrator, attempt) -> when its worker said that upon which it was decided that it should stop and forget it."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -223,7 +223,7 @@ class Checks:
                 self.did["recalled"] += len(effect.tokens)
             elif isinstance(effect, (effects.Welcome, effects.AckHeartbeat)):
                 for token in effect.revoked:
-                    self.stopped_ns.setdefault((owner.name, token), owner.said_ns(effect))
+                    self.ledger(owner.name).stopped_ns.setdefault(token, owner.said_ns(effect))
 
     def placed(self, owner: Orchestrator, step: Step) -> None:
         """A placement pass is over."""
@@ -243,6 +243,13 @@ class Checks:
                     effect.session,
                     "got more than its credit",
                 )
+
+    def session_ends(self, owner: Orchestrator, wire: Wire) -> None:
+        """A session of a worker ends by the orchestrator's will: not for an older hello of the same worker, which is late."""
+        link: Any = wire.ends[0]
+        for session, other in owner.open_sessions():
+            newer = other.ends[0] is link and other.opened_ns < wire.opened_ns and session in owner.core.state.sessions
+            demand(not (newer and link.minor), "I9", link.worker_id, "loses its session to a hello of before")
 
     def verdict_leaves(self, owner: Orchestrator, effect: effects.SendVerdicts, wire: Wire) -> None:
         """Verdicts leave for a worker: what they say must be durable."""
@@ -275,7 +282,11 @@ class Checks:
                 case VerdictCode.SUPERSEDED:
                     spec = ledger.specs.get(token[0])
                     given_up = task is not None and task.failed.get(token[2:]) is False
-                    fenced = token in ledger.recalled or (spec is not None and spec.template.fence_late_results)
+                    fenced = (
+                        token in ledger.recalled
+                        or token in ledger.stopped_ns
+                        or (spec is not None and spec.template.fence_late_results)
+                    )
                     demand(
                         task is None or task.state is not None or given_up or fenced,
                         "I9",
@@ -452,6 +463,11 @@ class Checks:
                 "and is counted",
             )
         task.failed[token[2:]] = record.lost
+        if record.lost and failure_class is FailureClass.CRASH:
+            beside = self.died_with.get((owner.name, token), 1)
+            demand(
+                beside == 1, "I18", token, "has crashed, it is said, and", beside, "tasks ran on the worker that died"
+            )
         task.counts[failure_class] += 1
         counted = (record.app_failures, record.crashes, record.infra_failures)
         seen = tuple(task.counts[c] for c in (FailureClass.APP, FailureClass.CRASH, FailureClass.INFRA))
@@ -586,7 +602,7 @@ class Checks:
                 continue
             # A worker of the minor version before does not say what it has finished.
             # What ends while the answer to a hello is on its way has been taken back by it.
-            stopped_ns = self.stopped_ns.get((link.upper, token), 0)
+            stopped_ns = ledger.stopped_ns.get(token, 0)
             newer = link.minor == 0 or 0 < stopped_ns <= self.reported_ns.get((link.upper, token), 0)
             given_up = task.failed.get(token[2:]) is False
             # A restored backup does not know the token of an at-most-once task, and takes it for forged.

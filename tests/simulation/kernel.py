@@ -71,6 +71,8 @@ class Process:
         self.clock_rate = 1.0
         self.clock_start_ns = 0
         self._backlog: list[tuple[Call, tuple[Any, ...]]] = []
+        self._reading_ns = 0
+        """Until when it reads what waited in its sockets while it was stopped."""
 
     @property
     def clock_ns(self) -> int:
@@ -87,6 +89,8 @@ class Process:
             return
         if self.stopped:
             self._backlog.append((call, args))
+        elif self.kernel.now < self._reading_ns and _is_read(call):
+            self.kernel.after(self._reading_ns - self.kernel.now, self.enter, life, call, *args)
         else:
             call(*args)
 
@@ -107,10 +111,19 @@ class Process:
         self.stopped = True
 
     def go_on(self) -> None:
-        """Go on with all that came meanwhile, in order."""
+        """Go on with all that came meanwhile: timers at once, what waits in sockets little by little, in order."""
         if not self.alive or not self.stopped:
             return
         self.stopped = False
         backlog, self._backlog = self._backlog, []
         for call, args in backlog:
-            self.enter(self.life, call, *args)
+            if _is_read(call):
+                self._reading_ns = max(self._reading_ns, self.kernel.now) + int(self.kernel.dice.random() * 20 * MS)
+                self.kernel.after(self._reading_ns - self.kernel.now, self.enter, self.life, call, *args)
+            else:
+                self.enter(self.life, call, *args)
+
+
+def _is_read(call: Call) -> bool:
+    """True for what comes out of a socket."""
+    return getattr(call, "__name__", "").startswith("_hear")

@@ -242,8 +242,8 @@ MUTANTS = (
     Mutant(
         "poison though others were there",
         f"{CORE}.isolation",
-        "return ran_alone(turn.state, attempt) and (",
-        "return (",
+        "return attempt.worker.orchestrator or (alone is not None and alone.running and alone.worker is attempt.worker)",
+        "return True",
     ),
     Mutant(
         "a suspect's worker is not emptied",

@@ -248,12 +248,17 @@ class Orchestrator:
             for other_lane, other in self._early.pop(effect.session, ()):
                 wire.send(1, other_lane, other)
         elif isinstance(effect, effects.Refuse):
+            self.world.checks.session_ends(self, wire)
             wire.send(1, lane, message)
             self._close(wire)
         elif early is not None:
             early.append((lane, message))
         else:
             wire.send(1, lane, message)
+
+    def open_sessions(self) -> list[tuple[SessionId, Wire]]:
+        """Sessions that have not ended, with their wires."""
+        return [(SessionId(session), wire) for session, wire in self._sessions.items()]
 
     def said_ns(self, effect: effects.Welcome | effects.AckHeartbeat) -> int:
         """When that was said which is answered here: a hello may have been on its way for long."""
