@@ -49,6 +49,7 @@ class Proxy:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.ensure_future(self._connect(reader, writer))
+        task.add_done_callback(lambda _: writer.close())  # one that is cancelled before it begins closes nothing itself
         self._tasks.add(task)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
