@@ -369,6 +369,12 @@ class Worker:
         self.harness.claim(effects.Audit)
         return self.harness.claim(effects.Refuse, session=self.session).error
 
+    def die(self) -> None:
+        """Its process is killed, and another one starts in its place with nothing."""
+        self.detach()
+        self.reborn()
+        self.attach()
+
     def reborn(self) -> None:
         """The process is another one, with the same id, which found the outbox of the last one empty."""
         self.incarnation = self.incarnation + b"+"

@@ -14,6 +14,7 @@ import grpc.aio
 from antfarm import wire
 from antfarm.cli.session import open_farm, output
 from antfarm.errors import DataLoss, InvalidArgument
+from antfarm.files import sync
 from antfarm.program import EXIT_OK
 from antfarm.v1 import backup_pb2
 
@@ -80,11 +81,7 @@ class _Arrival:
         self._file.flush()
         os.fsync(self._file.fileno())
         os.link(self._part, self.path)
-        directory = os.open(os.path.dirname(self.path), os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(os.path.dirname(self.path))
 
 
 async def restore(options: argparse.Namespace) -> int:

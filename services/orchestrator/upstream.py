@@ -200,13 +200,8 @@ class Upstream:
 
     async def _ended_task(self, seq: int, index: int) -> records.EndedTask:
         for _, record in await self._driver.read_records([seq]):
-            match record:
-                case records.TasksEnded():
-                    return next(task for task in record.ended if task.index == index)
-                case records.JobCancelled():
-                    return records.EndedTask(
-                        index=index, state=TaskState.CANCELLED, failure=records.cancelled(record.cause)
-                    )
+            if (ended := records.ended_task(record, index)) is not None:
+                return ended
         raise ValueError("it was purged")
 
     async def _report_parent(self, effect: effects.ReportParent) -> None:

@@ -44,7 +44,6 @@ from services.orchestrator.servicers.operators import SystemServicer, TaskServic
 from services.orchestrator.servicers.queues import ReportQueueServicer, WorkQueueServicer
 from services.orchestrator.upstream import Upstream, parse_expansion
 
-MESSAGES_PER_WORLD = 250
 SESSIONS_MAX = 8
 
 

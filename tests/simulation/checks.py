@@ -57,7 +57,6 @@ class Task:
     """What is known of one task."""
 
     durable: bool = False
-    acked: bool = False
     state: TaskState | None = None
     """Terminal and durable."""
     winner: tuple[int, int] = (0, 0)
@@ -131,8 +130,6 @@ class Checks:
         if job_id in ledger.purged_jobs:
             return
         demand(ledger.sizes.get(job_id, -1) >= first + count, "I5", job_id, "was acknowledged before it was durable")
-        for index in range(first, first + count):
-            ledger.tasks[job_id, index].acked = True
 
     def cancel_acked(self, owner: str, job_id: str) -> None:
         """A client was told that a job is cancelled."""
@@ -520,7 +517,6 @@ class Checks:
     def restored(self, owner: Orchestrator) -> None:
         """An operator put an old backup back: what came after it is forgotten by his will, tokens are not."""
         ledger = self.ledger(owner.name)
-        acked = {key for key, task in ledger.tasks.items() if task.acked}
         fresh = Ledger(
             issued=ledger.issued,
             newest=ledger.newest,
@@ -534,8 +530,6 @@ class Checks:
             self.durable(owner, record)
         self.did = did
         fresh.restored_epoch = fresh.epoch
-        for key, task in fresh.tasks.items():
-            task.acked = key in acked
         self.did["restored backups"] += 1
 
     # ---- workers ------------------------------------------------------------------------------------------------------

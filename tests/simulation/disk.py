@@ -22,12 +22,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
-        self.commit_ns = 2 * MS
-        self.full = False
-        self.low = False
+        self.mend()
         self.compact_at = 256
         """Loose records at which those that later ones have superseded are dropped."""
         self.backups: list[dict[int, Row]] = []
+
+    def mend(self) -> None:
+        """As disks are when nothing is wrong."""
+        self.commit_ns = 2 * MS
+        self.full = self.low = False
 
     def commit(self, batch: Sequence[tuple[int, Record]]) -> None:
         """Make one transaction durable."""

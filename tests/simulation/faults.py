@@ -74,11 +74,11 @@ class Faults:
             self.count += 1
         self.kernel.note("heal")
         network = self.world.network
-        network.latency_ns, network.jitter_ns, network.loss, network.doubling = 200_000, 100_000, 0.0, 0.0
+        network.calm()
         for pair in list(network.cut):
             network.heal(pair)
         for orchestrator in self.world.orchestrators.values():
-            self._mend_disk(orchestrator)
+            orchestrator.disk.mend()
             self._continue(orchestrator)
             self.world.revive(orchestrator)
         for worker in self.world.workers:
@@ -175,41 +175,32 @@ class Faults:
         network = self.world.network
         network.latency_ns = self._dice.choice((10, 100, 1000)) * MS
         network.jitter_ns = network.latency_ns
-        self.kernel.after(self._a_while(30), self._usual_network)
+        self.kernel.after(self._a_while(30), self.world.network.calm)
 
     def _lossy_network(self) -> None:
         self.world.network.loss = self._dice.choice((0.01, 0.05, 0.2))
-        self.kernel.after(self._a_while(30), self._usual_network)
+        self.kernel.after(self._a_while(30), self.world.network.calm)
 
     def _doubling_network(self) -> None:
         self.world.network.doubling = self._dice.choice((0.05, 0.5))
-        self.kernel.after(self._a_while(60), self._usual_network)
-
-    def _usual_network(self) -> None:
-        network = self.world.network
-        network.latency_ns, network.jitter_ns, network.loss, network.doubling = 200_000, 100_000, 0.0, 0.0
+        self.kernel.after(self._a_while(60), self.world.network.calm)
 
     # ---- disks and clocks ---------------------------------------------------------------------------------------------
-
-    def _mend_disk(self, orchestrator: Orchestrator) -> None:
-        disk = orchestrator.disk
-        disk.full = disk.low = False
-        disk.commit_ns = 2 * MS
 
     def _slow_disk(self) -> None:
         orchestrator = self._orchestrator()
         orchestrator.disk.commit_ns = self._dice.choice((50, 500, 3000)) * MS
-        self.kernel.after(self._a_while(30), self._mend_disk, orchestrator)
+        self.kernel.after(self._a_while(30), orchestrator.disk.mend)
 
     def _full_disk(self) -> None:
         orchestrator = self._orchestrator()
         orchestrator.disk.full = orchestrator.disk.low = True
-        self.kernel.after(self._a_while(40), self._mend_disk, orchestrator)
+        self.kernel.after(self._a_while(40), orchestrator.disk.mend)
 
     def _low_disk(self) -> None:
         orchestrator = self._orchestrator()
         orchestrator.disk.low = True
-        self.kernel.after(self._a_while(20), self._mend_disk, orchestrator)
+        self.kernel.after(self._a_while(20), orchestrator.disk.mend)
 
     def _disk_error(self) -> bool:
         orchestrator = self._orchestrator()

@@ -33,21 +33,24 @@ class Network:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.calm()
+        self.cut: dict[tuple[str, str], None] = {}
+        """Directions (from, to) in which nothing passes."""
+        self._waiting: list[tuple[Wire, int, int, Any]] = []
+        self.wires: dict[Wire, None] = {}
+        self.last_arrival_ns: dict[tuple[str, str], int] = {}
+        """When the last message of a direction arrived or will."""
+        self.arrived_ns: dict[tuple[str, str], int] = {}
+        """When the last message of a direction that was delivered arrived, read or not."""
+
+    def calm(self) -> None:
+        """As networks are when nothing is wrong, but for what is cut."""
         self.latency_ns = 200_000
         self.jitter_ns = 100_000
         self.loss = 0.0
         """How often a packet is lost, which delays its lane by a retransmission."""
         self.doubling = 0.0
         """How often a report or heartbeat comes twice, the second time out of order."""
-        self.cut: dict[tuple[str, str], None] = {}
-        """Directions (from, to) in which nothing passes."""
-        self._waiting: list[tuple[Wire, int, int, Any]] = []
-        self.wires: dict[Wire, None] = {}
-        self.sent = 0
-        self.last_arrival_ns: dict[tuple[str, str], int] = {}
-        """When the last message of a direction arrived or will."""
-        self.arrived_ns: dict[tuple[str, str], int] = {}
-        """When the last message of a direction that was delivered arrived, read or not."""
 
     def dial(self, dialer: Endpoint, acceptor: Endpoint) -> Wire:
         """A connection, usable at once; the first message finds out whether anybody is there."""
@@ -111,7 +114,6 @@ class Wire:
         """Send from that side."""
         if self.ended[side]:
             return
-        self.network.sent += 1
         self.travel(side, lane, message)
         if may_double and self.network.doubling and self.network.kernel.chance(self.network.doubling):
             delay = self.network.delay_ns() + int(self.network.kernel.dice.random() * SECOND)

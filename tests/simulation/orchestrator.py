@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from antfarm.errors import AntFarmError
 from antfarm.link.session import Token
-from antfarm.model import Ending, Failure, FailureClass, JobId, SessionId, TaskState, TaskTemplate
+from antfarm.model import Ending, Failure, FailureClass, SessionId, TaskState, TaskTemplate
 from services.orchestrator.core import effects, events, invariants, records
 from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.machine import Core, Step
@@ -381,15 +381,7 @@ class Orchestrator:
         return int(MS + self.world.kernel.dice.random() * self.world.storage_ns)
 
     def _ended_task(self, seq: int, index: int) -> records.EndedTask | None:
-        for _, record in self.disk.read([seq]):
-            match record:
-                case records.TasksEnded():
-                    return next(task for task in record.ended if task.index == index)
-                case records.JobCancelled():
-                    return records.EndedTask(
-                        index=index, state=TaskState.CANCELLED, failure=records.cancelled(record.cause)
-                    )
-        return None
+        return next((records.ended_task(record, index) for _, record in self.disk.read([seq])), None)
 
     def _read_plan(self, effect: effects.ReadPlan) -> None:
         ended = self._ended_task(effect.result_seq, 0)
@@ -444,7 +436,3 @@ class Orchestrator:
             job_id, index, epoch, attempt = token
             self.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
         self.process.later(200 * MS, self._watch_acks)
-
-    def job_ids(self) -> list[JobId]:
-        """Jobs that it knows."""
-        return list(self.core.state.by_id)  # type: ignore[arg-type]

@@ -86,11 +86,17 @@ def _may_go(state: State, worker: Worker) -> bool:
 
 
 def _quarantine(turn: Turn, worker: Worker, failure: Failure) -> None:
-    cause = f"{_tasks_failed(worker)} tasks failed of its last {len(worker.recent)}, the last one with: {failure.kind} {failure.message[:200]}"
-    pause_ns = turn.config.probe_first_ns
-    worker.quarantine = Probation(cause=cause, pause_ns=pause_ns, due_ns=turn.now + pause_ns)
+    cause = f"{_tasks_failed(worker)} tasks failed of its last {len(worker.recent)}"
+    worker.quarantine = _begin(turn, f"quarantine: worker {worker.worker_id}", cause, failure)
     turn.state.quarantined[worker.worker_id] = worker
-    turn.effect(Audit(text=f"quarantine: worker {worker.worker_id}: {cause}"))
+
+
+def _begin(turn: Turn, what: str, cause: str, failure: Failure) -> Probation:
+    """Probation from now on, told to the operators."""
+    cause = f"{cause}, the last one with: {failure.kind} {failure.message[:200]}"
+    turn.effect(Audit(text=f"{what}: {cause}"))
+    pause_ns = turn.config.probe_first_ns
+    return Probation(cause=cause, pause_ns=pause_ns, due_ns=turn.now + pause_ns)
 
 
 def _pause_if_spread(turn: Turn, task_type: str, failure: Failure) -> None:
@@ -102,11 +108,9 @@ def _pause_if_spread(turn: Turn, task_type: str, failure: Failure) -> None:
         >= turn.config.ailing_min
     ]
     if hit and 3 * len(hit) >= len(workers):
-        cause = f"the infrastructure failed its tasks on {', '.join(hit[:5])}{' ...' if len(hit) > 5 else ''}, the last one with: {failure.kind} {failure.message[:200]}"
-        pause_ns = turn.config.probe_first_ns
-        turn.state.paused_types[task_type] = Probation(cause=cause, pause_ns=pause_ns, due_ns=turn.now + pause_ns)
+        cause = f"the infrastructure failed its tasks on {', '.join(hit[:5])}{' ...' if len(hit) > 5 else ''}"
+        turn.state.paused_types[task_type] = _begin(turn, f"paused: task type {task_type}", cause, failure)
         _touch_jobs(turn.state, task_type)
-        turn.effect(Audit(text=f"paused: task type {task_type}: {cause}"))
 
 
 def _touch_jobs(state: State, task_type: str) -> None:

@@ -179,9 +179,7 @@ def cancel_task(turn: Turn, event: events.CancelTask) -> None:
     """Cancel one task; one that has ended stays as it is."""
     job = find(turn, event.job_id)
     if not 0 <= event.index < job.task_count:
-        raise errors.TaskNotFound(
-            f"job {event.job_id} has {job.task_count} tasks, none of index {event.index}: `antfarm task list` shows them"
-        )
+        raise no_task(job, event.index)
     if job.states[event.index] < TaskState.SUCCEEDED:
         failure = records.cancelled(event.cause or "cancelled by a user")
         end_tasks(turn, job, [event.index], TaskState.CANCELLED, failure)
@@ -242,6 +240,13 @@ def find(turn: Turn, job_id: str) -> Job:
     if job is None:
         raise errors.JobNotFound(f"no job {job_id!r} here: `antfarm job list` shows those that are")
     return job
+
+
+def no_task(job: Job, index: int) -> errors.TaskNotFound:
+    """What is said to whoever asks for a task that the job does not have."""
+    return errors.TaskNotFound(
+        f"job {job.job_id} has {job.task_count} tasks, none of index {index}: `antfarm task list` shows them"
+    )
 
 
 # ---- ends without an attempt's report --------------------------------------------------------------------------------

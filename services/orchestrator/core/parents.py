@@ -56,7 +56,9 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
         if not (0 < event.epoch <= EPOCH_MAX and 0 < event.attempt <= ATTEMPT_MAX):
             raise InvalidArgument(f"no queue has a token of epoch {event.epoch}, attempt {event.attempt}")
     except AntFarmError as error:
-        _refuse(turn, event, f"the task cannot be carried out here: {error}")
+        message = f"the task cannot be carried out here: {error}"
+        failure = Failure(failure_class=FailureClass.PERMANENT, kind="assignment", message=message)
+        _report_failure(turn, (event.job_id, event.index), (event.epoch, event.attempt), failure, after=0)
         return
     turn.record(
         records.ParentBound(
@@ -75,16 +77,10 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
     advance(turn, parent)
 
 
-def _refuse(turn: Turn, event: events.ParentAssigned, message: str) -> None:
+def _report_failure(turn: Turn, key: tuple[str, int], token: tuple[int, int], failure: Failure, *, after: int) -> None:
+    """A parent ends as failed without any job of its own to show for it."""
     turn.effect(
-        ReportParent(
-            parent=(event.job_id, event.index),
-            epoch=event.epoch,
-            attempt=event.attempt,
-            after=0,
-            state=TaskState.FAILED,
-            failure=Failure(failure_class=FailureClass.PERMANENT, kind="assignment", message=message),
-        )
+        ReportParent(parent=key, epoch=token[0], attempt=token[1], after=after, state=TaskState.FAILED, failure=failure)
     )
 
 
@@ -229,16 +225,7 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
             jobs.make(turn, job_id, spec, event.payloads, close=True)
             return
     failure = failure or Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="the plan has no template")
-    turn.effect(
-        ReportParent(
-            parent=parent.key,
-            epoch=parent.epoch,
-            attempt=parent.attempt,
-            after=turn.state.seq,
-            state=TaskState.FAILED,
-            failure=failure,
-        )
-    )
+    _report_failure(turn, parent.key, (parent.epoch, parent.attempt), failure, after=turn.state.seq)
 
 
 def _report(turn: Turn, parent: Parent, last: Job) -> None:

@@ -201,6 +201,17 @@ Record = (
 CANCELLED_KIND = "cancelled"
 
 
+def ended_task(record: Record, index: int) -> EndedTask | None:
+    """The outcome of a task, read from the record that ended it; None when the record is of another kind."""
+    match record:
+        case TasksEnded():
+            return next(task for task in record.ended if task.index == index)
+        case JobCancelled():
+            return EndedTask(index=index, state=TaskState.CANCELLED, failure=cancelled(record.cause))
+        case _:
+            return None
+
+
 def cancelled(cause: str) -> Failure:
     """The failure that a cancelled task shows."""
     return Failure(failure_class=FailureClass.CANCELLED, kind=CANCELLED_KIND, message=cause)

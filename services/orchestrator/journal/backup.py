@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
+from antfarm.files import sync
 from services.orchestrator.core.records import EpochStarted
 from services.orchestrator.core.state import State
 from services.orchestrator.journal.base import JournalBroken
@@ -36,7 +37,7 @@ def restore(backup: Path, directory: Path, wall_ns: int) -> State:
         making.mkdir()
         state = _made(backup, making, wall_ns)
         os.link(making / journal.name, journal)  # never in place of another
-        _sync(directory)
+        sync(directory)
         shutil.rmtree(making)
         return state
     finally:
@@ -66,13 +67,5 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         ) from None
     finally:
         journal.close()
-    _sync(making / "journal.sqlite")
+    sync(making / "journal.sqlite")
     return state
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -76,11 +76,14 @@ class Session:
         self._frames_ready.set()
         self._verdicts_ready.set()
 
+    def _demand_open(self) -> None:
+        if self.error is not None:
+            raise copy.copy(self.error)  # each stream its own: a raised exception gathers where it has been
+
     async def frames(self) -> list[work_queue_pb2.PullTasksResponse]:
         """All frames that wait; waits for one. Raises `error` when the session has ended and nothing is left."""
         while not self._frames:
-            if self.error is not None:
-                raise copy.copy(self.error)  # each stream its own: a raised exception gathers where it has been
+            self._demand_open()
             self._frames_ready.clear()
             await self._frames_ready.wait()
         frames, self._frames = self._frames, []
@@ -89,8 +92,7 @@ class Session:
     async def verdicts(self) -> report_queue_pb2.PushReportsResponse:
         """All verdicts that wait, merged by code; waits for one. Raises `error` as `frames` does."""
         while not self._verdicts:
-            if self.error is not None:
-                raise copy.copy(self.error)  # each stream its own: a raised exception gathers where it has been
+            self._demand_open()
             self._verdicts_ready.clear()
             await self._verdicts_ready.wait()
         waiting, self._verdicts = self._verdicts, []

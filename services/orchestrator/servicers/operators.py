@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator
 
 from antfarm import __version__, wire
-from antfarm.errors import TaskNotFound, WorkerNotFound
+from antfarm.errors import WorkerNotFound
 from antfarm.interceptor import Context
 from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS, JobId, TaskState, WorkerId
 from antfarm.v1 import (
@@ -22,6 +22,7 @@ from antfarm.v1 import (
 )
 from services.orchestrator.core import events
 from services.orchestrator.core.health import probation_text
+from services.orchestrator.core.jobs import no_task
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.explainer import Explainer
@@ -107,9 +108,7 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
     def _find(self, job_id: str, index: int) -> Job:
         job = find_job(self._driver, job_id)
         if index >= job.task_count:
-            raise TaskNotFound(
-                f"job {job_id} has {job.task_count} tasks, none of index {index}: `antfarm task list` shows them"
-            )
+            raise no_task(job, index)
         return job
 
     def _brief(self, job: Job, index: int) -> task_pb2.Task:

@@ -10,7 +10,9 @@ import errno
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from antfarm.errors import BlobNotFound, DataLoss, OutOfRange
 from antfarm.model import BlobRef
@@ -20,6 +22,8 @@ from services.storage.backends.disk import Disk, acquired, reading
 from services.storage.backends.filestream import CheckedFile, DigestedFile, FileReader, FileWriter
 from services.storage.backends.statedir import StateDir, open_state_dir
 from services.storage.backends.tree import Tree
+
+T = TypeVar("T")
 
 
 class FilesystemBackend:
@@ -96,7 +100,11 @@ class FilesystemBackend:
         return await self._disk.run(self._list_page, prefix, after, limit)
 
     def _list_page(self, prefix: str, after: str, limit: int) -> list[BlobRef]:
-        found: list[BlobRef] = []
+        return self._present(prefix, after, limit, self._stat)
+
+    def _present(self, prefix: str, after: str, limit: int, look: Callable[[str], T | None]) -> list[T]:
+        """What `look` finds at up to `limit` keys; those at which it finds nothing (any more) do not count."""
+        found: list[T] = []
         while len(found) < limit:
             keys = self._tree.keys(prefix, after, limit - len(found))
             if not keys:
@@ -104,9 +112,11 @@ class FilesystemBackend:
             after = keys[-1]
             for key in keys:
                 try:
-                    found.append(self._stat(key))
+                    seen = look(key)
                 except BlobNotFound:
-                    pass  # deleted since
+                    continue  # deleted since
+                if seen is not None:
+                    found.append(seen)
         return found
 
     async def list_ages(self, prefix: str, *, after: str, limit: int) -> list[Aged]:
@@ -115,24 +125,18 @@ class FilesystemBackend:
 
     def _list_ages(self, prefix: str, after: str, limit: int) -> list[Aged]:
         now = time.time()
-        found: list[Aged] = []
-        while len(found) < limit:
-            keys = self._tree.keys(prefix, after, limit - len(found))
-            if not keys:
-                break
-            after = keys[-1]
-            for key in keys:
-                try:
-                    fd = self._tree.open(key)
-                except BlobNotFound:
-                    continue  # deleted since
-                except DataLoss:
-                    continue  # no file of ours: not for us to delete
-                try:
-                    found.append(Aged(key=key, age_s=max(now - os.fstat(fd).st_mtime, 0.0)))
-                finally:
-                    os.close(fd)
-        return found
+
+        def age(key: str) -> Aged | None:
+            try:
+                fd = self._tree.open(key)
+            except DataLoss:
+                return None  # no file of ours: not for us to delete
+            try:
+                return Aged(key=key, age_s=max(now - os.fstat(fd).st_mtime, 0.0))
+            finally:
+                os.close(fd)
+
+        return self._present(prefix, after, limit, age)
 
     async def delete(self, key: str) -> bool:
         """See `Backend`."""

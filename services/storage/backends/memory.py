@@ -71,6 +71,7 @@ class MemoryBackend:
         """See `Backend`."""
         if self._blobs.pop(key, None) is None:
             return False
+        del self._written[key]
         self._keys.remove(key)
         return True
 

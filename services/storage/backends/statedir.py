@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
+from antfarm.files import sync
 
 FORMAT = 1
 _MARK = "storage.json"
@@ -74,9 +75,9 @@ def _open(path: Path, make_parents: bool) -> StateDir:
         if os.fstat(tmp_fd).st_dev != os.fstat(blobs_fd).st_dev:
             raise InvalidArgument(f"--backend file:{path}: tmp and blobs must lie in one file system")
         _sweep(tmp_fd)
-        _sync_directory(path)
+        sync(path)
         if is_new:
-            _sync_directory(path.parent)
+            sync(path.parent)
     except BaseException:
         os.close(lock_fd)
         raise
@@ -144,11 +145,3 @@ def _sync_file_system(fd: int) -> None:
     elif syncfs(fd) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -249,9 +249,7 @@ def test_a_suspect_has_its_worker_for_itself_and_others_are_told_so(farm: Harnes
     farm.create("j", 1)
     for _ in range(2):
         worker.take()
-        worker.detach()
-        worker.reborn()
-        worker.attach()
+        worker.die()
         farm.wait(4, beating=[worker])
     farm.drop()
     assert farm.states("j") == "A"

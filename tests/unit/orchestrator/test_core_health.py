@@ -25,6 +25,17 @@ def fail_next(worker: Worker, failure_class: FailureClass = FailureClass.APP) ->
     return worker.fail(next(iter(worker.held)), failure_class)
 
 
+def one_fails_three(farm: Harness, tasks: int) -> list[Worker]:
+    """Three workers and a job: the first fails three of its tasks, the others take nothing yet."""
+    bad, *others = workers = farm_of(farm, 3)
+    for other in others:
+        other.credit(0)
+    farm.create("j", tasks)
+    for _ in range(3):
+        fail_next(bad)
+    return workers
+
+
 def audits(farm: Harness) -> list[str]:
     return [audit.text for audit in farm.claim_all(effects.Audit)]
 
@@ -113,12 +124,7 @@ def test_a_worker_in_quarantine_is_given_one_task_after_half_a_minute_and_its_su
 
 
 def test_the_time_between_canaries_doubles_up_to_half_an_hour(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
-    farm.create("j", 50)
-    for _ in range(3):
-        fail_next(bad)
+    bad, *others = one_fails_three(farm, 50)
     waited = []
     for _ in range(8):
         since = farm.now
@@ -131,12 +137,7 @@ def test_the_time_between_canaries_doubles_up_to_half_an_hour(farm: Harness) -> 
 
 
 def test_a_canary_that_is_handed_back_proves_nothing_and_the_next_goes_out(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
-    farm.create("j", 50)
-    for _ in range(3):
-        fail_next(bad)
+    bad, *others = one_fails_three(farm, 50)
     farm.wait(31, beating=[bad, *others])
     bad.release(bad.take()[0])
     assert len(bad.take()) == 1
@@ -322,12 +323,7 @@ def test_failures_of_the_tasks_own_pause_nothing(farm: Harness) -> None:
 
 
 def test_a_worker_in_quarantine_that_wants_nothing_is_given_nothing(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
-    farm.create("j", 9)
-    for _ in range(3):
-        fail_next(bad)
+    bad, *others = one_fails_three(farm, 9)
     bad.credit(0)
     farm.wait(60, beating=[bad, *others])
     assert bad.take() == []
@@ -351,9 +347,7 @@ def test_suspects_are_canaries_too(farm: Harness) -> None:
     farm.create("j", 2)
     for _ in range(2):
         worker.take()
-        worker.detach()
-        worker.reborn()
-        worker.attach()
+        worker.die()
     farm.create("k", 3)
     tokens = worker.take()
     worker.credit(0)
@@ -374,12 +368,7 @@ def test_suspects_are_canaries_too(farm: Harness) -> None:
 
 
 def test_an_operator_ends_a_quarantine(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
-    farm.create("j", 9)
-    for _ in range(3):
-        fail_next(bad)
+    bad, *_ = one_fails_three(farm, 9)
     farm.ask(lambda n: events.DrainWorker(request=n, worker_id=WorkerId("w1"), drain=False, limit_ns=0))
     assert quarantined(farm) == []
     assert len(bad.take()) == 1
@@ -387,18 +376,11 @@ def test_an_operator_ends_a_quarantine(farm: Harness) -> None:
 
 
 def test_a_worker_that_was_started_anew_is_tried_at_once(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
-    farm.create("j", 9)
-    for _ in range(3):
-        fail_next(bad)
+    bad, *_ = one_fails_three(farm, 9)
     bad.detach()
     bad.attach()
     assert bad.take() == []
-    bad.detach()
-    bad.reborn()
-    bad.attach()
+    bad.die()
     (token,) = bad.take()
     bad.run([token])
     assert quarantined(farm) == []
@@ -455,9 +437,7 @@ def test_a_suspect_does_not_run_on_a_worker_in_quarantine(farm: Harness) -> None
     farm.create("s", 1)
     for _ in range(2):
         second.take()
-        second.detach()
-        second.reborn()
-        second.attach()
+        second.die()
     farm.wait(5, beating=[bad, second, *others])
     assert [token[0] for token in second.take()] == ["s"]
     audits(farm)

@@ -13,13 +13,6 @@ from services.orchestrator.core import effects, records
 from services.orchestrator.core.state import State
 
 
-def die(farm: Harness, worker: Worker) -> None:
-    """The worker's process is killed, and another one starts in its place with nothing."""
-    worker.detach()
-    worker.reborn()
-    worker.attach()
-
-
 def counts(farm: Harness, job_id: str, index: int = 0) -> tuple[int, int, int]:
     """(crashes, infra failures, suspicions) of a task that has not ended."""
     note = farm.job(job_id).notes[index]
@@ -47,7 +40,7 @@ def test_every_task_on_a_lost_worker_is_a_suspect_and_none_has_crashed(farm: Har
     if how == "silent":
         farm.wait(13)
     else:
-        die(farm, worker)
+        worker.die()
     farm.drop()
     assert [counts(farm, "j", index) for index in range(3)] == [(0, 1, 1)] * 3
 
@@ -56,7 +49,7 @@ def test_a_down_stream_orchestrator_runs_nothing_so_its_loss_makes_nobody_a_susp
     worker = farm.worker(orchestrator=True)
     farm.create("j", 1)
     worker.take()
-    die(farm, worker)
+    worker.die()
     assert counts(farm, "j") == (0, 1, 0)
     worker.take()
     worker.fail(("j", 0, 1, 2), FailureClass.CRASH)
@@ -71,7 +64,7 @@ def test_a_long_task_whose_one_slot_worker_is_killed_three_times_has_not_crashed
     for crashes in ((0, 1, 1), (0, 2, 2), (1, 2, 3)):
         holder, token = next_start(farm, *workers)
         holder.running(token)
-        die(farm, holder)
+        holder.die()
         assert counts(farm, "j") == crashes
     holder, token = next_start(farm, *workers)
     holder.run([token])
@@ -85,7 +78,7 @@ def test_poison_is_given_up_after_three_crashes_alone_on_two_workers(farm: Harne
     while farm.states("j") != "D":
         holder, _ = next_start(farm, *workers)
         where.append(holder.worker_id)
-        die(farm, holder)
+        holder.die()
     assert where == ["w1", "w2", "w3", "w1", "w2"]  # twice among others, then alone and elsewhere
     ((last,),) = [record.ended for record in farm.records if isinstance(record, records.TasksEnded)]
     assert last.failure is not None
@@ -115,7 +108,7 @@ def suspects(farm: Harness, worker: Worker, count: int, **spec: Any) -> None:
     farm.create("s", count, **spec)
     for _ in range(2):
         worker.take()
-        die(farm, worker)
+        worker.die()
     assert not farm.job("s").live
 
 
@@ -259,7 +252,7 @@ def test_suspicion_and_being_alone_outlive_the_orchestrator(farm: Harness) -> No
     assert farm.job("s").live[0].token == token
     farm.create("other", 3)
     assert worker.take() == []
-    die(farm, worker)
+    worker.die()
     assert counts(farm, "s") == (1, 2, 3)
     farm.drop(effects.SendTasks)
 
@@ -298,7 +291,7 @@ def test_what_is_adopted_beside_others_does_not_run_alone(farm: Harness) -> None
     worker.held = {("s", 0, 1, 3): b"", ("s", 1, 1, 3): b""}
     worker.attach()
     assert farm.states("s") == "AA"
-    die(farm, worker)
+    worker.die()
     assert [counts(farm, "s", index) for index in (0, 1)] == [(0, 3, 3)] * 2
 
 

@@ -337,9 +337,7 @@ def test_a_success_of_the_attempt_whose_loss_used_up_the_budget_is_superseded(fa
     case.w2.goodbye()
     token = case.token
     for _ in range(6):
-        case.w1.detach()
-        case.w1.reborn()
-        case.w1.attach()
+        case.w1.die()
         farm.wait(61, beating=[case.w1])
         taken = case.w1.take()
         if taken:

@@ -182,9 +182,7 @@ def test_what_a_worker_is_reserved_for_is_said(farm: Harness) -> None:
     farm.create("s", 1)
     for _ in range(2):
         worker.take()
-        worker.detach()
-        worker.reborn()
-        worker.attach()
+        worker.die()
     farm.create("other", 2)
     farm.wait(4, beating=[worker])
     (task,) = farm.state.alone
