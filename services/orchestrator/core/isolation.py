@@ -30,9 +30,16 @@ def add(turn: Turn, job: Job, index: int) -> None:
 
 
 def requeue(turn: Turn, job: Job, index: int) -> None:
-    """A task that was out already is QUEUED again: for a worker of its own when it is suspected."""
+    """A task that was out already is QUEUED again: for a worker of its own when it is suspected.
+
+    While a recovery lasts, one of whose attempts none of this epoch is known waits with the others: the end of an older attempt does not say
+    whether a worker that is not back yet holds a newer one.
+    """
     note = job.notes.get(index)
-    if note is not None and wanted(turn, note):
+    if note is not None and turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
+        job.set_state(index, TaskState.QUEUED)
+        job.recovered.add_returned(index)
+    elif note is not None and wanted(turn, note):
         job.set_state(index, TaskState.QUEUED)
         _forget(turn.state, (job.number, index))
         add(turn, job, index)

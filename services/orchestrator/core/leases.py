@@ -86,12 +86,7 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
     note = job.notes.get(index)
     if note is not None and note.wait_until_ns == due_ns and job.states[index] == TaskState.WAITING:
         note.wait_until_ns = None
-        if turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
-            # By a clock that was set back it may be out with a worker that has not come back yet, and waits with the others.
-            job.set_state(index, TaskState.QUEUED)
-            job.recovered.add_returned(index)
-        else:
-            isolation.requeue(turn, job, index)
+        isolation.requeue(turn, job, index)
 
 
 def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:
