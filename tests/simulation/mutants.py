@@ -136,6 +136,12 @@ MUTANTS = (
         "state.recovering_until_ns is None",
     ),
     Mutant(
+        "the end of an older attempt gives out what is still recovered",
+        f"{CORE}.isolation",
+        "turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch",
+        "False",
+    ),
+    Mutant(
         "a newer parent token is ignored",
         f"{CORE}.parents",
         "if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):",

@@ -286,6 +286,32 @@ def test_a_back_off_that_ends_during_the_recovery_waits_for_it(farm: Harness) ->
     assert worker.take() + other.take() == [("a", 0, 2, 2)]
 
 
+@pytest.mark.parametrize("how", ["released", "failed"])
+def test_the_end_of_an_older_attempt_does_not_give_out_what_a_missing_worker_may_hold(farm: Harness, how: str) -> None:
+    """Nothing is recorded of attempts that went well so far: after a second restart the older one cannot be told from the newest."""
+    old, new = farm.worker("old"), farm.worker("new")
+    farm.create("j", 1, retry=retrying(2, 0.0))
+    (first,) = (*old.take(), *new.take())
+    if first in new.held:
+        old, new = new, old
+    farm.restart()
+    new.attach()
+    farm.wait(12.25, beating=[new])
+    (second,) = new.take()
+    assert second == ("j", 0, 2, 1)
+    farm.restart()
+    old.attach()
+    if how == "released":
+        old.release(first)
+    else:
+        old.fail(first)
+    assert (farm.states("j"), old.take()) == ("Q", [])
+    new.attach()
+    assert [attempt.token for attempt in farm.job("j").all_live()] == [second]
+    new.run()
+    assert (farm.states("j"), farm.job("j").winners[0]) == ("S", 2 << 32 | 1)
+
+
 def test_a_hello_that_is_refused_does_not_end_the_recovery(farm: Harness) -> None:
     farm.worker("w1")
     farm.create("j", 1)
