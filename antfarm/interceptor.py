@@ -88,6 +88,9 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
     if not isinstance(error, AntFarmError):
         if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError) or context.done():
             raise error
+        if isinstance(error, grpc.aio.InternalError):
+            # A write that failed: the client is gone, and this side has not been told yet.
+            raise asyncio.CancelledError from None
         number = secrets.token_hex(4)
         log.exception("%s failed [%s]", method, number, exc_info=error)
         error = Internal(f"internal error {number}; the server's log has the details")

@@ -14,6 +14,8 @@ from typing import Any
 MS = 1_000_000
 """A millisecond in simulated nanoseconds."""
 SECOND = 1_000 * MS
+READING_NS_MAX = SECOND
+"""In which a process that goes on has read what waited in its sockets."""
 
 Call = Callable[..., None]
 
@@ -116,9 +118,11 @@ class Process:
             return
         self.stopped = False
         backlog, self._backlog = self._backlog, []
+        # Sockets are read in much less than a lease, however much waits in them.
+        read_ns = min(20 * MS, READING_NS_MAX // max(sum(_is_read(call) for call, _ in backlog), 1))
         for call, args in backlog:
             if _is_read(call):
-                self._reading_ns = max(self._reading_ns, self.kernel.now) + int(self.kernel.dice.random() * 20 * MS)
+                self._reading_ns = max(self._reading_ns, self.kernel.now) + int(self.kernel.dice.random() * read_ns)
                 self.kernel.after(self._reading_ns - self.kernel.now, self.enter, self.life, call, *args)
             else:
                 self.enter(self.life, call, *args)

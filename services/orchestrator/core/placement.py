@@ -111,7 +111,7 @@ def _probe(turn: Turn, probation: Probation, worker: Worker, lanes: list[Lane], 
 
 def _share_out(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
     """Give ready tasks of the lanes to workers that anything may be given to."""
-    workers = [w for w in turn.state.workers.values() if w.assignable and w.window > w.taken]
+    workers = _takers(turn, lanes)
     # The emptiest worker first, so that few tasks spread over many workers.
     workers.sort(key=lambda worker: (worker.taken / max(worker.slots, 1), worker.worker_id))
     widest = max(lane.slots for lane in lanes)
@@ -122,6 +122,22 @@ def _share_out(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
             if free > 0:
                 share = math.ceil(_waiting(lanes, free * len(workers)) / (len(workers) - position))
                 _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
+
+
+def _takers(turn: Turn, lanes: list[Lane]) -> list[Worker]:
+    """Workers with free credit that can run something of the lanes.
+
+    This is done for every batch of events, so that a thousand workers of another type must cost next to nothing: the type is looked at first.
+    """
+    types = {lane.template.type for lane in lanes}
+    return [
+        worker
+        for worker in turn.state.workers.values()
+        if not types.isdisjoint(worker.task_types)
+        and worker.assignable
+        and worker.window > worker.taken
+        and any(fits(worker, lane) for lane in lanes)
+    ]
 
 
 def _waiting(lanes: list[Lane], enough: float) -> float:
