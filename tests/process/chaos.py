@@ -19,6 +19,7 @@ from pathlib import Path
 import chaos_backup as backup
 import chaos_disk as disk
 import chaos_health as health
+import chaos_herd as herd
 import chaos_kills as kills
 import chaos_silence as silence
 from chaos_report import Report
@@ -32,6 +33,7 @@ SERIES = {
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
+    "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),
     "zombies": (silence.zombies, 2, 10, 500),
