@@ -5,6 +5,7 @@ Attempts that were handed back, or never arrived, count on nothing and are not r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from antfarm.model import DependencyKind, Failure, FailureClass, Finding, TaskResult, TaskState
@@ -13,7 +14,7 @@ from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, dependency_failed
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.core.waiting import CHAIN_MAX, name_of, plural, span
+from services.orchestrator.core.waiting import CHAIN_MAX, crash_limit, name_of, plural, span
 
 SHOWN_MAX = 20
 """Attempts of a task that are told one by one: the last ones."""
@@ -68,7 +69,7 @@ def _failed_attempt(job: Job, record: records.AttemptFailed, config: CoreConfig)
     how = f"was lost with {where}" if record.lost else f"failed on {where}"
     match failure.failure_class:
         case FailureClass.CRASH:
-            count = f"crash {record.crashes}; the task is given up at {config.crashes_max}"
+            count = f"crash {record.crashes}, {crash_limit(config)}"
         case FailureClass.INFRA:
             count = f"loss {record.infra_failures} of the {config.infra_failures_max} that are tolerated"
         case _:
@@ -138,7 +139,7 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
             )
         case FailureClass.CRASH:
             return (
-                f"The process that runs it died {config.crashes_max} times with this task alone to blame.",
+                f"What runs it died {_crashes(failure, config)} times with it, the last time with nothing beside it.",
                 f"Look at its memory and native code (`antfarm task logs {task}`), {again}.",
             )
         case FailureClass.INFRA:
@@ -154,6 +155,12 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
             return "", f"`antfarm job retry {job.job_id}` runs what was cancelled, as a new job."
         case _:
             return "", ""
+
+
+def _crashes(failure: Failure, config: CoreConfig) -> str:
+    """How often a task crashed that was given up for it, as `isolation.poison` counted."""
+    counted = re.findall(r"\(poison: crash (\d+),", failure.message)
+    return counted[-1] if counted else f"at least {config.crashes_max}"
 
 
 def _limits(job: Job) -> str:

@@ -49,9 +49,9 @@ def span(length_ns: int) -> str:
     return show(max(length_ns, 0) // (SECOND_NS // 10) / 10)
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str, many: str = "") -> str:
     """A number of things."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -288,10 +288,19 @@ def budget(config: CoreConfig, job: Job, note: TaskNote) -> str:
     """How much of each budget a task has used."""
     used = [
         (note.app_failures, f"{note.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')} used"),
-        (note.crashes, f"{note.crashes} of {config.crashes_max} crashes"),
+        (note.crashes, f"{plural(note.crashes, 'crash', 'crashes')}; {crash_limit(config)}"),
         (note.infra_failures, f"{note.infra_failures} of {config.infra_failures_max} tolerated losses"),
     ]
     return ", ".join(text for count, text in used if count)
+
+
+def crash_limit(config: CoreConfig) -> str:
+    """When crashes end a task, as `isolation.is_proven` judges it."""
+    most = config.crashes_max
+    return (
+        f"given up from crash {most} on when it crashes alone and has crashed on two workers, if two can run it, "
+        f"and from crash {2 * most} on when it crashes alone"
+    )
 
 
 def unmet(job: Job, index: int) -> Iterator[tuple[Job, DependencyKind, int]]:

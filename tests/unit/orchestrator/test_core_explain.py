@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator_harness import Harness, each, retrying, whole
+from orchestrator_harness import Harness, Worker, each, retrying, whole
 
 from antfarm.model import (
     SECOND_NS,
@@ -461,7 +461,8 @@ def test_losses_and_crashes_count_apart(farm: Harness) -> None:
     second.fail(token, FailureClass.CRASH)
     assert past(farm, "k") == (
         "Attempt 1 failed on w2: ValueError: it went wrong\n"
-        "    why:  Counted as crash 1; the task is given up at 3; queued again at once."
+        "    why:  Counted as crash 1, given up from crash 3 on when it crashes alone and has crashed on two workers,"
+        " if two can run it, and from crash 6 on when it crashes alone; queued again at once."
     )
     second.take()
 
@@ -512,7 +513,7 @@ def test_each_end_says_what_would_help(farm: Harness) -> None:
         "    help: `antfarm task show app/0` has the traceback. If another try can help, give the type retries=, then `antfarm job retry app`."
     )
     assert ends("crash", FailureClass.CRASH, 3) == (
-        "    why:  The process that runs it died 3 times with this task alone to blame.\n"
+        "    why:  What runs it died 3 times with it, the last time with nothing beside it.\n"
         "    help: Look at its memory and native code (`antfarm task logs crash/0`), then `antfarm job retry crash`."
     )
     assert ends("infra", FailureClass.INFRA, 6) == (
@@ -523,6 +524,36 @@ def test_each_end_says_what_would_help(farm: Harness) -> None:
         "    why:  It runs at most once, so it is not tried again.\n"
         "    help: Look at what it has done already, then `antfarm job retry once`."
     )
+
+
+def test_crashes_beyond_three_are_counted_truly_until_the_proof(farm: Harness) -> None:
+    """Three crashes are not the end while another worker could run it; nothing may say that they are."""
+    first, second = farm.worker("w1"), farm.worker("w2")
+    second.credit(0)
+    farm.create("j")
+
+    def crash(worker: Worker) -> None:
+        for _ in range(400):
+            taken = worker.take()
+            if taken:
+                worker.fail(taken[0], FailureClass.CRASH)
+                return
+            farm.wait(1, beating=[first, second])
+        raise AssertionError("nothing was given out")
+
+    for _ in range(2):
+        crash(first)
+    farm.wait(20, beating=[first, second])
+    (token,) = first.take()
+    second.credit(1)
+    first.fail(token, FailureClass.CRASH)
+    assert farm.states("j") == "W"
+    assert "(3 crashes; given up from crash 3 on when it crashes alone and has crashed on two workers," in now(
+        farm, "j"
+    )
+    crash(second)
+    assert farm.states("j") == "D"
+    assert "\n    why:  What runs it died 4 times with it, the last time with nothing beside it.\n" in end(farm, "j")
 
 
 def test_cancelled_and_expired_tasks(farm: Harness) -> None:
