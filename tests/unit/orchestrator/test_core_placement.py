@@ -9,7 +9,8 @@ import pytest
 from orchestrator_harness import Harness, Worker, create_event, failure, retrying
 
 from antfarm.model import PAYLOAD_BYTES_MAX, ConcurrencyLimit, Ending, TaskTemplate
-from services.orchestrator.core import effects, events
+from services.orchestrator.core import effects, events, placement, state
+from services.orchestrator.core.lanes import Lane, fits
 from services.orchestrator.core.limits import AMOUNT_MAX
 from services.orchestrator.core.turn import CoreConfig
 
@@ -454,3 +455,22 @@ def test_a_retry_waits_for_another_worker_for_half_a_minute_and_then_takes_any(f
     assert first.take() == []
     farm.wait(2, beating=[first, second])
     assert first.take() == [("j", 0, 1, 2)]
+
+
+def test_workers_of_other_types_cost_a_batch_no_look_at_what_they_offer(
+    farm: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tasks waiting, a thousand of them that come back at once must be welcomed before their leases end."""
+    for number in range(20):
+        farm.worker(f"other-{number}", types=("x",))
+    farm.create("j", 5)
+    looked_at: list[str] = []
+
+    def noted(worker: state.Worker, lane: Lane) -> bool:
+        looked_at.append(worker.worker_id)
+        return fits(worker, lane)
+
+    monkeypatch.setattr(placement, "fits", noted)
+    worker = farm.worker("w", slots=1)
+    assert len(worker.take()) > 0
+    assert set(looked_at) == {"w"}
