@@ -151,7 +151,7 @@ def _type_paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         yield Finding(
             what=f"Tasks of type {job.template.type} are paused: what fails is the infrastructure, not one worker.",
             why=f"{one_line(probation_text(probation, scene.now))}.",
-            help="Mend what the last failure names; the pause ends with the first success.",
+            help=f"Mend what the last failure names; the pause ends with the first success, or by antfarm job resume {job.job_id}.",
         )
 
 
@@ -382,6 +382,12 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         yield Finding(
             what=f"Attempt {attempt.attempt} was given to {worker.worker_id} {since} ago, and nothing was heard of its start.",
             why=f"{worker.worker_id} holds {plural(len(worker.live), 'task')} and runs {worker.slots:,} at a time; short ones are told of when they end.",
+        )
+    backup = job.backups.get(index)
+    if backup is not None:
+        yield Finding(
+            what=f"Attempt {backup.attempt} is its backup, given to {backup.worker.worker_id} {span(scene.now - backup.assigned_ns)} ago.",
+            why="The first attempt takes far longer than others of the job did; the first success counts, and the other one is stopped.",
         )
     if not worker.able and not worker.draining:
         yield Finding(

@@ -240,7 +240,7 @@ def test_a_paused_type(farm: Harness) -> None:
     assert now(farm, "j", index).splitlines()[:3] == [
         "Tasks of type t are paused: what fails is the infrastructure, not one worker.",
         "    why:  the infrastructure failed its tasks on w1, the last one with: ValueError it went wrong; one task is tried in 30s.",
-        "    help: Mend what the last failure names; the pause ends with the first success.",
+        "    help: Mend what the last failure names; the pause ends with the first success, or by antfarm job resume j.",
     ]
 
 
@@ -352,6 +352,22 @@ def test_an_attempt_that_has_not_begun_or_runs(farm: Harness) -> None:
     )
     worker.running(first, progress=0.25, progress_text="half\nway")
     assert "\n    why:  25% done: half way\n" in now(farm, "j")
+
+
+def test_a_backup_is_told_beside_the_first_attempt(farm: Harness) -> None:
+    first = farm.worker("w1", slots=4, host="a")
+    farm.create("j", 4, idempotent=True)
+    *short, last = first.take()
+    first.running(last, 0.0)
+    for token in short:
+        first.report(token, run_us=1_000_000)
+    other = farm.worker("w2", host="b")
+    farm.wait(35, beating=[first, other])
+    assert len(other.take()) == 1
+    assert now(farm, "j", 3).splitlines()[-2:] == [
+        "Attempt 2 is its backup, given to w2 4.9s ago.",
+        "    why:  The first attempt takes far longer than others of the job did; the first success counts, and the other one is stopped.",
+    ]
 
 
 def test_a_run_timeout_is_told(farm: Harness) -> None:
