@@ -89,11 +89,12 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
         if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError) or context.done():
             raise error
         if isinstance(error, grpc.aio.InternalError):
-            # A write that failed: the client is gone, and this side has not been told yet.
-            raise asyncio.CancelledError from None
-        number = secrets.token_hex(4)
-        log.exception("%s failed [%s]", method, number, exc_info=error)
-        error = Internal(f"internal error {number}; the server's log has the details")
+            # Mostly the client is gone, as the abort then finds out: no defect to log. A call that lives must get its status.
+            error = Unavailable("a write to the connection failed; try again")
+        else:
+            number = secrets.token_hex(4)
+            log.exception("%s failed [%s]", method, number, exc_info=error)
+            error = Internal(f"internal error {number}; the server's log has the details")
     code, text, details = error_to_status(error)
     try:
         await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))

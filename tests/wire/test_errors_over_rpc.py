@@ -197,7 +197,17 @@ async def test_streams_end_with_the_error_after_what_was_sent(serve: Serve) -> N
     assert (type(back), str(back)) == (errors.DataLoss, "block 3 does not match")
 
 
-async def test_an_error_for_a_call_that_is_over_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.Unavailable("the orchestrator is stopping: attach again"),
+        grpc.aio.InternalError('Failed "execute_batch"'),  # its client went while something was written to it
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_for_a_call_that_is_over_is_no_defect(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     """While a server stops, a call may end between the error and its status. gRPC passes over a handler that ends as cancelled."""
 
     class Over:
@@ -207,8 +217,11 @@ async def test_an_error_for_a_call_that_is_over_is_no_defect(caplog: pytest.LogC
         def cancelled(self) -> bool:
             return False
 
+        def done(self) -> bool:
+            return False
+
     async def fail(requests: Any, context: Any) -> None:
-        raise errors.Unavailable("the orchestrator is stopping: attach again")
+        raise error
 
     async def handler(details: Any) -> Any:
         return grpc.stream_stream_rpc_method_handler(fail)
@@ -257,3 +270,14 @@ def test_task_errors_say_where_and_how() -> None:
     assert str(error) == "task days/7 attempt 2 on north-1: ValueError: no clouds\n\nTraceback\n  line"
     assert (error.job_id, error.index, error.attempt, error.state) == ("days", 7, 2, model.TaskState.FAILED)
     assert set(errors.TASK_ERRORS) == set(model.FailureClass)
+
+
+async def test_a_failed_write_on_a_call_that_lives_arrives_as_weather(serve: Serve) -> None:
+    """Mostly the client has gone; where it has not, it must not wait until its deadline."""
+
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    address = await serve(fail=fail)
+    with pytest.raises(errors.Unavailable, match=r"^a write to the connection failed; try again$"):
+        await call(address, timeout=5)
