@@ -485,6 +485,17 @@ class Worker:
             assert self.report(token) is VerdictCode.ACCEPTED
 
 
+def straggler(farm: Harness, run_s: int = 1, **spec: Any) -> tuple[Worker, Token]:
+    """w1 on host a has done three of the four tasks of job j, each in so many seconds, and runs the last: (w1, that one)."""
+    worker = farm.worker("w1", slots=4, host="a")
+    farm.create("j", 4, **{"idempotent": True, **spec})
+    *short, last = worker.take()
+    worker.running(last, 0.0)
+    for token in short:
+        assert worker.report(token, run_us=run_s * 1_000_000) is VerdictCode.ACCEPTED
+    return worker, last
+
+
 def durable_parts(state: State) -> dict[str, Any]:
     """What replay must make of the records: everything that is not rebuilt from workers and clocks."""
     return {

@@ -1,6 +1,6 @@
 """Many idle workers in one process, each with a link and a connection of its own: `python herd_workers.py ADDRESS FILE NAME ...`.
 
-Each time one is attached it appends a line `NAME EPOCH TIME` to the file.
+Each time one is attached it appends a line `NAME TIME` to the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Idle:
         self._name, self._file = name, file
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        os.write(self._file, f"{self._name} {welcome.epoch} {time.time()!r}\n".encode())
+        os.write(self._file, f"{self._name} {time.time()!r}\n".encode())
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         raise AssertionError("an idle worker was given a task")

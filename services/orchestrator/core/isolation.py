@@ -8,6 +8,7 @@ What this costs the farm is bounded: one worker at a time becomes empty, and at 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from antfarm.model import Failure, TaskState
@@ -32,8 +33,8 @@ def add(turn: Turn, job: Job, index: int) -> None:
 def requeue(turn: Turn, job: Job, index: int) -> None:
     """A task that was out already is QUEUED again: for a worker of its own when it is suspected.
 
-    While a recovery lasts, one of whose attempts none of this epoch is known waits with the others: the end of an older attempt does not say
-    whether a worker that is not back yet holds a newer one.
+    While a recovery lasts, a task that has not been given out in this epoch waits with the others: the end of an older attempt does not say whether
+    a worker that is not back yet holds a newer one.
     """
     note = job.notes.get(index)
     if note is not None and turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
@@ -71,6 +72,12 @@ def poison(failure: Failure, attempt: Attempt, note: TaskNote) -> Failure:
     workers = sorted({attempt.worker.worker_id, *(name for name, crashed in note.suspected_on.items() if crashed)})
     verdict = f"poison: crash {note.crashes + 1}, the last one alone on its worker; it crashed on {', '.join(workers)}"
     return replace(failure, message=f"{failure.message} ({verdict})".lstrip())
+
+
+def poison_crashes(failure: Failure) -> int | None:
+    """How many crashes `poison` counted; None for a failure that did not go through it."""
+    counted = re.findall(r"\(poison: crash (\d+),", failure.message)
+    return int(counted[-1]) if counted else None
 
 
 def adopted(turn: Turn, attempt: Attempt) -> None:

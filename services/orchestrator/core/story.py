@@ -5,12 +5,11 @@ Attempts that were handed back, or never arrived, count on nothing and are not r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from antfarm.model import DependencyKind, Failure, FailureClass, Finding, TaskResult, TaskState
 from antfarm.text import one_line, show
-from services.orchestrator.core import records
+from services.orchestrator.core import isolation, records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, dependency_failed
 from services.orchestrator.core.turn import CoreConfig
@@ -138,8 +137,9 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
                 f"`antfarm task show {task}` has the traceback; mend the cause, {again}.",
             )
         case FailureClass.CRASH:
+            crashes = isolation.poison_crashes(failure) or f"at least {config.crashes_max}"
             return (
-                f"What runs it died {_crashes(failure, config)} times with it, the last time with nothing beside it.",
+                f"What runs it died {crashes} times with it, the last time with nothing beside it.",
                 f"Look at its memory and native code (`antfarm task logs {task}`), {again}.",
             )
         case FailureClass.INFRA:
@@ -155,12 +155,6 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
             return "", f"`antfarm job retry {job.job_id}` runs what was cancelled, as a new job."
         case _:
             return "", ""
-
-
-def _crashes(failure: Failure, config: CoreConfig) -> str:
-    """How often a task crashed that was given up for it, as `isolation.poison` counted."""
-    counted = re.findall(r"\(poison: crash (\d+),", failure.message)
-    return counted[-1] if counted else f"at least {config.crashes_max}"
 
 
 def _limits(job: Job) -> str:

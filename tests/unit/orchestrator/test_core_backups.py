@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from orchestrator_harness import Harness, Worker, durable_parts, retrying
+from orchestrator_harness import Harness, Worker, durable_parts, retrying, straggler
 
 from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, Timeouts, VerdictCode
 from services.orchestrator.core import effects, records
@@ -30,12 +30,7 @@ class Case:
 
 
 def straggling(farm: Harness, *, age_s: float = 0.0, other: dict[str, Any] | None = None, **spec: Any) -> Case:
-    w1 = farm.worker("w1", slots=4, host="a")
-    farm.create("j", 4, **{"idempotent": True, **spec})
-    *short, last = w1.take()
-    w1.running(last, 0.0)
-    for token in short:
-        assert w1.report(token, run_us=1_000_000) is VerdictCode.ACCEPTED
+    w1, last = straggler(farm, **spec)
     case = Case(farm, w1, farm.worker("w2", **{"host": "b", **(other or {})}), last)
     case.wait(age_s)
     return case
@@ -62,12 +57,7 @@ def test_a_straggler_gets_one_backup_elsewhere_after_ten_heartbeats(farm: Harnes
 
 
 def test_an_attempt_waits_for_three_medians_when_these_are_longer(farm: Harness) -> None:
-    w1 = farm.worker("w1", slots=4, host="a")
-    farm.create("j", 4, idempotent=True)
-    *short, last = w1.take()
-    w1.running(last, 0.0)
-    for token in short:
-        w1.report(token, run_us=20_000_000)
+    w1, _ = straggler(farm, run_s=20)
     w2 = farm.worker("w2", host="b")
     farm.wait(60, beating=[w1, w2])
     assert w2.take() == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator_harness import Harness, Worker, each, retrying, whole
+from orchestrator_harness import Harness, Worker, each, retrying, straggler, whole
 
 from antfarm.model import (
     SECOND_NS,
@@ -355,12 +355,7 @@ def test_an_attempt_that_has_not_begun_or_runs(farm: Harness) -> None:
 
 
 def test_a_backup_is_told_beside_the_first_attempt(farm: Harness) -> None:
-    first = farm.worker("w1", slots=4, host="a")
-    farm.create("j", 4, idempotent=True)
-    *short, last = first.take()
-    first.running(last, 0.0)
-    for token in short:
-        first.report(token, run_us=1_000_000)
+    first, _ = straggler(farm)
     other = farm.worker("w2", host="b")
     farm.wait(35, beating=[first, other])
     assert len(other.take()) == 1
