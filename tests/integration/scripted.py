@@ -256,6 +256,11 @@ class ScriptedWorker:
         self._reader = asyncio.create_task(self._read())
         return welcome
 
+    async def reports_are_open(self) -> None:
+        """Wait until the Report Queue has answered our hello there."""
+        await asyncio.wait_for(self._reports.initial_metadata(), PATIENCE_S)
+        assert not self._reports.done(), "it has ended, with this worker's lease, and nothing came before"
+
     async def _write(self, **frame: Any) -> None:
         await self._work.write(work_queue_pb2.PullTasksRequest(**frame))
 

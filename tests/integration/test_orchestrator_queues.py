@@ -183,6 +183,14 @@ async def _started(farm: Running, job_id: str) -> bool:
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 
+async def test_the_report_queue_is_open_before_anything_is_written_to_it(farm: Running) -> None:
+    """Its metadata answer the hello. With the first verdict they could come twice: with that and, were it cancelled, with the stream's end."""
+    worker = farm.worker("w1")
+    await worker.attach()
+    await worker.reports_are_open()
+    await worker.drop()
+
+
 async def test_each_report_gets_the_verdict_that_is_due_to_it(farm: Running) -> None:
     await farm.create("j", 3)
     worker, stranger = farm.worker("w1", slots=2), farm.worker("w2", types=("x",))

@@ -17,7 +17,7 @@ def check(state: State) -> None:
             assert any(one is attempt for one in live), (
                 "I10: at most one live attempt per task, two while a backup runs"
             )
-        assert not (worker.lost or worker.gone) or not worker.live, "a lost worker holds no live attempt"
+        assert not (worker.lost or worker.gone) or worker.is_empty, "a lost worker holds no attempt"
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
     assert set(state.ended) == {number for number, job in state.jobs.items() if job.ended_seq}, "ended jobs are listed"
     assert state.ended_tasks == sum(state.jobs[number].task_count for number in state.ended), "their tasks are counted"

@@ -51,7 +51,9 @@ def requeue(turn: Turn, job: Job, index: int) -> None:
 def ran_alone(state: State, attempt: Attempt) -> bool:
     """True when nothing else ran on the attempt's worker. A down-stream orchestrator runs nothing itself, and has isolated what it was given."""
     alone = state.alone.get((attempt.job.number, attempt.index))
-    return attempt.worker.orchestrator or (alone is not None and alone.running and alone.worker is attempt.worker)
+    if attempt.worker.orchestrator:
+        return True
+    return alone is not None and alone.running and alone.worker is attempt.worker and not attempt.worker.stopping
 
 
 def is_proven(turn: Turn, attempt: Attempt, note: TaskNote) -> bool:
@@ -113,12 +115,12 @@ def starts(turn: Turn) -> list[tuple[Worker, Job, int]]:
             _release(alone)
             continue
         if alone.worker is None:
-            if worker.live and emptying:
+            if not worker.is_empty and emptying:
                 continue
             room -= 1
-            emptying = emptying or bool(worker.live)
+            emptying = emptying or not worker.is_empty
         alone = _reserve(state, key, worker)
-        if not worker.live:
+        if worker.is_empty:
             alone.running = True
             found.append((worker, job, key[1]))
             if paused is not None:
@@ -164,7 +166,7 @@ def _choose(turn: Turn, alone: Alone, job: Job, index: int) -> Worker | None:
             worker.worker_id in alone.tried,
             note.suspected_on.get(worker.worker_id, -1),
             worker.alone_for not in (None, key),
-            bool(worker.live),
+            not worker.is_empty,
             worker is not alone.worker,
             worker.taken / max(worker.slots, 1),
             worker.worker_id,

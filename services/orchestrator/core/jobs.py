@@ -328,6 +328,8 @@ def revoke(turn: Turn, attempts: Sequence[Attempt], after: int, cause: str) -> N
     """Ask the workers of these attempts, which are live no longer, to stop them."""
     by_session: dict[str, list[HeldToken]] = {}
     for attempt in attempts:
+        if not (attempt.worker.lost or attempt.worker.gone):
+            attempt.worker.stopping[attempt.token] = attempt.frame
         if attempt.worker.session is not None:
             by_session.setdefault(attempt.worker.session, []).append(attempt.token)
     for attempt in attempts:

@@ -52,11 +52,12 @@ def end_recovery(turn: Turn) -> None:
 
 
 def extend(turn: Turn, gap_ns: int) -> None:
-    """The pause guard: time in which this process itself stood still counts against nobody."""
+    """The pause guard: time in which this process itself stood still counts against nobody, and a heartbeat is left to read what came meanwhile."""
+    read_ns = turn.now + turn.config.heartbeat_ns
     for worker in turn.state.workers.values():
-        worker.heard_ns = min(worker.heard_ns + gap_ns, turn.now)
+        worker.heard_ns = min(max(worker.heard_ns + gap_ns, read_ns - worker.lease_ns), turn.now)
     if turn.state.recovering_until_ns is not None:
-        turn.state.recovering_until_ns += gap_ns
+        turn.state.recovering_until_ns = max(turn.state.recovering_until_ns + gap_ns, read_ns)
 
 
 def fire(turn: Turn) -> None:

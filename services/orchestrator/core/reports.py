@@ -143,6 +143,7 @@ def outcomes(turn: Turn, event: events.Outcomes) -> None:
 def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:
     """Judge one report and carry the judgement out."""
     index = outcome.index
+    worker.stopping.pop((job.job_id, index, epoch, outcome.attempt), None)
     judgement = judge(turn, worker, job, epoch, index, outcome.attempt)
     succeeded = outcome.ending is Ending.SUCCEEDED
     code = VerdictCode.ACCEPTED

@@ -347,6 +347,7 @@ class Worker:
         "slots",
         "software",
         "spared",
+        "stopping",
         "succeeded",
         "suspect",
         "task_types",
@@ -386,6 +387,8 @@ class Worker:
         self.live: dict[tuple[int, int], Attempt] = {}
         self.spared: set[HeldToken] = set()
         """Lost attempts that had finished when it attached: it keeps them until their late reports are judged. Of this session."""
+        self.stopping: dict[HeldToken, int] = {}
+        """Attempts that it was told to stop and may run still, with the frame in which each went out; until a beat no longer names them."""
         self.used: dict[str, float] = {}
         """Resources, other than slots, that live attempts take."""
         self.wide = 0.0
@@ -410,6 +413,11 @@ class Worker:
     def taken(self) -> float:
         """How much of its slots and window live attempts take."""
         return len(self.live) + self.wide
+
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing runs on it, nor is being stopped there."""
+        return not (self.live or self.stopping)
 
     @property
     def draining(self) -> bool:

@@ -51,6 +51,7 @@ def attach(turn: Turn, event: events.Attach) -> bool:
         if attempt.token not in held and worker.live.get((attempt.job.number, attempt.index)) is attempt:
             lose(turn, attempt, f"worker {worker.worker_id} was restarted")
     if another:
+        worker.stopping = dict.fromkeys(revoked, 0)
         health.probe_soon(turn, worker)
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
@@ -143,6 +144,13 @@ def _reconcile(
     revoked = [token for token in held if not _may_hold(turn, worker, token, finished=token in unacked)]
     for token in revoked:
         remember_revoked(turn, worker, token)
+    if not spare:
+        worker.stopping = {
+            token: 0 if frames_received is None else frame
+            for token, frame in worker.stopping.items()
+            if token in held or (frames_received is not None and frame > frames_received)
+        }
+    worker.stopping.update(dict.fromkeys(revoked, 0))
     ghosts = [
         attempt
         for attempt in worker.live.values()
@@ -220,6 +228,7 @@ def goodbye(turn: Turn, event: events.Goodbye) -> None:
         return
     worker.session = None
     worker.gone = True
+    worker.stopping.clear()
     for attempt in list(worker.live.values()):
         give_back(turn, attempt, Past.LOST, never_started=True)
     _forget(turn, worker.worker_id)
@@ -279,6 +288,7 @@ def _expire(turn: Turn, worker: Worker, silent_ns: int) -> None:
         worker.session = None
     for attempt in list(worker.live.values()):
         lose(turn, attempt, cause)
+    worker.stopping.clear()  # after the losses: what dies beside them is no proof
     _forget(turn, worker.worker_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Coroutine
 from typing import Any, cast
 
 import grpc
@@ -39,13 +40,31 @@ async def _read(context: Context) -> Any:
 
 
 async def _first(context: Context, what: str) -> Any:
+    """The hello that begins a stream; the stream is then open for both sides to write at any time."""
     try:
         frame = await asyncio.wait_for(_read(context), HELLO_TIMEOUT_S)
     except TimeoutError:
         raise InvalidArgument(f"no {what} within {HELLO_TIMEOUT_S:g} s") from None
     if frame is None or frame.WhichOneof("frame") != "hello":
         raise InvalidArgument(f"the first frame must be {what}")
+    # Not left to the first write: where that is cancelled, because the stream ends, gRPC sends the metadata again and logs a defect.
+    await context.send_initial_metadata(())
     return frame.hello
+
+
+async def _both_ways(context: Context, reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
+    """Carry frames in both directions until one of them ends; its error is the stream's."""
+    reader, writer = asyncio.create_task(reading), asyncio.create_task(writing)
+    try:
+        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+        for task in (writer, reader):
+            if task.done():
+                task.result()
+    finally:
+        for task in (reader, writer):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await task
 
 
 class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
@@ -60,19 +79,9 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
         hello: work_queue_pb2.Hello = await _first(context, "Hello")
         event, session = self._attach(hello, context)
         self._driver.post(event)
-        reader = asyncio.create_task(self._read_frames(session, context))
-        writer = asyncio.create_task(self._write_frames(session, context))
         try:
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            if writer.done():
-                writer.result()
-            if reader.done():
-                reader.result()
+            await _both_ways(context, self._read_frames(session, context), self._write_frames(session, context))
         finally:
-            for task in (reader, writer):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
             self._driver.post(events.Detach(session=session.id))
             self._sessions.close(session, Unavailable("the Work Queue of this session has ended: attach again"))
 
@@ -155,23 +164,9 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
             )
         session.reporting = True
         try:
-            await self._serve(session, context)
+            await _both_ways(context, self._read_reports(session.id, context), self._write_verdicts(session, context))
         finally:
             session.reporting = False
-
-    async def _serve(self, session: Session, context: Context) -> None:
-        reader = asyncio.create_task(self._read_reports(session.id, context))
-        writer = asyncio.create_task(self._write_verdicts(session, context))
-        try:
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            for task in (writer, reader):
-                if task.done():
-                    task.result()
-        finally:
-            for task in (reader, writer):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
 
     async def _read_reports(self, session: SessionId, context: Context) -> None:
         while (frame := await _read(context)) is not None:

@@ -574,7 +574,7 @@ def test_cancelled_and_expired_tasks(farm: Harness) -> None:
         "It was cancelled: enough of it\\x07\n    help: `antfarm job retry j` runs what was cancelled, as a new job."
     )
     farm.create("k", timeouts=Timeouts(queue_ns=SECOND_NS))
-    farm.tick(2)
+    farm.wait(2)
     assert end(farm, "k") == (
         "It expired: its time in the queue is over\n"
         "    why:  Its timeouts: queue 1s.\n"

@@ -71,6 +71,47 @@ def test_a_long_task_whose_one_slot_worker_is_killed_three_times_has_not_crashed
     assert farm.states("j") == "S"
 
 
+def with_a_suspect(farm: Harness) -> tuple[Worker, Worker, Token]:
+    """(other, holder, what the holder runs): job j's task has brought the other down twice, and waits for the holder to become empty."""
+    w1, w2 = farm.worker("w1", slots=1), farm.worker("w2", slots=1)
+    farm.create("k", 1)
+    holder, running = next_start(farm, w1, w2)
+    other = w2 if holder is w1 else w1
+    farm.create("j", 1)
+    for _ in range(2):
+        assert next_start(farm, other)[1][0] == "j"
+        other.die()
+        holder.beat()
+    assert counts(farm, "j") == (0, 2, 2)
+    return other, holder, running
+
+
+def test_a_worker_is_empty_when_what_it_was_told_to_stop_has_stopped(farm: Harness) -> None:
+    other, holder, running = with_a_suspect(farm)
+    farm.cancel("k")
+    farm.drop(effects.SendRevoke)
+    farm.wait(3.5, beating=[other])  # beyond its back-off
+    assert other.take() == holder.take() == []
+    holder.forget([running])
+    holder.beat()
+    assert [token[0] for token in holder.take()] == ["j"]
+
+
+def test_a_task_whose_worker_was_stopping_another_has_not_crashed(farm: Harness) -> None:
+    other, holder, running = with_a_suspect(farm)
+    farm.cancel("k")
+    farm.drop(effects.SendRevoke)
+    holder.forget([running])
+    farm.wait(10, beating=[other, holder])
+    (suspect,) = holder.take()
+    farm.restart()
+    holder.held[running] = b""
+    assert holder.attach().revoked == [running]
+    assert farm.job("j").live[0].token == suspect
+    holder.die()
+    assert counts(farm, "j") == (0, 3, 3)
+
+
 def test_poison_is_given_up_after_three_crashes_alone_on_two_workers(farm: Harness) -> None:
     workers = [farm.worker(name, slots=2) for name in ("w1", "w2", "w3")]
     farm.create("j", 1)

@@ -123,6 +123,48 @@ def test_time_in_which_the_process_stood_still_counts_against_nobody(farm: Harne
     farm.drop(effects.Audit, effects.Refuse)
 
 
+def test_many_short_pauses_are_no_silence_of_others(farm: Harness) -> None:
+    """Each shorter than a heartbeat: what is said lies unread all the same."""
+    farm.worker()
+    for _ in range(10):
+        farm.tick(2)
+        farm.tick(0.05)
+    assert not farm.state.workers["w1"].lost
+    farm.wait(12)
+    assert farm.state.workers["w1"].lost
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_after_a_pause_there_is_a_heartbeat_to_read_what_came_meanwhile(farm: Harness) -> None:
+    """Of a worker whose lease was all but over when the pause began."""
+    worker = farm.worker()
+    farm.wait(11.9)
+    farm.tick(60)
+    farm.wait(2.9)
+    assert not farm.state.workers["w1"].lost
+    worker.beat()
+    farm.wait(11.9)
+    farm.tick(60)
+    farm.wait(3.3)
+    assert farm.state.workers["w1"].lost
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_a_pause_during_a_recovery_leaves_a_heartbeat_to_come_back_in(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1)
+    worker.take()
+    worker.die()
+    farm.restart()
+    farm.wait(11.9)
+    farm.tick(60)
+    farm.wait(2.9)
+    assert farm.state.recovering_until_ns is not None
+    farm.wait(0.5)
+    assert farm.state.recovering_until_ns is None
+    farm.drop()
+
+
 def test_a_pause_is_no_credit_for_a_worker_that_was_heard_after_it(farm: Harness) -> None:
     worker = farm.worker()
     farm.wait(1)
