@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many mutants crash-images fuzz bench bench-storage bench-restart bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-storage bench-restart bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -68,6 +68,9 @@ sim: $(STAMP) ## run one simulated farm and print what happens: make sim SEED=7
 
 sim-many: $(STAMP) ## run many on all cores: make sim-many SEEDS=100000 FIRST=1
 	@$(BIN)/python -m tests.simulation --many $(SEEDS) --first $(FIRST)
+
+sim-compiled: $(STAMP) ## the same seeds in less time, translated to C first: make sim-compiled SEEDS=100000 FIRST=1
+	@$(BIN)/python -m tests.simulation.compiled --many $(SEEDS) --first $(FIRST)
 
 mutants: $(STAMP) ## plant deliberate bugs and count the seeds until the simulation finds each; some 5 minutes
 	@$(BIN)/python -m tests.simulation.mutants

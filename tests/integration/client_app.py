@@ -52,6 +52,11 @@ def third_time(ctx: af.Context) -> int:
     return ctx.attempt
 
 
+@af.task(retries=af.Retry(max_attempts=3, backoff=3600))
+def fail_patiently() -> None:
+    raise OSError("not yet")
+
+
 @af.task
 def wait_for(path: str) -> str:
     while not Path(path).exists():

@@ -367,6 +367,51 @@ def test_jobs_and_tasks_are_explained_in_words(cli: Cli) -> None:
     )
 
 
+def test_why_a_task_waits_and_how_it_went_is_told(cli: Cli) -> None:
+    worker = str(cli.json("worker", "list")[0]["worker"])
+    cli("submit", "client_app.nobody_has_it", "--arg", "x=1", "--job-id", "alien")
+    out, _ = cli("task", "explain", "alien/0")
+    assert re.sub(r"submitted \S+ ago", "*", out) == (
+        "Task alien/0 (client_app.nobody_has_it) is QUEUED; it was *.\n"
+        f"The only worker, {worker}, cannot run it.\n"
+        f"    why:  {worker} does not offer task type client_app.nobody_has_it.\n"
+        "    help: Start a worker with --app MODULE_OR_FILE that has the task type, or submit the job with other needs.\n"
+    )
+    cli("job", "cancel", "alien")
+
+    with af.connect(cli.farm.address) as farm:
+        job = farm.submit(client_app.fail_patiently).job
+        task = f"{job.job_id}/0"
+        wait_until(lambda: "is WAITING" in cli("task", "explain", task)[0])
+        out, _ = cli("task", "explain", task)
+        assert re.sub(r"(in|after) [0-9.hms]+[.]", "*", out).splitlines()[1:] == [
+            f"Attempt 1 failed on {worker}: OSError: not yet",
+            "    why:  Counted as failure 1 of 3 attempts; again *",
+            "It failed and is tried again *",
+            "    why:  OSError: not yet (1 of 3 attempts used)",
+            f"    help: Wait; `antfarm task show {task}` has the traceback.",
+        ]
+        job.cancel()
+
+    for what in (("job", "explain", "nosuch"), ("task", "explain", "nosuch/0")):
+        assert cli(*what, code=2) == ("", "antfarm: no job has the id or name 'nosuch'\n")
+
+
+def test_a_task_that_its_dependency_ended_names_it(cli: Cli) -> None:
+    with af.connect(cli.farm.address) as farm:
+        first = farm.submit(client_app.fail_odd, 1)
+        second = farm.submit(client_app.square, first)
+        second.job.wait(60)
+        out, _ = cli("task", "explain", f"{second.job.job_id}/0")
+        assert out.splitlines()[1:5] == [
+            f"It failed: the task of job {first.job.job_id} that it needs did not succeed",
+            "    why:  A task whose result it needs did not succeed.",
+            "    help: Mend that one, and submit both anew.",
+            f"What failed first is task {first.job.job_id}/0:",
+        ]
+        assert out.splitlines()[5].startswith("It failed: ValueError: odd 1 (attempt 1 on ")
+
+
 def test_the_library_explains_in_the_words_of_the_command_line(cli: Cli) -> None:
     with af.connect(cli.farm.address) as farm:
         job = farm.submit(client_app.third_time).job

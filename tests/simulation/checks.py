@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mypy_extensions import mypyc_attr
+
 from antfarm.errors import AntFarmError
 from antfarm.link.session import UNACKED_MAX, Token
 from antfarm.model import BlobRef, Ending, FailureClass, TaskState, VerdictCode
@@ -42,6 +44,7 @@ PROBES = (
 """What some run of many must have done, or the simulation does not reach its rare branches."""
 
 
+@mypyc_attr(native_class=False)  # compiled classes cannot be exceptions
 class Violation(AssertionError):
     """An invariant does not hold."""
 
@@ -120,7 +123,10 @@ class Checks:
 
     def ledger(self, owner: str) -> Ledger:
         """The ledger of an orchestrator."""
-        return self.ledgers.setdefault(owner, Ledger())
+        ledger = self.ledgers.get(owner)
+        if ledger is None:
+            ledger = self.ledgers[owner] = Ledger()
+        return ledger
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
@@ -505,7 +511,7 @@ class Checks:
         invariants.check(state)
         demand(state.epoch == ledger.epoch or ledger.restored > 0, "I12", "replay finds epoch", state.epoch)
         for (job_id, index), task in ledger.tasks.items():
-            job = state.by_id.get(job_id)  # type: ignore[call-overload]
+            job = state.by_id.get(job_id)
             demand(job is not None and index < job.task_count, "I1", job_id, index, "is lost")
             assert job is not None
             found = TaskState(job.states[index])
@@ -658,7 +664,7 @@ class Checks:
         if worker.process.life != life or not undisturbed or owner.process.stopped or not owner.process.alive:
             return
         for job_id, index, epoch, attempt in held:
-            job = owner.core.state.by_id.get(job_id)  # type: ignore[call-overload]
+            job = owner.core.state.by_id.get(job_id)
             live = job.live.get(index) if job is not None else None
             demand(
                 live is None or (live.epoch, live.attempt) != (epoch, attempt) or live.worker.worker_id != worker.name,
@@ -716,7 +722,7 @@ class Checks:
         """All faults have stopped long ago: everything must have come to its end, and nothing may be left over."""
         for name, key in self.unended():
             owner = self.world.orchestrators[name]
-            job = owner.core.state.by_id[key[0]]  # type: ignore[index]
+            job = owner.core.state.by_id[key[0]]
             attempt = job.live.get(key[1])
             state = TaskState(job.states[key[1]]).name
             holder = (
@@ -744,7 +750,7 @@ class Checks:
         for seq, record in owner.disk.replay():
             state.apply(seq, record)
         for (job_id, index), task in self.ledger(owner.name).tasks.items():
-            job = state.by_id.get(job_id)  # type: ignore[call-overload]
+            job = state.by_id.get(job_id)
             demand(job is not None, "I1", job_id, "is not on the disk of", owner.name)
             assert job is not None
             demand(TaskState(job.states[index]) is task.state, "I3", job_id, index, "replays as another state")

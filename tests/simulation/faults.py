@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from antfarm.model import Ending
 from services.orchestrator.core.events import Outcome
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Faults:
     """Draws faults until it is stopped, then undoes all of them."""
 
-    KINDS = (
+    KINDS: ClassVar[tuple[str, ...]] = (
         "kill_worker",
         "power_off_worker",
         "stop_worker",

@@ -109,7 +109,7 @@ class Link:
         if wire is self.wire:
             self._drop()
 
-    def heard(self, wire: Wire, lane: int, message: Any) -> None:
+    def heard(self, wire: Any, lane: int, message: Any) -> None:
         """A message from above."""
         if wire is not self.wire:
             return

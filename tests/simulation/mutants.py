@@ -80,7 +80,7 @@ MUTANTS = (
         "for number, entry in self._unacked.items()][-1:]",
     ),
     Mutant("a worker does not say what it holds unreported", LINK, "self.held.setdefault(token, 0)", "pass"),
-    Mutant("no pause guard", f"{CORE}.machine", "if gap_ns > self.config.heartbeat_ns:", "if gap_ns < 0:"),
+    Mutant("no pause guard", f"{CORE}.machine", "leases.extend(turn, gap_ns)", "pass"),
     Mutant(
         "a benign end is counted",
         f"{CORE}.reports",
@@ -192,8 +192,8 @@ MUTANTS = (
     Mutant(
         "a lost worker keeps its tasks",
         f"{CORE}.workers",
-        "        lose(turn, attempt, cause)\n    _forget",
-        "        pass\n    _forget",
+        "        lose(turn, attempt, cause)\n    worker.stopping",
+        "        pass\n    worker.stopping",
     ),
     Mutant(
         "a lease is four times as long",
@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         "poison though others were there",
         f"{CORE}.isolation",
-        "return attempt.worker.orchestrator or (alone is not None and alone.running and alone.worker is attempt.worker)",
+        "return alone is not None and alone.running and alone.worker is attempt.worker and not attempt.worker.stopping",
         "return True",
     ),
     Mutant(

@@ -19,7 +19,7 @@ class Endpoint(Protocol):
 
     process: Process
 
-    def heard(self, wire: Wire, lane: int, message: Any) -> None:
+    def heard(self, wire: Any, lane: int, message: Any) -> None:
         """A message arrived."""
         ...
 

@@ -225,7 +225,8 @@ class Orchestrator:
         wire = self._sessions.get(effect.session)
         if wire is None:
             return
-        lane, message = WORK, None
+        lane = WORK
+        message: Any = None
         match effect:
             case effects.Welcome():
                 message = ("welcome", effect.epoch, effect.heartbeat_ns, effect.lease_ns, tuple(effect.revoked))
@@ -291,7 +292,7 @@ class Orchestrator:
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
-    def heard(self, wire: Wire, lane: int, message: Any) -> None:
+    def heard(self, wire: Any, lane: int, message: Any) -> None:
         """A frame of a worker, or a request of a client."""
         match message:
             case ("request", make, answer):

@@ -113,9 +113,9 @@ class Worker:
             for run in dropped:
                 self._hand_back(run, Ending.REVOKED, never_started=True)
         for token in tokens:
-            run = self.running.get(token)
-            if run is not None:
-                self._stop(run, Ending.REVOKED)
+            running = self.running.get(token)
+            if running is not None:
+                self._stop(running, Ending.REVOKED)
         self._pump()
         self._maybe_leave()
 

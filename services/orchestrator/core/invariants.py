@@ -78,7 +78,8 @@ def _check_job(state: State, job: Job) -> None:
         assert job.states[index] == TaskState.ACTIVE, "a live attempt's task is ACTIVE"
         assert attempt.worker.live.get((job.number, index)) is attempt, "a live attempt is its worker's"
         assert attempt.epoch <= state.epoch, "I12: no token of a future epoch"
-    for index, number in enumerate(job.states):
+    for index in range(count):
+        number = job.states[index]
         if number == TaskState.ACTIVE:
             assert index in job.live or job.template.at_most_once, (
                 "an ACTIVE task has a live attempt, or waits for its one holder"

@@ -52,12 +52,19 @@ def end_recovery(turn: Turn) -> None:
 
 
 def extend(turn: Turn, gap_ns: int) -> None:
-    """The pause guard: time in which this process itself stood still counts against nobody, and a heartbeat is left to read what came meanwhile."""
+    """The pause guard: time in which this process itself stood still, once or again and again, counts against nobody.
+
+    After more than a heartbeat of it another one is left to read what came meanwhile. What comes every time, as in a process that is always late,
+    does not add up to more than the time that it is late: it finds the dead more slowly, not never.
+    """
+    lost_ns = gap_ns - turn.config.sweep_ns
+    stood_still = gap_ns > turn.config.heartbeat_ns
     read_ns = turn.now + turn.config.heartbeat_ns
     for worker in turn.state.workers.values():
-        worker.heard_ns = min(max(worker.heard_ns + gap_ns, read_ns - worker.lease_ns), turn.now)
+        least_ns = read_ns - worker.lease_ns if stood_still else 0
+        worker.heard_ns = min(max(worker.heard_ns + lost_ns, least_ns), turn.now)
     if turn.state.recovering_until_ns is not None:
-        turn.state.recovering_until_ns = max(turn.state.recovering_until_ns + gap_ns, read_ns)
+        turn.state.recovering_until_ns = max(turn.state.recovering_until_ns + lost_ns, read_ns if stood_still else 0)
 
 
 def fire(turn: Turn) -> None:
@@ -127,7 +134,7 @@ def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None
         )
         reports.fail(turn, attempt, failure, run_us=0)
         if index in job.notes:
-            job.notes[index].past[epoch, number] = (attempt.worker.worker_id, Past.REVOKED)
+            job.notes[index].remember(epoch, number, attempt.worker.worker_id, Past.REVOKED)
         jobs.revoke(turn, [attempt], turn.state.seq, failure.message)
 
 

@@ -106,9 +106,10 @@ class Core:
 
     def _tick(self, turn: Turn) -> None:
         gap_ns, self._swept_ns = turn.now - self._swept_ns, turn.now
-        if gap_ns > self.config.standstill_ns:
-            # This process stood still: what others said meanwhile waits to be read, so nobody is judged by this tick.
+        if gap_ns > 2 * self.config.sweep_ns:
             leases.extend(turn, gap_ns)
+        if gap_ns > self.config.heartbeat_ns:
+            # This process stood still: what others said meanwhile waits to be read, so nobody is judged by this tick.
             return
         workers.sweep(turn)
         leases.end_recovery(turn)

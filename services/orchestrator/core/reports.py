@@ -419,7 +419,7 @@ def _end(turn: Turn, attempt: Attempt, state: TaskState, failure: Failure, run_u
 
 
 def _remember(note: TaskNote, attempt: Attempt, how: Past) -> None:
-    note.past[attempt.epoch, attempt.attempt] = (attempt.worker.worker_id, how)
+    note.remember(attempt.epoch, attempt.attempt, attempt.worker.worker_id, how)
     if (attempt.epoch, attempt.attempt) > (note.epoch, note.attempt):
         note.epoch, note.attempt = attempt.epoch, attempt.attempt
 
@@ -433,7 +433,7 @@ def remember_revoked(turn: Turn, worker: Worker, token: HeldToken) -> None:
     job = turn.state.by_id.get(job_id)
     note = job.notes.get(index) if job is not None else None
     if note is not None and note.past.get((epoch, attempt)) == (worker.worker_id, Past.LOST):
-        note.past[epoch, attempt] = (worker.worker_id, Past.REVOKED)
+        note.remember(epoch, attempt, worker.worker_id, Past.REVOKED)
 
 
 def lose(turn: Turn, attempt: Attempt, cause: str) -> None:

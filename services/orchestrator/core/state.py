@@ -93,6 +93,10 @@ class Past(IntEnum):
     """The journal says that it was issued, and nothing else is known: its holder may go on with it."""
 
 
+PAST_MAX = 1_000
+"""Earlier attempts of one task that are remembered. A report of one that is not, nobody can tell from a forged one."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TaskNote:
     """What is remembered of a task that did not go straight through. Gone when the task ends."""
@@ -122,6 +126,12 @@ class TaskNote:
     """A backup was begun: one is enough. Volatile."""
     wait_until_ns: int | None = None
     """End of what it waits for beside dependencies: WAITING, its back-off; ACTIVE without an attempt, the orphan hold of its token."""
+
+    def remember(self, epoch: int, attempt: int, worker_id: str, how: Past) -> None:
+        """How an attempt ended. Of very many the oldest are forgotten (I22): each hand-over back is one, and they cost a task nothing."""
+        self.past[epoch, attempt] = (worker_id, how)
+        if len(self.past) > PAST_MAX:
+            del self.past[min(self.past)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -741,7 +751,7 @@ class State:
         if (record.epoch, record.attempt) > (note.epoch, note.attempt):
             note.epoch, note.attempt = record.epoch, record.attempt
         how = Past.LOST if record.lost else Past.FAILED
-        note.past[record.epoch, record.attempt] = (record.worker_id, how)
+        note.remember(record.epoch, record.attempt, record.worker_id, how)
         if record.worker_id:
             note.failed_on.add(record.worker_id)
         suspected = max(record.suspected, record.crashes)  # older journals know of crashes alone
@@ -755,14 +765,14 @@ class State:
     def _apply_issued(self, record: records.AttemptIssued) -> None:
         note = self.jobs[record.job].note(record.index)
         note.epoch, note.attempt = record.epoch, record.attempt
-        note.past[record.epoch, record.attempt] = (record.worker_id, Past.ISSUED)
+        note.remember(record.epoch, record.attempt, record.worker_id, Past.ISSUED)
 
     def _apply_cancelled(self, seq: int, record: records.JobCancelled) -> None:
         job = self.jobs[record.job]
         job.cancelled = True
         job.cancelled_seq = seq
         job.cause = record.cause
-        ended = [index for index, state in enumerate(job.states) if state < _TERMINAL]
+        ended = [index for index in range(job.task_count) if job.states[index] < _TERMINAL]
         for index in ended:
             job.set_state(index, TaskState.CANCELLED)
             job.outcome_seqs[index] = seq

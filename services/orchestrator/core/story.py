@@ -36,7 +36,7 @@ def attempts(job: Job, history: Sequence[Record], last: int, config: CoreConfig)
         found.append(
             Finding(
                 what=f"{plural(len(missing), 'attempt')} besides ({_ranges(missing)}) ended without a record.",
-                why="They were handed back (drain, release) or never arrived: that counts on nothing.",
+                why="They were handed back (drain, release), never arrived, or gave way to another attempt: that counts on nothing.",
             )
         )
     return found

@@ -77,14 +77,6 @@ class CoreConfig:
         """S. How often leases are looked at; well below a heartbeat, or a sweep would look like a pause of the process."""
         return min(SECOND_NS // 4, self.heartbeat_ns // 4)
 
-    @property
-    def standstill_ns(self) -> int:
-        """The longest gap between two sweeps that is not taken for a pause of this process.
-
-        Well below a heartbeat: a process that is stopped again and again, each time for less than one, hears as little as one that stood still.
-        """
-        return 4 * self.sweep_ns
-
 
 class Turn:
     """What handlers work with while one event is handled."""

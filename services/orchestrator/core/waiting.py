@@ -174,12 +174,29 @@ def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if job.states[index] != _QUEUED or not able or any(worker.assignable for worker in able):
         return
     draining = sorted(worker.worker_id for worker in able if worker.draining)
-    undrain = f"antfarm worker undrain {draining[0]}" if draining else "Look at these workers and their network"
+    if draining:
+        cure = f"antfarm worker undrain {draining[0]}"
+    elif any(worker.able for worker in able):  # in quarantine or reserved: that ends by itself
+        cure = "Wait"
+    else:
+        cure = "Look at these workers and their network"
     yield Finding(
         what="No worker that can run it takes work now.",
-        why=" ".join(f"{worker.worker_id} {_away(scene, worker)}." for worker in able[:NAMES_MAX]),
-        help=f"{undrain}, or start another worker.",
+        why=_all_away(scene, able),
+        help=f"{cure}, or start another worker.",
     )
+
+
+def _all_away(scene: Scene, workers: Sequence[Worker]) -> str:
+    return " ".join(f"{worker.worker_id} {_away(scene, worker)}." for worker in workers[:NAMES_MAX])
+
+
+def reservation(state: State, task: tuple[int, int]) -> str:
+    """What a worker is reserved for, said of the worker."""
+    job, alone = state.jobs.get(task[0]), state.alone.get(task)
+    name = name_of(job, task[1]) if job is not None else "a task"
+    how = "runs" if alone is not None and alone.running else "becomes empty for"
+    return f"{how} {name}, which is suspected of bringing workers down"
 
 
 def _away(scene: Scene, worker: Worker) -> str:
@@ -189,7 +206,7 @@ def _away(scene: Scene, worker: Worker) -> str:
     if worker.able and worker.quarantine is not None:
         return f"is in quarantine ({one_line(probation_text(worker.quarantine, scene.now))})"
     if worker.able and worker.alone_for is not None:
-        return "is reserved for a task that is suspected of bringing workers down, and runs nothing beside it"
+        return f"{reservation(scene.state, worker.alone_for)}, and takes nothing beside it"
     silent_ns = scene.now - worker.heard_ns
     left = span(worker.lease_ns - silent_ns)
     if worker.session is None:
@@ -252,6 +269,7 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     ready = _ready(scene, job)
     if job.states[index] != _QUEUED or not ready or any(_free(worker, job) for worker in ready):
         return
+    away = [worker for worker in _fit(scene, job) if not worker.assignable]
     before = job.states.count(_QUEUED, 0, index)
     rivals = sum(
         other.counts[_QUEUED]
@@ -263,7 +281,7 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     yield Finding(
         what=f"All places of the workers that can run it are taken: {plural(len(ready), 'worker')} with "
         f"{plural(sum(worker.window for worker in ready), 'place')}.",
-        why=f"There {'is' if before == 1 else 'are'} {ahead}{others}.",
+        why=f"There {'is' if before == 1 else 'are'} {ahead}{others}. {_all_away(scene, away)}".rstrip(),
         help="Wait, start more workers, or submit with a higher priority.",
     )
 
@@ -389,7 +407,15 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             what=f"Attempt {backup.attempt} is its backup, given to {backup.worker.worker_id} {span(scene.now - backup.assigned_ns)} ago.",
             why="The first attempt takes far longer than others of the job did; the first success counts, and the other one is stopped.",
         )
-    if not worker.able and not worker.draining:
+    if worker.draining and worker.drain_limit_ns is not None:
+        yield Finding(
+            what=f"{worker.worker_id} is being drained: what runs there may go on for {span(worker.drain_limit_ns)} from then on.",
+            why="What has not ended by then is stopped and handed back, which counts on nothing."
+            if not job.template.at_most_once
+            else "It runs at most once: if it has not ended by then, it is given up.",
+            help=f"antfarm worker undrain {worker.worker_id}",
+        )
+    elif not worker.able:
         yield Finding(
             what=f"{worker.worker_id} {_away(scene, worker)}.",
             why="Then the task is queued again, and a success that comes late still counts."

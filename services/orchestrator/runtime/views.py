@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
 from services.orchestrator.core import records
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import Job, State
+from services.orchestrator.core.state import Job
 
 
 def job_status(job: Job, *, durable_seq: int, wall_ns: int, type_paused: str = "") -> JobStatus:
@@ -33,14 +33,6 @@ def job_status(job: Job, *, durable_seq: int, wall_ns: int, type_paused: str = "
         cause=job.cause,
         type_paused="" if state.terminal else type_paused,
     )
-
-
-def reservation_text(state: State, task: tuple[int, int]) -> str:
-    """What a worker is reserved for."""
-    job, alone = state.jobs.get(task[0]), state.alone.get(task)
-    name = f"{job.job_id}/{task[1]}" if job is not None else "a task"
-    how = "runs" if alone is not None and alone.running else "becomes empty for"
-    return f"{how} {name}, which is suspected of bringing workers down"
 
 
 def task_state(job: Job, index: int, *, durable_seq: int) -> TaskState:

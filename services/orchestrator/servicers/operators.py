@@ -20,14 +20,14 @@ from antfarm.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from services.orchestrator.core import events
+from services.orchestrator.core import events, waiting
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.jobs import no_task
 from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.logbook import Logbook
-from services.orchestrator.runtime.views import reservation_text, results_of, task_state
+from services.orchestrator.runtime.views import results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
 
 DRAIN_LIMIT_NS = 30 * SECOND_NS
@@ -240,7 +240,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         state, now_ns = self._driver.core.state, self._driver.clock.monotonic_ns()
         if worker.quarantine is not None:
             return probation_text(worker.quarantine, now_ns)
-        return reservation_text(state, worker.alone_for) if worker.alone_for is not None else ""
+        return waiting.reservation(state, worker.alone_for) if worker.alone_for is not None else ""
 
 
 def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from orchestrator_harness import Harness, Worker, each, retrying, straggler, whole
 
 from antfarm.model import (
@@ -256,8 +257,64 @@ def test_a_suspect_has_its_worker_for_itself_and_others_are_told_so(farm: Harnes
     farm.create("k", 1)
     assert now(farm, "k") == (
         "No worker that can run it takes work now.\n"
-        "    why:  w1 is reserved for a task that is suspected of bringing workers down, and runs nothing beside it.\n"
-        "    help: Look at these workers and their network, or start another worker."
+        "    why:  w1 runs j/0, which is suspected of bringing workers down, and takes nothing beside it.\n"
+        "    help: Wait, or start another worker."
+    )
+
+
+def test_a_suspect_that_waits_is_told_for_which_worker(farm: Harness) -> None:
+    w1, w2 = farm.worker("w1"), farm.worker("w2")
+    farm.create("k", 1)
+    holder, other = (w1, w2) if w1.take() else (w2, w1)
+    farm.create("j", 1)
+    for _ in range(2):
+        while not other.take():  # for a while it waits for the one where it has not been
+            farm.wait(1, beating=[w1, w2])
+        other.die()
+    farm.wait(4, beating=[w1, w2])
+    farm.drop()
+    name = holder.worker_id
+    assert now(farm, "j") == (
+        f"It waits for {name}, which becomes empty for it: it runs alone.\n"
+        "    why:  It was on workers that died, more than once, and may have brought them down.\n"
+        "    help: Wait; if its worker dies again while nothing else runs there, that is a crash of the task."
+    )
+    farm.create("l", 2)
+    assert f"{name} becomes empty for j/0, which is suspected of bringing workers down" in now(farm, "l", 1)
+    farm.drop()
+
+
+def test_full_workers_are_told_with_those_that_take_no_work(farm: Harness) -> None:
+    worker, drained = farm.worker("w1", slots=1), farm.worker("w2", slots=1)
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=WorkerId("w2"), drain=True, limit_ns=SECOND_NS))
+    farm.drop()
+    farm.create("j", 2)
+    worker.take()
+    assert now(farm, "j", 1) == (
+        "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
+        "    why:  There are none of its job before it. w2 is being drained.\n"
+        "    help: Wait, start more workers, or submit with a higher priority."
+    )
+    assert drained.held == {}
+
+
+@pytest.mark.parametrize(
+    ("at_most_once", "why"),
+    [
+        (False, "What has not ended by then is stopped and handed back, which counts on nothing."),
+        (True, "It runs at most once: if it has not ended by then, it is given up."),
+    ],
+)
+def test_a_task_on_a_worker_that_is_drained_is_told_so(farm: Harness, at_most_once: bool, why: str) -> None:
+    worker = farm.worker("w1")
+    farm.create("j", at_most_once=at_most_once)
+    worker.take()
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=WorkerId("w1"), drain=True, limit_ns=30 * SECOND_NS))
+    farm.drop()
+    assert now(farm, "j").endswith(
+        "w1 is being drained: what runs there may go on for 30s from then on.\n"
+        f"    why:  {why}\n"
+        "    help: antfarm worker undrain w1"
     )
 
 
@@ -487,7 +544,7 @@ def test_attempts_that_are_not_recorded_show_as_a_gap(farm: Harness) -> None:
     worker.run()
     assert past(farm, "j", last=2) == (
         "1 attempt besides (number 1) ended without a record.\n"
-        "    why:  They were handed back (drain, release) or never arrived: that counts on nothing."
+        "    why:  They were handed back (drain, release), never arrived, or gave way to another attempt: that counts on nothing."
     )
     assert end(farm, "j") == "It succeeded: attempt 2 on w1, which ran for 0s."
 

@@ -130,8 +130,20 @@ def test_many_short_pauses_are_no_silence_of_others(farm: Harness) -> None:
         farm.tick(2)
         farm.tick(0.05)
     assert not farm.state.workers["w1"].lost
-    farm.wait(12)
+    farm.wait(8.75)
+    assert not farm.state.workers["w1"].lost
+    farm.wait(0.5)
     assert farm.state.workers["w1"].lost
+    farm.drop(effects.Audit, effects.Refuse)
+
+
+def test_a_process_that_is_always_late_finds_the_dead_more_slowly_but_finds_them(farm: Harness) -> None:
+    farm.worker()
+    ticks = 0
+    while not farm.state.workers["w1"].lost:
+        farm.tick(1)
+        ticks += 1
+    assert ticks == 49  # each counts as a sweep, a quarter of a second
     farm.drop(effects.Audit, effects.Refuse)
 
 

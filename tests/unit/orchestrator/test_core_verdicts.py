@@ -11,7 +11,7 @@ from orchestrator_harness import Harness, Worker, append_event, durable_parts, f
 from antfarm.model import BlobRef, Ending, FailureClass, JobState, TaskState, VerdictCode
 from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.reports import Judgement, judge
-from services.orchestrator.core.state import Past
+from services.orchestrator.core.state import PAST_MAX, Past
 from services.orchestrator.core.turn import Turn
 
 A, D, S, F, U = (
@@ -468,3 +468,15 @@ def test_many_endings_in_one_frame_are_judged_one_by_one(farm: Harness) -> None:
     assert [verdicts[outcome.report_no] for outcome in outcomes] == [A, A, A, A, U, D]
     assert farm.states("j") == "SFAS"
     worker.take()
+
+
+def test_of_very_many_attempts_the_oldest_are_forgotten(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1)
+    for _ in range(PAST_MAX + 10):
+        (token,) = worker.take()
+        worker.release(token)
+    past = farm.job("j").notes[0].past
+    assert (len(past), min(past), max(past)) == (PAST_MAX, (1, 11), (1, PAST_MAX + 10))
+    worker.run(worker.take())
+    assert farm.states("j") == "S"

@@ -9,7 +9,7 @@ from orchestrator_harness import Harness, Worker
 from antfarm.errors import Overloaded
 from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, VerdictCode
 from antfarm.v1 import work_queue_pb2
-from services.orchestrator.core import effects
+from services.orchestrator.core import effects, waiting
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
 from services.orchestrator.core.state import Probation
@@ -19,7 +19,6 @@ from services.orchestrator.runtime.sessions import FRAMES_WAITING_MAX, Session
 from services.orchestrator.runtime.views import (
     all_durable,
     job_status,
-    reservation_text,
     result_seqs,
     results_of,
     task_state,
@@ -186,9 +185,9 @@ def test_what_a_worker_is_reserved_for_is_said(farm: Harness) -> None:
     farm.create("other", 2)
     farm.wait(4, beating=[worker])
     (task,) = farm.state.alone
-    assert reservation_text(farm.state, task) == "becomes empty for s/0, which is suspected of bringing workers down"
+    assert waiting.reservation(farm.state, task) == "becomes empty for s/0, which is suspected of bringing workers down"
     worker.run(worker.take())
-    assert reservation_text(farm.state, task) == "runs s/0, which is suspected of bringing workers down"
+    assert waiting.reservation(farm.state, task) == "runs s/0, which is suspected of bringing workers down"
     farm.drop()
 
 
