@@ -254,7 +254,7 @@ MUTANTS = (
     Mutant(
         "a suspect's worker is not emptied",
         f"{CORE}.isolation",
-        "        if not worker.live:\n            alone.running = True",
+        "        if worker.is_empty:\n            alone.running = True",
         "        if worker.able:\n            alone.running = True",
     ),
     Mutant(
