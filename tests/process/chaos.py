@@ -42,6 +42,7 @@ SERIES = {
     "partitions-long": (silence.long_partitions, 2, 10, 200),
     "partitions-deaf": (silence.deaf_to_client, 0, 10, 200),
     "partitions-mute": (silence.deaf_to_server, 2, 10, 200),
+    "flapping": (silence.flapping, 10, 50, 1_000),
     "half-open": (silence.half_open, 2, 10, 200),
     "paused-orchestrator": (silence.paused_orchestrator, 0, 1, 5),
     "paused-a-minute": (silence.paused_for_a_minute, 0, 0, 1),

@@ -180,6 +180,23 @@ async def half_open(directory: Path, rounds: int) -> Report:
         )
 
 
+async def flapping(directory: Path, rounds: int) -> Report:
+    """Slow lines that come and go: what is sent takes up to 0.2 s, another time each time, and connections are cut again as soon as they stand."""
+    async with _behind_proxies(directory, rounds, CALM_S) as (farm, proxies):
+        async with farm.load(), await connect(farm.farm.address) as client:
+            for victims in _victims(farm, list(proxies), rounds):
+                await farm.progress(4)
+                await farm.all_in_state(client, READY, *victims)  # a line over which no hello ever comes is a partition
+                for proxy in proxies.values():
+                    proxy.delay_s = farm.dice.uniform(0, 0.2)
+                for name in victims:
+                    proxies[name].cut()
+        dials = sum(proxy.connections for proxy in proxies.values())
+        report = Report.untouched(f"{rounds} cuts of slow lines", farm.verdict(), farm.losses())
+        report.figures += f", {dials} connections made"
+        return report
+
+
 # ---- time -----------------------------------------------------------------------------------------------------------------
 
 
