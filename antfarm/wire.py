@@ -422,8 +422,10 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     return cls(text)
 
 
+CONNECTION_REFUSED = "connection refused"
+"""Text of an error when nobody listens at an address."""
 _CAUSES = (
-    ("Connection refused", "connection refused"),
+    ("Connection refused", CONNECTION_REFUSED),
     ("name not found", "the name cannot be resolved"),
     ("WRONG_VERSION_NUMBER", "it serves without TLS: leave out --tls-cert, --tls-key and --tls-ca"),
     ("CERTIFICATE_VERIFY_FAILED", "its certificate is expired or not of the CA that --tls-ca gives"),

@@ -181,14 +181,17 @@ class Link:
         """
         try:
             while self._goodbye is None:
-                attached_before = self._heard_ns
+                attached_before, end = self._heard_ns, None
                 try:
                     await self._connect()
                 except grpc.aio.AioRpcError as error:
-                    self._judge_end(wire.error_from_rpc(error), attached=self._heard_ns != attached_before)
+                    end = wire.error_from_rpc(error)
                 except (AntFarmError, TimeoutError) as error:
-                    self._judge_end(error, attached=self._heard_ns != attached_before)
-                deadline_ns = now_ns() + self._session.disconnected()
+                    end = error
+                if end is not None:
+                    self._judge_end(end, attached=self._heard_ns != attached_before)
+                refused = str(end) == wire.CONNECTION_REFUSED
+                deadline_ns = now_ns() + self._session.disconnected(refused=refused)
                 while self._goodbye is None and (left_ns := deadline_ns - now_ns()) > 0:
                     await wait_for(self._wake, left_ns)
         finally:

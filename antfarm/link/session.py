@@ -24,6 +24,7 @@ UNACKED_BYTES_MAX = 8 * 1024 * 1024
 """The same in bytes."""
 RECONNECT_MIN_NS = SECOND_NS // 10
 RECONNECT_START_NS = 4 * RECONNECT_MIN_NS
+RECONNECT_REFUSED_NS = SECOND_NS
 LEASE_DEFAULT_NS = 12 * SECOND_NS
 HEARTBEAT_DEFAULT_NS = 3 * SECOND_NS
 SELF_LEASE_SHARE = (3, 4)
@@ -141,9 +142,13 @@ class Session:
         self._failures = 0
         return True
 
-    def disconnected(self) -> int:
-        """How long to wait before the next dial, in ns: full jitter, at first short, never below 0.1 s nor above L/3."""
-        ceiling = min(RECONNECT_START_NS << min(self._failures, 16), max(self.lease_ns // 3, RECONNECT_MIN_NS))
+    def disconnected(self, *, refused: bool = False) -> int:
+        """How long to wait before the next dial, in ns: full jitter, at first short, never below 0.1 s nor above L/3.
+
+        refused: nobody listens there, which a dial costs nothing. Whoever is started there again is found within a second.
+        """
+        longest_ns = min(self.lease_ns // 3, RECONNECT_REFUSED_NS) if refused else self.lease_ns // 3
+        ceiling = min(RECONNECT_START_NS << min(self._failures, 16), max(longest_ns, RECONNECT_MIN_NS))
         self._failures += 1
         return int(self._dice.uniform(RECONNECT_MIN_NS, max(ceiling, RECONNECT_MIN_NS)))
 

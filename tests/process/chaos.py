@@ -13,6 +13,7 @@ import logging
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def main() -> int:
             report = run(name, rounds, base / name)
         except Exception as error:
             broken += 1
+            with (base / name / "programs.log").open("a") as log:
+                traceback.print_exc(file=log)
             print(f"{name}: BROKEN: {error!r}; logs: {base / name}", flush=True)  # noqa: T201
             continue
         print(f"{name}: {report} [{time.monotonic() - began:.0f} s]", flush=True)  # noqa: T201

@@ -70,8 +70,11 @@ class ChaosFarm:
             await asyncio.to_thread(self.farm.kill, name)
 
     async def restart(self, *names: str) -> None:
-        """Start programs again, at the same time."""
-        await asyncio.gather(*(asyncio.to_thread(self.farm.restart, name) for name in names))
+        """Start programs again, at the same time. When one cannot be started, that is raised after all have been tried."""
+        starts = (asyncio.to_thread(self.farm.restart, name) for name in names)
+        for end in await asyncio.gather(*starts, return_exceptions=True):
+            if isinstance(end, BaseException):
+                raise end
 
     @contextmanager
     def troubled(self, *workers: str) -> Iterator[None]:

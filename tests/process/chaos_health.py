@@ -30,7 +30,8 @@ async def poison(directory: Path, rounds: int) -> Report:
         await farm.start(CALM_S, workers=len(names))
         complaints: list[str] = []
         async with farm.load(tasks=20), await connect(farm.farm.address, PATIENCE_S) as client:
-            keeper = asyncio.create_task(_keep_alive(farm, names))
+            over = asyncio.Event()
+            keeper = asyncio.create_task(_keep_alive(farm, names, over))
             try:
                 for number in range(rounds):
                     job_id = f"poison-{number}"
@@ -40,9 +41,8 @@ async def poison(directory: Path, rounds: int) -> Report:
                     if states != [common_pb2.TASK_STATE_DEAD_LETTER]:
                         complaints.append(f"{job_id} ended in states {states}")
             finally:
-                keeper.cancel()
-                with suppress(asyncio.CancelledError):
-                    await keeper
+                over.set()
+                await keeper
             await _start_dead(farm, names)  # one may have died between two looks
         deaths = len(farm.history.faults)
         if deaths > rounds * POISON_DEATHS:
@@ -51,8 +51,8 @@ async def poison(directory: Path, rounds: int) -> Report:
         return Report(done=done, verdict=farm.verdict(), complaints=complaints)
 
 
-async def _keep_alive(farm: ChaosFarm, names: list[str]) -> None:
-    while True:
+async def _keep_alive(farm: ChaosFarm, names: list[str], over: asyncio.Event) -> None:
+    while not over.is_set():
         await _start_dead(farm, names)
         await asyncio.sleep(LOOK_S)
 

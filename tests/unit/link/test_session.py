@@ -169,6 +169,16 @@ def test_pauses_between_dials_are_jittered_grow_and_stay_between_a_tenth_and_a_t
         assert RECONNECT_MIN_NS <= session.disconnected() <= LEASE_DEFAULT_NS // 3
 
 
+def test_where_nobody_listens_the_next_dial_comes_within_a_second() -> None:
+    session = make()
+    pauses = [session.disconnected(refused=True) for _ in range(300)]
+    assert min(pauses) >= RECONNECT_MIN_NS
+    assert 0.95 * SECOND_NS < max(pauses) <= SECOND_NS
+    assert max(session.disconnected() for _ in range(300)) > SECOND_NS, (
+        "a line that is lost is dialled no more often than before"
+    )
+
+
 def make_pause(seed: int, failures: int) -> int:
     session = Session(incarnation=b"", dice=random.Random(seed), window=1)
     for _ in range(failures):
