@@ -181,7 +181,8 @@ class Link:
         """
         try:
             while self._goodbye is None:
-                attached_before, end = self._heard_ns, None
+                attached_before = self._heard_ns
+                end: AntFarmError | TimeoutError | None = None
                 try:
                     await self._connect()
                 except grpc.aio.AioRpcError as error:

@@ -23,6 +23,8 @@ from antfarm.v1 import common_pb2, worker_pb2
 
 APP = str(Path(__file__).parent / "chaos_app.py")
 PATIENCE_S = 60.0
+CLIENT_PATIENCE_S = 600.0
+"""How long a client of the load tries on. An orchestrator that dies in its first second, time after time, has no ear for it for minutes."""
 """For anything to happen that must: far beyond what a loaded machine takes."""
 
 
@@ -130,7 +132,7 @@ class ChaosFarm:
     async def _client(
         self, number: int, end: asyncio.Event, tasks: int, seconds: float, address: str, expand: int, type_: str
     ) -> None:
-        async with await connect(address, PATIENCE_S) as client:
+        async with await connect(address, CLIENT_PATIENCE_S) as client:
             turn = 0
             while not end.is_set():
                 turn += 1

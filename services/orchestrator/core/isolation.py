@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from antfarm.model import Failure, TaskState
-from services.orchestrator.core import health
+from services.orchestrator.core import health, jobs
 from services.orchestrator.core.lanes import fits
 from services.orchestrator.core.state import Alone, Attempt, Job, State, TaskNote, Worker
 from services.orchestrator.core.turn import Turn
@@ -37,6 +37,8 @@ def requeue(turn: Turn, job: Job, index: int) -> None:
     a worker that is not back yet holds a newer one.
     """
     note = job.notes.get(index)
+    if jobs.must_wait(turn, job, index):
+        return
     if note is not None and turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
         job.set_state(index, TaskState.QUEUED)
         job.recovered.add_returned(index)

@@ -13,7 +13,7 @@ from services.orchestrator.core.effects import Reply, SendRevoke
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import Attempt, Job, dependency_failed
+from services.orchestrator.core.state import Attempt, Job, dependency_failed, is_met
 from services.orchestrator.core.turn import Turn
 
 _WAITING = int(TaskState.WAITING)
@@ -322,6 +322,20 @@ def _fail_dependents(turn: Turn, job: Job, indices: Iterable[int]) -> list[int]:
         failure = Failure(failure_class=FailureClass.DEPENDENCY, kind="dependency", message=message)
         _record_ends(turn, job, lost, TaskState.FAILED, failure)
     return [index for lost in failed.values() for index in lost]
+
+
+def must_wait(turn: Turn, job: Job, index: int) -> bool:
+    """True when a task that is to be tried again waits for what it depends on, or has failed because that did.
+
+    It has begun, so that was there once; but a restored backup may be of before.
+    """
+    if is_met(job, index):
+        return False
+    job.set_state(index, TaskState.WAITING)
+    failed = _fail_dependents(turn, job, [index])
+    if failed:
+        ended(turn, job, failed)
+    return True
 
 
 def revoke(turn: Turn, attempts: Sequence[Attempt], after: int, cause: str) -> None:

@@ -262,6 +262,7 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
             note = notes.get(index)
             if note is not None:
                 attempt_no = note.attempt + 1
+                frames.after = max(frames.after, note.after)
         states[index] = _ACTIVE
         begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
         if limited:

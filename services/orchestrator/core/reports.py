@@ -303,6 +303,7 @@ def recall(turn: Turn, worker: Worker) -> None:
     unstarted = [a for a in worker.live.values() if not (a.started or a.job.template.at_most_once)]
     for attempt in unstarted:
         give_back(turn, attempt, Past.REVOKED, never_started=True)
+        attempt.job.note(attempt.index).after = worker.frames_after
     jobs.revoke(turn, unstarted, turn.state.seq, QUARANTINED)
 
 

@@ -122,6 +122,8 @@ class TaskNote:
     failed_wall_ns: int = 0
     """When the last failure was, by the wall clock, and the back-off that began then: a restart measures by them what is left."""
     pause_ns: int = 0
+    after: int = 0
+    """Record that the next attempt waits for: the one before, taken back, may still wait for it, and must not leave later. Volatile."""
     backed_up: bool = False
     """A backup was begun: one is enough. Volatile."""
     wait_until_ns: int | None = None
@@ -735,7 +737,7 @@ class State:
         """Queue a task that waits for dependencies when all of them are there."""
         if job.states[index] != _WAITING or (index in job.notes and job.notes[index].wait_until_ns is not None):
             return
-        if all(dependency_ready(other, kind, index + offset) for other, kind, offset in job.dependencies):
+        if is_met(job, index):
             job.set_state(index, _QUEUED)
             job.ready.add_range(index, index + 1)
             job.lane.offer(job)
@@ -819,6 +821,11 @@ def _use(worker: Worker, lane: Lane, attempts: int) -> None:
 def may_have_backup(template: TaskTemplate) -> bool:
     """True when a second attempt beside a live one does no harm."""
     return template.idempotent and not template.at_most_once and not template.fence_late_results
+
+
+def is_met(job: Job, index: int) -> bool:
+    """True when all is there that the task depends on."""
+    return all(dependency_ready(other, kind, index + offset) for other, kind, offset in job.dependencies)
 
 
 def dependency_ready(other: Job, kind: DependencyKind, index: int) -> bool:

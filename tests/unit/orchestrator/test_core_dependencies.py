@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from orchestrator_harness import Harness, create_event, each, whole
+from orchestrator_harness import Harness, create_event, each, retrying, whole
 
-from antfarm.model import FailureClass, JobState, Timeouts
+from antfarm.model import FailureClass, JobState, Timeouts, VerdictCode
 from services.orchestrator.core import effects, records
 
 
@@ -219,3 +219,27 @@ def test_a_purged_dependency_is_not_missed_by_those_that_have_ended(farm: Harnes
     farm.purge("a")
     farm.restart()
     assert farm.job("b").state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("first_succeeds", [True, False])
+def test_after_a_restored_backup_a_retry_waits_for_what_it_depends_on(farm: Harness, first_succeeds: bool) -> None:
+    """The backup is of before the first job ended; a worker comes with an attempt that began after that."""
+    worker = farm.worker(slots=2)
+    farm.create("a", 1)
+    farm.create("b", 1, dependencies=(each("a"),), retry=retrying(3))
+    (first,) = worker.take()
+    worker.detach()
+    farm.restart()
+    worker.attach()
+    later = ("b", 0, 1, 1)
+    worker.held[later] = b""
+    assert worker.fail(later) is VerdictCode.ACCEPTED
+    assert farm.states("b") == "W"
+    farm.wait(5, beating=[worker])
+    assert (farm.states("a"), farm.states("b")) == ("A", "W")
+    if first_succeeds:
+        assert worker.report(first) is VerdictCode.ACCEPTED
+        assert worker.take() == [("b", 0, 2, 2)]
+    else:
+        worker.fail(first)
+        assert farm.states("b") == "F"

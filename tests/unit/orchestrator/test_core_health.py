@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from orchestrator_harness import Harness, Worker, retrying
+from orchestrator_harness import Harness, Worker, each, failure, retrying
 
-from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, VerdictCode, WorkerId
+from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, JobId, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events
 
 
@@ -160,6 +160,29 @@ def test_what_has_not_started_is_taken_back_and_fails_nobody_any_more(farm: Harn
     assert len(farm.claim(effects.SendRevoke).tokens) == 96
     assert bad.beat(held=tokens[4:]) == tokens[4:]  # also when that was lost
     audits(farm)
+
+
+def test_what_is_taken_back_before_it_has_left_leaves_before_it_goes_elsewhere(farm: Harness) -> None:
+    """Its frame waits for a commit, with a token that is older than the next one (I7)."""
+    bad, good, idle = farm_of(farm, 3, slots=8)
+    for other in (good, idle):
+        other.credit(0)
+    farm.create("a", 1)
+    farm.create("j", 3)
+    farm.create("b", 1, dependencies=(each("a"),))
+    bad.take()
+    farm.autocommit = False
+    farm.do(events.Outcomes(session=bad.session, job_id=JobId("a"), epoch=1, outcomes=[bad.outcome(("a", 0, 1, 1))]))
+    failures = [bad.outcome(("j", n, 1, 1), Ending.FAILED, failure=failure()) for n in range(3)]
+    farm.do(events.Outcomes(session=bad.session, job_id=JobId("j"), epoch=1, outcomes=failures))
+    assert quarantined(farm) == ["w1"]
+    good.credit(8)
+    assert farm.job("b").live[0].worker.worker_id == "w2"
+    assert farm.claim_all(effects.SendTasks) == []
+    farm.commit()
+    left = farm.claim_all(effects.SendTasks)
+    assert [(sent.session, sent.groups[0][1][0].attempt) for sent in left] == [(bad.session, 1), (good.session, 2)]
+    farm.drop()
 
 
 def test_an_at_most_once_task_is_not_taken_back(farm: Harness) -> None:
