@@ -16,6 +16,7 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import chaos_abuse as abuse
 import chaos_backup as backup
 import chaos_disk as disk
 import chaos_health as health
@@ -50,6 +51,7 @@ SERIES = {
     "detection": (silence.detection, 0, 0, 20),
     "loss": (silence.lossy_network, 0, 3, 30),
     "one-way": (silence.one_way_network, 1, 2, 50),
+    "abuse": (abuse.abuse, 1, 5, 100),
     "versions": (versions.upgrades, 0, 1, 20),
 }
 """Name: the series, its rounds in the test suite, by default, and with --long."""
