@@ -51,7 +51,7 @@ SERIES = {
     "detection": (silence.detection, 0, 0, 20),
     "loss": (silence.lossy_network, 0, 3, 30),
     "one-way": (silence.one_way_network, 1, 2, 50),
-    "abuse": (abuse.abuse, 1, 5, 100),
+    "abuse": (abuse.abuse, 0, 5, 100),
     "versions": (versions.upgrades, 0, 1, 20),
 }
 """Name: the series, its rounds in the test suite, by default, and with --long."""

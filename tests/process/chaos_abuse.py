@@ -142,6 +142,9 @@ async def abuse(directory: Path, rounds: int) -> Report:
     Workers, clients and Storage's own clients work on beside it and must not notice.
     """
     with chaos_farm(directory) as farm:
+        farm.farm.environment["MALLOC_MMAP_THRESHOLD_"] = (
+            "131072"  # large messages leave no holes behind: what stays is kept
+        )
         storage = await asyncio.to_thread(farm.farm.start_storage)
         await farm.start(DEFAULT_H_S)
         pids = _pids(farm)
