@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from antfarm.errors import AntFarmError, Internal, Unavailable
+from antfarm.errors import AntFarmError, Internal, InvalidArgument, Unavailable
 from antfarm.wire import STATUS_DETAILS_KEY, error_to_status
 
 log = logging.getLogger("antfarm.server")
@@ -47,15 +48,36 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         behaviour = wrap(getattr(handler, name), method)
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             behaviour,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=_lenient(handler.request_deserializer, handler.request_streaming),
             response_serializer=handler.response_serializer,
         )
         return wrapped
 
 
+def _lenient(deserializer: Callable[[bytes], Any] | None, streaming: bool) -> Callable[[bytes], Any] | None:
+    """A deserializer for which bytes that are no message are the peer's mistake. gRPC takes its exception for a defect of ours and logs a traceback.
+
+    In a stream it raises where the behaviour reads. A single request is read before the behaviour begins: there the error takes its place.
+    """
+    if deserializer is None:
+        return None
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            error = InvalidArgument("these bytes are no message that this call takes")
+        if streaming:
+            raise error
+        return error
+
+    return deserialize
+
+
 def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Context) -> Any:
         try:
+            _demand_message(request)
             return await behaviour(request, context)
         except (Exception, asyncio.CancelledError) as error:
             await _abort(context, method, error)
@@ -66,6 +88,7 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
 def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
+            _demand_message(request)
             answer = behaviour(request, context)
             if hasattr(answer, "__aiter__"):
                 async for message in answer:
@@ -78,6 +101,11 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
     return call
 
 
+def _demand_message(request: Any) -> None:
+    if isinstance(request, InvalidArgument):
+        raise request
+
+
 async def _abort(context: Context, method: str, error: BaseException) -> NoReturn:
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
@@ -88,6 +116,8 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
     if not isinstance(error, AntFarmError):
         if isinstance(error, grpc.aio.AbortError | grpc.aio.UsageError) or context.done():
             raise error
+        if isinstance(error, NotImplementedError):
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")  # as a stub says it
         if isinstance(error, grpc.aio.InternalError):
             # Mostly the client is gone, as the abort then finds out: no defect to log. A call that lives must get its status.
             error = Unavailable("a write to the connection failed; try again")

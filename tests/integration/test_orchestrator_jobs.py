@@ -29,7 +29,7 @@ from scripted import (
 from antfarm import net, wire
 from antfarm.errors import UserError, Weather
 from antfarm.model import PAYLOAD_BYTES_MAX
-from antfarm.v1 import common_pb2, job_pb2, system_pb2, task_pb2, worker_pb2
+from antfarm.v1 import common_pb2, job_pb2, report_queue_pb2, system_pb2, task_pb2, worker_pb2
 
 pytestmark = pytest.mark.slow
 
@@ -376,6 +376,29 @@ async def test_tasks_are_looked_at_listed_and_cancelled_one_by_one(farm: Running
     ):
         assert (await refusal(call)).reason == "TASK_NOT_FOUND"
     await worker.drop()
+
+
+async def test_only_the_holder_of_an_attempt_writes_in_its_tasks_log(farm: Running) -> None:
+    await farm.create("j", 1)
+    holder, other = farm.worker("holder"), farm.worker("other", types=("none",))
+    await holder.attach()
+    await other.attach()
+    (token,) = await holder.tasks()
+    await other.say(token, log="forged\n")
+    await other.say(("x" * 100_000, 0, 1, 1), log="of no job\n")
+    assert await other.report(token) == ["FENCED"]  # what it said before has been read by now
+    words = [report_queue_pb2.Running(job_id="j", index=0, epoch=token[2], attempt=token[3], log="last words\n")]
+    outcome = report_queue_pb2.Outcome(
+        report_no=1, index=0, attempt=token[3], ending=report_queue_pb2.ENDING_SUCCEEDED, result=b"1"
+    )
+    group = report_queue_pb2.OutcomeGroup(job_id="j", epoch=token[2], outcomes=[outcome])
+    reports = report_queue_pb2.Reports(outcomes=[group], running=words)
+    await holder._reports.write(report_queue_pb2.PushReportsRequest(reports=reports))
+    assert await holder._reports.read() is not grpc.aio.EOF
+    request = task_pb2.StreamTaskLogsRequest(job_id="j", index=0)
+    assert [message.text async for message in farm.tasks.StreamTaskLogs(request)] == ["last words\n"]
+    await holder.drop()
+    await other.drop()
 
 
 async def test_logs_of_a_task_are_followed_until_it_ends_and_its_tail_is_kept_with_a_failure(farm: Running) -> None:

@@ -17,12 +17,14 @@ import traceback
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import chaos_abuse as abuse
 import chaos_backup as backup
 import chaos_disk as disk
 import chaos_health as health
 import chaos_herd as herd
 import chaos_kills as kills
 import chaos_silence as silence
+import chaos_versions as versions
 from chaos_report import Report
 
 SERIES = {
@@ -51,6 +53,8 @@ SERIES = {
     "detection": (silence.detection, 0, 0, 20),
     "loss": (silence.lossy_network, 0, 3, 30),
     "one-way": (silence.one_way_network, 1, 2, 50),
+    "abuse": (abuse.abuse, 0, 5, 100),
+    "versions": (versions.upgrades, 0, 1, 20),
 }
 """Name: the series, its rounds in the test suite, by default, and with --long."""
 

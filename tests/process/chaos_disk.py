@@ -7,8 +7,8 @@ import errno
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from chaos_farm import ChaosFarm, chaos_farm, dies, restart_armed
@@ -27,6 +27,7 @@ FAULTS = {
     "syncs take 300 ms": "sync 0 300",
 }
 WRITERS = 4
+SIZES = (0, 10, 5_000, 70_000, 1_500_000)
 POINTS = ("storage.before_fsync", "storage.before_link", "storage.after_link", "storage.before_reply")
 
 
@@ -79,16 +80,23 @@ def _preloaded(farm: ChaosFarm, library: Path, control: Path) -> Iterator[None]:
             del farm.farm.environment[name]
 
 
-class _Blobs:
+class Blobs:
     """Clients of Storage that write, read back at random, and remember what was acknowledged."""
 
-    def __init__(self, farm: ChaosFarm, address: str) -> None:
+    def __init__(self, farm: ChaosFarm, address: str, sizes: Sequence[int], pause_s: float) -> None:
         self._farm = farm
         self._storage = AsyncStorage(address)
+        self._sizes, self._pause_s = sizes, pause_s
         self.begun: dict[str, bytes] = {}
         self.acknowledged: list[str] = []
         self.wrong: list[str] = []
         self.reads = 0
+        self._extra = 0
+
+    @property
+    def figures(self) -> str:
+        """For the report, when all was read again."""
+        return f"{len(self.acknowledged)} blobs acknowledged, {self.reads} reads, {self._extra} whole ones beside them: {len(self.wrong)} lost or wrong"
 
     async def client(self, number: int, end: asyncio.Event) -> None:
         """Write one blob after the other, each until it is acknowledged."""
@@ -96,7 +104,7 @@ class _Blobs:
         while not end.is_set():
             turn += 1
             key = f"chaos/{number}/{turn}"
-            content = self.begun[key] = dice.randbytes(dice.choice((0, 10, 5_000, 70_000, 1_500_000)))
+            content = self.begun[key] = dice.randbytes(dice.choice(self._sizes))
             while True:
                 try:
                     await self._storage.put(key, content)
@@ -105,6 +113,7 @@ class _Blobs:
                     await asyncio.sleep(0.05)
             self.acknowledged.append(key)
             await self.look(dice.choice(self.acknowledged), patient=False)
+            await asyncio.sleep(self._pause_s)
 
     async def look(self, key: str, *, patient: bool) -> None:
         """Read a blob that was acknowledged; what is not its content is noted."""
@@ -121,27 +130,42 @@ class _Blobs:
         if content != self.begun[key]:
             self.wrong.append(f"{key} has other content than was written")
 
-    async def all_again(self) -> int:
-        """Read everything; how many blobs are there that were never acknowledged, which must be whole as well."""
+    async def all_again(self) -> None:
+        """Read everything, and blobs that are there and were never acknowledged, which must be whole as well."""
         for key in self.acknowledged:
             await self.look(key, patient=True)
-        known, extra = set(self.acknowledged), 0
+        known = set(self.acknowledged)
         async for blob in self._storage.list("chaos/"):
             await self._storage.verify(blob.key)
             if hashlib.sha256(self.begun[blob.key]).digest() != blob.sha256:
                 self.wrong.append(f"{blob.key} is not what was being written")
-            extra += blob.key not in known
+            self._extra += blob.key not in known
         await self._storage.aclose()
-        return extra
+
+
+@asynccontextmanager
+async def blobs_under_load(
+    farm: ChaosFarm, address: str, *, sizes: Sequence[int] = SIZES, pause_s: float = 0.0
+) -> AsyncIterator[Blobs]:
+    """Clients that write and read meanwhile, with a pause after each blob; in the end everything is read again."""
+    blobs, end = Blobs(farm, address, sizes, pause_s), asyncio.Event()
+    clients = [asyncio.create_task(blobs.client(number, end)) for number in range(WRITERS)]
+    try:
+        yield blobs
+        end.set()
+        await asyncio.gather(*clients)
+        await blobs.all_again()
+    finally:
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def storage_kills(directory: Path, rounds: int) -> Report:
     """Storage dies while blobs of up to 1.5 MB are written and read, and starts again: by SIGKILL at any moment and, every second time, at a failpoint."""
     with chaos_farm(directory) as farm:
         address = await asyncio.to_thread(farm.farm.start_storage)
-        blobs, end = _Blobs(farm, address), asyncio.Event()
-        clients = [asyncio.create_task(blobs.client(number, end)) for number in range(WRITERS)]
-        try:
+        async with blobs_under_load(farm, address) as blobs:
             for number in range(rounds):
                 goal = len(blobs.begun) + farm.dice.randint(1, 12)
                 await until(lambda goal=goal: len(blobs.begun) >= goal, "more blobs are written")
@@ -153,16 +177,8 @@ async def storage_kills(directory: Path, rounds: int) -> Report:
                     )
                     await dies(farm, "storage")
                 await farm.restart("storage")
-            end.set()
-            await asyncio.gather(*clients)
-            extra = await blobs.all_again()
-        finally:
-            for client in clients:
-                client.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
-        figures = f"{len(blobs.acknowledged)} blobs acknowledged, {blobs.reads} reads, {extra} whole ones beside them: {len(blobs.wrong)} lost or wrong"
     return Report(
         done=f"{rounds} SIGKILLs of Storage, {rounds // 2} more at its {len(POINTS)} failpoints",
-        figures=figures,
+        figures=blobs.figures,
         complaints=blobs.wrong,
     )

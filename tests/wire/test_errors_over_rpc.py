@@ -17,6 +17,7 @@ from wire_server import Serve
 
 from antfarm import errors, model, net, wire
 from antfarm.interceptor import ErrorInterceptor
+from antfarm.v1 import system_pb2
 
 
 def tree(root: type[errors.AntFarmError]) -> Iterator[type[errors.AntFarmError]]:
@@ -163,6 +164,47 @@ async def test_a_defect_sends_an_id_and_none_of_its_text(serve: Serve, caplog: p
     (record,) = [r for r in caplog.records if r.name == "antfarm.server"]
     assert record.getMessage() == f"/test/fail failed [{number}]"
     assert "hunter2" in caplog.text
+
+
+@pytest.mark.parametrize("shape", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
+async def test_bytes_that_are_no_message_are_the_peers_mistake_and_not_logged(
+    shape: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def once(request: Any, context: Any) -> bytes:
+        assert [message async for message in request] == []
+        return b""
+
+    async def again(request: Any, context: Any) -> AsyncIterator[bytes]:
+        while await context.read() is not grpc.aio.EOF:
+            yield b""
+
+    behaviour = {"stream_unary": once, "stream_stream": again}.get(shape, lambda request, context: None)
+    handler = getattr(grpc, f"{shape}_rpc_method_handler")(behaviour, system_pb2.GetServerInfoResponse.FromString)
+    server = net.make_server([ErrorInterceptor()])
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", {"call": handler}),))
+    port = net.bind(server, "127.0.0.1", 0, None, insecure=False)
+    await server.start()
+    try:
+        async with net.open_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_stream("/test/call")(iter([b"\xff\xff\xff"]), timeout=10)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+        back = wire.error_from_rpc(caught.value)
+        assert (type(back), back.reason) == (errors.InvalidArgument, "INVALID_FIELD")
+    finally:
+        await server.stop(None)
+    assert caplog.records == []
+
+
+async def test_a_method_that_its_service_does_not_have_is_no_defect(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(request: bytes, context: Any) -> bytes:
+        raise NotImplementedError("Method not implemented!")  # as generated stubs do
+
+    with pytest.raises(errors.ProtocolUnsupported, match="/test/fail is not served here"):
+        await call(await serve(fail=fail))
+    assert caplog.records == []
 
 
 async def test_cancelled_inner_work_becomes_a_status_at_once(serve: Serve) -> None:

@@ -20,6 +20,8 @@ LABELS_BYTES_MAX = 16 * 1024
 DEPENDENCIES_MAX = 16
 EPOCH_MAX = 1 << 31
 """Epochs above it are nobody's, and records have no room for them."""
+EPOCH_SEEN_MAX = EPOCH_MAX - (1 << 20)
+"""What a worker says that it has seen raises the epoch this far at most, so that a million starts are left below EPOCH_MAX."""
 ATTEMPT_MAX = 1 << 31
 """Attempt numbers above it are nobody's."""
 AMOUNT_MAX = 1e15

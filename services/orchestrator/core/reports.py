@@ -15,7 +15,7 @@ from services.orchestrator.core import events, health, isolation, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
 from services.orchestrator.core.events import HeldToken, Outcome
 from services.orchestrator.core.limits import ATTEMPT_MAX
-from services.orchestrator.core.state import Attempt, Job, Past, TaskNote, Worker, may_have_backup
+from services.orchestrator.core.state import Attempt, Job, Past, State, TaskNote, Worker, may_have_backup
 from services.orchestrator.core.turn import Turn
 
 _SUCCEEDED = TaskState.SUCCEEDED
@@ -456,15 +456,21 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
     _count_failure(turn, attempt, failure, run_us=0, lost=True)
 
 
+def attempt_of(state: State, event: events.Running) -> Attempt | None:
+    """The live attempt that a word is of; None when it was not issued to the worker that says it."""
+    job = state.by_id.get(event.job_id)
+    attempt = job.find_live(event.index, event.epoch, event.attempt) if job is not None else None
+    return attempt if attempt is not None and attempt.worker is state.sessions.get(event.session) else None
+
+
 def running(turn: Turn, event: events.Running) -> None:
     """A word from a running attempt: it has started, and how far it is."""
     worker = turn.state.sessions.get(event.session)
     if worker is None:
         return
     worker.heard(turn.now)
-    job = turn.state.by_id.get(event.job_id)
-    attempt = job.find_live(event.index, event.epoch, event.attempt) if job is not None else None
-    if attempt is None or attempt.worker is not worker:
+    attempt = attempt_of(turn.state, event)
+    if attempt is None:
         return
     if not attempt.started:
         attempt.started = True

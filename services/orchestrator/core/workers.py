@@ -13,7 +13,7 @@ from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
 from services.orchestrator.core import events, health, records
 from services.orchestrator.core.effects import AckHeartbeat, Audit, Refuse, Reply, SendDrain, Welcome
 from services.orchestrator.core.events import HeldToken
-from services.orchestrator.core.limits import EPOCH_MAX, check_resources
+from services.orchestrator.core.limits import EPOCH_SEEN_MAX, check_resources
 from services.orchestrator.core.reports import Judgement, adopt, give_back, judge, lose, remember_revoked
 from services.orchestrator.core.state import Past, Worker
 from services.orchestrator.core.turn import Turn
@@ -76,7 +76,7 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         return errors.ProtocolUnsupported(
             f"this orchestrator speaks protocol {PROTOCOL_MAJOR}, the worker speaks {event.protocol_major}: install matching versions"
         )
-    if event.max_epoch_seen > EPOCH_MAX:
+    if event.max_epoch_seen > max(EPOCH_SEEN_MAX, turn.state.epoch):  # our own epoch is always believed
         return errors.InvalidArgument(f"max_epoch_seen {event.max_epoch_seen} cannot be: no epoch is that high")
     if turn.config.orchestrator_id and turn.config.orchestrator_id in event.descendants:
         return errors.Cycle(f"{event.worker_id} stands above this orchestrator already: name another --upstream")

@@ -24,6 +24,7 @@ from antfarm.v1 import (
 )
 from services.orchestrator.core import events
 from services.orchestrator.core.events import Outcome
+from services.orchestrator.core.reports import attempt_of
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Session, Sessions
@@ -171,6 +172,8 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
     async def _read_reports(self, session: SessionId, context: Context) -> None:
         while (frame := await _read(context)) is not None:
             reports = frame.reports
+            for running in reports.running:  # first: an attempt that ends in this frame may have a last word in it
+                self._running(session, running)
             for group in reports.outcomes:
                 self._driver.post(
                     events.Outcomes(
@@ -180,24 +183,21 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
                         outcomes=[_outcome(message) for message in group.outcomes],
                     )
                 )
-            for running in reports.running:
-                self._running(session, running)
 
     def _running(self, session: SessionId, message: report_queue_pb2.Running) -> None:
-        if message.log:
-            self._logbook.add((message.job_id, message.index), message.log)
-        self._driver.post(
-            events.Running(
-                session=session,
-                job_id=message.job_id,
-                epoch=message.epoch,
-                index=message.index,
-                attempt=message.attempt,
-                running_for_ns=wire.duration_from_wire(message.running_for),
-                progress=message.progress if message.HasField("progress") else None,
-                progress_text=message.progress_text[:256],
-            )
+        event = events.Running(
+            session=session,
+            job_id=message.job_id,
+            epoch=message.epoch,
+            index=message.index,
+            attempt=message.attempt,
+            running_for_ns=wire.duration_from_wire(message.running_for),
+            progress=message.progress if message.HasField("progress") else None,
+            progress_text=message.progress_text[:256],
         )
+        if message.log and attempt_of(self._driver.core.state, event) is not None:
+            self._logbook.add((message.job_id, message.index), message.log)
+        self._driver.post(event)
 
     async def _write_verdicts(self, session: Session, context: Context) -> None:
         while True:

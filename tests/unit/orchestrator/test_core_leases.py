@@ -8,7 +8,7 @@ from orchestrator_harness import Harness, Worker, create_event, each, retrying
 from antfarm import errors
 from antfarm.model import SECOND_NS, FailureClass, TaskState, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events, records
-from services.orchestrator.core.limits import AMOUNT_MAX
+from services.orchestrator.core.limits import AMOUNT_MAX, EPOCH_SEEN_MAX
 from services.orchestrator.core.turn import CoreConfig
 
 W1 = WorkerId("w1")
@@ -479,3 +479,13 @@ def test_a_late_hello_of_a_connection_that_was_given_up_changes_nothing(farm: Ha
     assert farm.states("j") == "A"
     worker.run()
     assert farm.states("j") == "S"
+
+
+def test_who_has_seen_the_farthest_epoch_shuts_nobody_out(farm: Harness) -> None:
+    far = farm.worker("w2", max_epoch_seen=EPOCH_SEEN_MAX)
+    farm.claim(effects.Audit)
+    assert farm.state.epoch == EPOCH_SEEN_MAX + 1
+    farm.worker("w1", max_epoch_seen=farm.state.epoch)
+    error = Worker(farm, "w3", 1, max_epoch_seen=farm.state.epoch + 1).refused()
+    assert isinstance(error, errors.InvalidArgument)
+    assert far.session in farm.state.sessions
