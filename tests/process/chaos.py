@@ -35,6 +35,7 @@ SERIES = {
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
     "resubmit": (clients.resubmissions, 4, 20, 1_000),
+    "cancel-races": (clients.cancel_races, 4, 20, 200),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),

@@ -38,6 +38,15 @@ def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Contex
     return number * number
 
 
+@af.task(name="chaos.meet")
+def meet(number: int, path: str, count: int, ctx: af.Context) -> int:
+    """Ends when so many of its kind run at the same time. How many came."""
+    note_begin(path, "meeting", number, ctx.epoch, ctx.attempt, at=time.time())
+    while (came := Path(path).read_text().count("begin")) < count:
+        time.sleep(0.01)
+    return came
+
+
 @af.task(name="chaos.poison")
 def poison(number: int) -> None:
     """Takes its worker along."""

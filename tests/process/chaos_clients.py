@@ -7,18 +7,22 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm
 from chaos_report import Report
-from farm_bench import CALM_S, connect
+from farm_bench import CALM_S, connect, until
 from fault_proxy import FaultProxy
+from history import Task
 
 from antfarm.client.connection import Connection
 from antfarm.client.farm import AsyncFarm
 from antfarm.errors import Conflict, JobClosed
+from antfarm.v1 import common_pb2, job_pb2, task_pb2, worker_pb2
 
 # ---- clients that die and submit again ------------------------------------------------------------------------------------
 
@@ -27,7 +31,7 @@ LANES = 4
 PACE_S = 0.002
 """Between two calls of a job: slow enough that a submission is several messages, each of which may be the last."""
 TASKS_MAX = 16
-ROUNDS_PER_KILL = 20
+ROUNDS_BETWEEN_KILLS = 60
 
 
 async def resubmissions(directory: Path, rounds: int) -> Report:
@@ -41,7 +45,7 @@ async def resubmissions(directory: Path, rounds: int) -> Report:
         numbers = iter(range(rounds))
         lanes = [asyncio.create_task(_lane(farm, numbers, complaints)) for _ in range(LANES)]
         try:
-            await _kill_now_and_then(farm, lanes)
+            await _kill_now_and_then(farm, lanes, min(rounds, ROUNDS_BETWEEN_KILLS))
             await asyncio.gather(*lanes)
         finally:
             for lane in lanes:
@@ -56,10 +60,10 @@ async def resubmissions(directory: Path, rounds: int) -> Report:
     return report
 
 
-async def _kill_now_and_then(farm: ChaosFarm, lanes: list[asyncio.Task[None]]) -> None:
-    """Until the lanes are at their end."""
+async def _kill_now_and_then(farm: ChaosFarm, lanes: list[asyncio.Task[None]], between_max: int) -> None:
+    """Kill the orchestrator each time when up to so many more jobs are acknowledged, until the lanes are at their end."""
     while not all(lane.done() for lane in lanes):
-        goal = len(farm.history.acknowledged) + farm.dice.randint(1, 2 * ROUNDS_PER_KILL)
+        goal = len(farm.history.acknowledged) + farm.dice.randint(1, between_max)
         while len(farm.history.acknowledged) < goal:
             await asyncio.wait(lanes, timeout=0.01, return_when=asyncio.FIRST_EXCEPTION)
             if all(lane.done() for lane in lanes):
@@ -193,6 +197,158 @@ async def _be_a_client(address: str, path: str, job_id: str, tasks: int) -> None
     tell = functools.partial(print, job_id, os.getpid(), flush=True)
     await _submit(AsyncFarm(connection), path, job_id, tasks, tell)
     await asyncio.Event().wait()
+
+
+# ---- cancels at any moment ------------------------------------------------------------------------------------------------
+
+WORKERS, SLOTS = ("w1", "w2", "w3"), 2
+STOP_S = 0.5
+"""What it may take until a worker has heard of a cancel that its client knows of, on a loaded machine: both are told at the same time."""
+SUCCEEDED, CANCELLED = common_pb2.TASK_STATE_SUCCEEDED, common_pb2.TASK_STATE_CANCELLED
+
+
+class _Cancels:
+    """What was cancelled, and what the acknowledgement said about it."""
+
+    def __init__(self, farm: ChaosFarm, client: AsyncFarm) -> None:
+        self._farm = farm
+        self._client = client
+        self.said: dict[Task, int] = {}
+        """In which state each cancelled task was, once its cancel was acknowledged."""
+        self.others: set[Task] = set()
+        """Tasks of the same jobs that nobody cancelled."""
+        self.acknowledged_at: dict[str, float] = {}
+        self.quiet_at: dict[str, float] = {}
+        """From when on nothing that was cancelled of a job may begin."""
+        self.complaints: list[str] = []
+
+    async def job(self, job_id: str, tasks: int) -> None:
+        """Cancel a whole job. Its record must be complete with that."""
+        connection = self._client.connection
+        answer = await connection.call(connection.jobs.CancelJob, job_pb2.CancelJobRequest(job_id=job_id))
+        self.acknowledged_at[job_id] = time.time()
+        counts = {count.state: count.count for count in answer.job.counts}
+        if sum(counts.values()) != tasks or counts.keys() - {SUCCEEDED, CANCELLED}:
+            self.complaints.append(f"{job_id} of {tasks} tasks was cancelled with tasks in states {counts}")
+        messages = [m async for batch in connection.results(job_id, follow=False) for m in batch]
+        self.said.update({(job_id, m.index): m.state for m in messages})
+        found = Counter(m.state for m in messages)
+        if found != counts:
+            self.complaints.append(f"{job_id} was cancelled with {counts}, and its record says {found}")
+        self._farm.tell(job_id, messages)
+
+    async def some(self, job_id: str, tasks: int) -> None:
+        """Cancel single tasks of a job, all at once."""
+        connection = self._client.connection
+        indices = self._farm.dice.sample(range(tasks), self._farm.dice.randint(1, tasks))
+        self.others.update((job_id, index) for index in range(tasks) if index not in indices)
+
+        async def one(index: int) -> None:
+            request = task_pb2.CancelTaskRequest(job_id=job_id, index=index)
+            self.said[job_id, index] = (await connection.call(connection.tasks.CancelTask, request)).task.state
+
+        await asyncio.gather(*map(one, indices))
+        self.acknowledged_at[job_id] = time.time()
+
+    def judge(self) -> list[str]:
+        """Compare with what is recorded and was executed. After the farm's verdict."""
+        history = self._farm.history
+        final = {(job_id, o.index): o.state for job_id, outcomes in history.recorded.items() for o in outcomes}
+        complaints = [
+            f"{task} was {said} when its cancel was acknowledged, and is {final.get(task)}"
+            for task, said in self.said.items()
+            if final.get(task) != said or said not in {SUCCEEDED, CANCELLED}
+        ]
+        complaints += [
+            f"{task}, which nobody cancelled, is {final.get(task)}"
+            for task in self.others
+            if final.get(task) != SUCCEEDED
+        ]
+        for execution in history.executions:
+            if execution.task in self.said and execution.began_at > self.quiet_at[execution.job_id]:
+                late_s = execution.began_at - self.acknowledged_at[execution.job_id]
+                complaints.append(f"{execution.task} began {late_s:.2f} s after its cancel was acknowledged")
+        return self.complaints + complaints
+
+    def latest_s(self) -> float:
+        """How long after the acknowledgement of a cancel the last task of it began, orchestrators that died meanwhile included."""
+        return max(
+            (e.began_at - self.acknowledged_at[e.job_id] for e in self._farm.history.executions if e.task in self.said),
+            default=0.0,
+        )
+
+
+async def cancel_races(directory: Path, rounds: int) -> Report:
+    """Jobs, and some tasks of others, are cancelled at once, when they have begun and when they are ending; every fourth time the orchestrator dies around that.
+
+    What the acknowledgement says must stay so, nothing may begin afterwards, and in the end all slots must be free.
+    """
+    with chaos_farm(directory) as farm:
+        await farm.start(CALM_S, workers=len(WORKERS), slots=SLOTS)
+        async with await connect(farm.farm.address, PATIENCE_S) as client:
+            cancels = _Cancels(farm, client)
+            async with farm.load(clients=1, tasks=20):
+                for number in range(rounds):
+                    await _cancelled(farm, client, cancels, number)
+            await until(lambda: _all_free(client), "no worker holds anything", PATIENCE_S)
+            await _meet(farm, client)
+        kills = len(farm.history.faults)
+        done = f"{rounds} cancels, {kills} with a SIGKILL of the orchestrator around them"
+        report = Report.untouched(done, farm.verdict(), farm.losses())
+    states = Counter(cancels.said.values())
+    report.figures += f"; {states[CANCELLED]} tasks cancelled, {states[SUCCEEDED]} had succeeded before; the last to begin did so {cancels.latest_s():.2f} s after the acknowledgement"
+    report.complaints += cancels.judge()
+    return report
+
+
+async def _cancelled(farm: ChaosFarm, client: AsyncFarm, cancels: _Cancels, number: int) -> None:
+    """One job, cancelled at the moment and with the fault that the number stands for."""
+    dice = farm.dice
+    job_id, seconds = f"x{number}", dice.choice((0.005, 0.05, 0.9))
+    tasks = dice.randint(1, 24 if seconds < 0.5 else 9)
+    farm.history.cancelled.add(job_id)
+    await farm.submit(client, job_id, tasks, seconds)
+    goal = (b"end", b"begin")[dice.randrange(2)], dice.randint(0, tasks)
+    await until(lambda: _noted(farm, goal[0], job_id) >= goal[1], f"{goal} of {job_id}", PATIENCE_S)
+    cancel = asyncio.create_task((cancels.some if number % 3 == 2 else cancels.job)(job_id, tasks))
+    if number % 8 == 1:
+        await asyncio.sleep(dice.uniform(0, 0.005))  # so that it dies in every part of a cancel
+    else:
+        await cancel
+    if number % 4 == 1:
+        await farm.kill("orchestrator")
+        await farm.restart("orchestrator")
+        await cancel
+        await until(lambda: _attached(client), "the workers are back", PATIENCE_S)
+    cancels.quiet_at[job_id] = time.time() + STOP_S
+
+
+def _noted(farm: ChaosFarm, what: bytes, job_id: str) -> int:
+    """Executions of a job that have begun, or ended."""
+    path = Path(farm.path)
+    return path.read_bytes().count(b"%s %s " % (what, job_id.encode())) if path.exists() else 0
+
+
+async def _workers(client: AsyncFarm) -> Sequence[worker_pb2.Worker]:
+    connection = client.connection
+    return (await connection.call(connection.workers.ListWorkers, worker_pb2.ListWorkersRequest())).workers
+
+
+async def _attached(client: AsyncFarm) -> bool:
+    return [worker.state for worker in await _workers(client)] == [worker_pb2.WORKER_STATE_READY] * len(WORKERS)
+
+
+async def _all_free(client: AsyncFarm) -> bool:
+    return [worker.held for worker in await _workers(client)] == [0] * len(WORKERS)
+
+
+async def _meet(farm: ChaosFarm, client: AsyncFarm) -> None:
+    """As many tasks as there are slots, none of which ends before all have begun."""
+    count = len(WORKERS) * SLOTS
+    common = {"path": f"{farm.path}.meeting", "count": count}
+    job = await client.map("chaos.meet", range(count), job_id="meeting", common=common)
+    async with asyncio.timeout(PATIENCE_S):
+        assert [value async for value in job.results()] == [count] * count
 
 
 if __name__ == "__main__":
