@@ -38,6 +38,17 @@ def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Contex
     return number * number
 
 
+@af.task(name="chaos.gated")
+def gated(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """Ends when there is a file of its job's name, or it is stopped."""
+    token = name, number, ctx.epoch, ctx.attempt
+    note_begin(path, *token, at=time.time())
+    while not Path(f"{path}.{name}").exists():
+        time.sleep(0.01)
+    note_end(path, *token, at=time.time())
+    return number * number
+
+
 @af.task(name="chaos.meet")
 def meet(number: int, path: str, count: int, ctx: af.Context) -> int:
     """Ends when so many of its kind run at the same time. How many came."""

@@ -204,6 +204,9 @@ async def _be_a_client(address: str, path: str, job_id: str, tasks: int) -> None
 WORKERS, SLOTS = ("w1", "w2", "w3"), 2
 STOP_S = 0.5
 """What it may take until a worker has heard of a cancel that its client knows of, on a loaded machine: both are told at the same time."""
+GATED = 0.3
+"""So many of the jobs are of tasks that end only when they are let go, some time after the cancel."""
+GATED_TASKS = 12
 SUCCEEDED, CANCELLED = common_pb2.TASK_STATE_SUCCEEDED, common_pb2.TASK_STATE_CANCELLED
 
 
@@ -304,13 +307,18 @@ async def cancel_races(directory: Path, rounds: int) -> Report:
 async def _cancelled(farm: ChaosFarm, client: AsyncFarm, cancels: _Cancels, number: int) -> None:
     """One job, cancelled at the moment and with the fault that the number stands for."""
     dice = farm.dice
-    job_id, seconds = f"x{number}", dice.choice((0.005, 0.05, 0.9))
-    tasks = dice.randint(1, 24 if seconds < 0.5 else 9)
+    job_id, gated = f"x{number}", dice.random() < GATED
     farm.history.cancelled.add(job_id)
-    await farm.submit(client, job_id, tasks, seconds)
-    goal = (b"end", b"begin")[dice.randrange(2)], dice.randint(0, tasks)
+    if gated:
+        tasks, goal = GATED_TASKS, (b"begin", dice.randint(0, SLOTS))
+        await farm.submit(client, job_id, tasks, 0.0, type_="chaos.gated")
+    else:
+        tasks = dice.randint(1, 24)
+        goal = dice.choice((b"begin", b"end")), dice.randint(0, tasks)
+        await farm.submit(client, job_id, tasks, dice.choice((0.005, 0.05)))
     await until(lambda: _noted(farm, goal[0], job_id) >= goal[1], f"{goal} of {job_id}", PATIENCE_S)
-    cancel = asyncio.create_task((cancels.some if number % 3 == 2 else cancels.job)(job_id, tasks))
+    some = number % 3 == 2 and not gated
+    cancel = asyncio.create_task((cancels.some if some else cancels.job)(job_id, tasks))
     if number % 8 == 1:
         await asyncio.sleep(dice.uniform(0, 0.005))  # so that it dies in every part of a cancel
     else:
@@ -321,6 +329,13 @@ async def _cancelled(farm: ChaosFarm, client: AsyncFarm, cancels: _Cancels, numb
         await cancel
         await until(lambda: _attached(client), "the workers are back", PATIENCE_S)
     cancels.quiet_at[job_id] = time.time() + STOP_S
+    if gated:
+        await asyncio.sleep(STOP_S)  # what waits behind those that run must be gone when they end
+        _let_go(farm, job_id)
+
+
+def _let_go(farm: ChaosFarm, job_id: str) -> None:
+    Path(f"{farm.path}.{job_id}").touch()
 
 
 def _noted(farm: ChaosFarm, what: bytes, job_id: str) -> int:
