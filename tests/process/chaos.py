@@ -36,6 +36,7 @@ SERIES = {
     "storage-kills": (disk.storage_kills, 4, 20, 500),
     "resubmit": (clients.resubmissions, 4, 20, 1_000),
     "cancel-races": (clients.cancel_races, 4, 20, 200),
+    "flood": (clients.floods, 0, 1, 10),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),

@@ -38,6 +38,12 @@ def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Contex
     return number * number
 
 
+@af.task(name="chaos.heavy")
+def heavy(number: int, filler: str, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """As a step, with something to carry."""
+    return _take_time(number, path, name, seconds, ctx)
+
+
 @af.task(name="chaos.gated")
 def gated(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
     """Ends when there is a file of its job's name, or it is stopped."""

@@ -19,10 +19,14 @@ from farm_bench import CALM_S, connect, until
 from fault_proxy import FaultProxy
 from history import Task
 
-from antfarm.client.connection import Connection
+from antfarm.client.connection import CALL_TIMEOUT_S, Connection
 from antfarm.client.farm import AsyncFarm
-from antfarm.errors import Conflict, JobClosed
+from antfarm.errors import Conflict, JobClosed, Overloaded
 from antfarm.v1 import common_pb2, job_pb2, task_pb2, worker_pb2
+from antfarm.wire import error_from_rpc, spec_to_wire
+
+# After antfarm.net, which sets what gRPC reads when it is loaded.
+import grpc.aio  # isort: skip
 
 # ---- clients that die and submit again ------------------------------------------------------------------------------------
 
@@ -364,6 +368,138 @@ async def _meet(farm: ChaosFarm, client: AsyncFarm) -> None:
     job = await client.map("chaos.meet", range(count), job_id="meeting", common=common)
     async with asyncio.timeout(PATIENCE_S):
         assert [value async for value in job.results()] == [count] * count
+
+
+# ---- far too much ---------------------------------------------------------------------------------------------------------
+
+FLOOD_S = 6.0
+QUEUED_MIB = 16
+FILLER = "x" * 16_000
+FLOOD_TASKS, FLOOD_SECONDS = 50, 0.05
+"""Tasks of a job of the flood, and what each takes."""
+CAPACITY = len(WORKERS) * SLOTS / FLOOD_SECONDS
+"""Tasks a second that the farm could run if all else cost nothing."""
+FLOOD_CLIENTS = 8
+PATIENT_CLIENTS = 2
+BACK_MAX_S = 10.0
+RSS_GROWTH_MAX_MIB = 128
+"""What the flood may cost in memory: the payloads that are let in, those that are on their way, and as much again for what Python makes of them."""
+
+
+class _Flood:
+    """Clients that submit far more than the farm can run, without ever waiting when they are refused."""
+
+    def __init__(self, farm: ChaosFarm, client: AsyncFarm) -> None:
+        self._farm = farm
+        self._client = client
+        self.offered = 0
+        self.refused = 0
+        self.silent_s = 0.0
+        self.complaints: list[str] = []
+
+    async def run(self, number: int) -> None:
+        """For its time, beside patient clients, which get all in that they have."""
+        end = time.monotonic() + FLOOD_S
+        patient = [asyncio.create_task(self._wait_patiently(f"p{number}-{n}", end)) for n in range(PATIENT_CLIENTS)]
+        await asyncio.gather(self._look(end), *(self._pour(f"f{number}-{n}", end) for n in range(FLOOD_CLIENTS)))
+        await asyncio.gather(*patient)
+
+    async def _pour(self, name: str, end: float) -> None:
+        """One job after the other, each sent once, at a pace at which all together offer ten times what the farm can run."""
+        payloads = None
+        pace_s = FLOOD_TASKS * FLOOD_CLIENTS / (10 * CAPACITY)
+        turn, due = 0, time.monotonic()
+        while (now := time.monotonic()) < end:
+            if now < due:
+                await asyncio.sleep(due - now)
+            due += pace_s
+            turn += 1
+            job_id = f"{name}-{turn}"
+            plan = await self._client.plan("chaos.heavy", _CALLS, self._common(job_id))
+            payloads = payloads or list(plan.payloads())
+            await self._once(
+                job_pb2.CreateJobRequest(job_id=job_id, spec=spec_to_wire(plan.spec), payloads=payloads, close=True)
+            )
+
+    async def _once(self, request: job_pb2.CreateJobRequest) -> None:
+        history, job_id = self._farm.history, request.job_id
+        self.offered += FLOOD_TASKS
+        history.submitted[job_id] = FLOOD_TASKS
+        try:
+            await self._client.connection.jobs.CreateJob(request, timeout=CALL_TIMEOUT_S)
+            self._farm.acknowledge(job_id)
+        except grpc.aio.AioRpcError as rpc_error:
+            error = error_from_rpc(rpc_error)
+            del history.submitted[job_id]  # nothing of it may be there
+            self.refused += 1
+            if not isinstance(error, Overloaded) or not error.retry_after_s:
+                self.complaints.append(f"{job_id} was refused without a pause: {error!r}")
+
+    async def _wait_patiently(self, name: str, end: float) -> None:
+        """Jobs as the library sends them: it waits when it is refused."""
+        turn = 0
+        while time.monotonic() < end:
+            turn += 1
+            job_id = f"{name}-{turn}"
+            self.offered += FLOOD_TASKS
+            self._farm.history.submitted[job_id] = FLOOD_TASKS
+            await self._client.map("chaos.heavy", *_CALLS, job_id=job_id, common=self._common(job_id))
+            self._farm.acknowledge(job_id)
+
+    def _common(self, job_id: str) -> dict[str, object]:
+        return {"path": self._farm.path, "name": job_id, "seconds": FLOOD_SECONDS}
+
+    async def _look(self, end: float) -> None:
+        """How long any worker was not heard of."""
+        while time.monotonic() < end:
+            for worker in await _workers(self._client):
+                self.silent_s = max(self.silent_s, worker.silent_for.ToNanoseconds() / 1e9)
+            await asyncio.sleep(0.05)
+
+
+_CALLS = (range(FLOOD_TASKS), [FILLER] * FLOOD_TASKS)
+
+
+async def floods(directory: Path, rounds: int) -> Report:
+    """Clients submit ten times what the farm can run. What is refused is refused with a pause and not taken, what is taken runs, and nobody is lost.
+
+    The memory of the orchestrator stays bounded, and soon afterwards a new job runs at once again.
+    """
+    backs: list[float] = []
+    with chaos_farm(directory) as farm:
+        await farm.start(CALM_S, workers=len(WORKERS), slots=SLOTS, options=["--queued-mib", str(QUEUED_MIB)])
+        pid = farm.farm.program("orchestrator").pid
+        async with await connect(farm.farm.address, 2 * PATIENCE_S) as client:
+            flood = _Flood(farm, client)
+            before_mib = _memory_mib(pid, "VmRSS")
+            for number in range(rounds):
+                await flood.run(number)
+                ended = time.monotonic()
+                await farm.submit(client, f"after-{number}", 1, 0.0)
+                async for batch in client.connection.results(f"after-{number}"):
+                    farm.tell(f"after-{number}", batch)
+                backs.append(time.monotonic() - ended)
+            await farm.read_again()
+            complaints = flood.complaints + await _miscounted(farm)
+        grown_mib = _memory_mib(pid, "VmHWM") - before_mib
+        report = Report.untouched(f"{rounds} floods of {FLOOD_S:g} s", farm.verdict(), farm.losses())
+    report.figures += (
+        f"; {flood.offered} tasks offered, {flood.refused} jobs of {FLOOD_TASKS} refused, memory grew by {grown_mib} MiB at most ({QUEUED_MIB} of payloads), "
+        f"no worker was silent for more than {flood.silent_s:.2f} s, a new job was done {max(backs):.2f} s after the flood at the latest"
+    )
+    report.complaints += complaints
+    if not flood.refused:
+        report.complaints.append("nothing was refused: that was no flood")
+    if grown_mib > RSS_GROWTH_MAX_MIB:
+        report.complaints.append(f"memory grew by {grown_mib} MiB, more than {RSS_GROWTH_MAX_MIB}")
+    if max(backs) > BACK_MAX_S:
+        report.complaints.append(f"a new job was done {max(backs):.2f} s after the flood")
+    return report
+
+
+def _memory_mib(pid: int, what: str) -> int:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition(f"{what}:")[2].split()[0]) >> 10
 
 
 if __name__ == "__main__":

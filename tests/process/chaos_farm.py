@@ -42,9 +42,9 @@ class ChaosFarm:
 
     # ---- programs ---------------------------------------------------------------------------------------------------
 
-    async def start(self, heartbeat_s: float, workers: int = 4, slots: int = 2) -> None:
-        """An orchestrator "orchestrator" and workers w1, w2 ..."""
-        options = ["--heartbeat-s", str(heartbeat_s)]
+    async def start(self, heartbeat_s: float, workers: int = 4, slots: int = 2, options: Sequence[str] = ()) -> None:
+        """An orchestrator "orchestrator", with further options, and workers w1, w2 ..."""
+        options = ["--heartbeat-s", str(heartbeat_s), *options]
         await asyncio.to_thread(self.farm.start_orchestrator, options=options)
         await self.start_workers([f"w{n + 1}" for n in range(workers)], slots=slots)
 
