@@ -1,7 +1,7 @@
 """Sending a job so that nothing is lost: `JobWriter` in batches, `Feed` from sources of unknown pace.
 
-A job is created with its first batch; what follows is streamed, and after a broken call the writer asks how many tasks the orchestrator has
-and goes on from there. What is not acknowledged yet is kept (a few MiB), so memory is constant however many tasks a source yields.
+A job is created with its first batch; what follows is streamed, and after a broken call what was not acknowledged is sent again: the orchestrator
+knows by index and content what it has. What is not acknowledged yet is kept (a few MiB), so memory is constant however many tasks a source yields.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 import grpc.aio
 
 from antfarm import model
-from antfarm.client.connection import Connection, Patience
+from antfarm.client.connection import Connection
 from antfarm.errors import AntFarmError, JobClosed, Unavailable
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
@@ -74,7 +74,7 @@ class JobWriter:
         self._queue: asyncio.Queue[job_pb2.AppendTasksRequest] = asyncio.Queue(maxsize=_WINDOW_BATCHES)
         self._pump: asyncio.Task[None] | None = None
         self.stopped = False
-        """The job takes no more: it was complete before, or was cancelled meanwhile. What is sent is dropped."""
+        """The job takes no more, because it was cancelled. What is sent is dropped."""
 
     @property
     def task_count(self) -> int:
@@ -99,7 +99,7 @@ class JobWriter:
         self.status = status_from_wire(answer.job)
         self.created.set()
         self._sent = len(batch)
-        self.stopped = answer.existed and self.status.state != model.JobState.OPEN and not last
+        self.stopped = self.status.state == model.JobState.CANCELLED and not last
 
     async def _append(self, batch: list[bytes], last: bool) -> None:
         request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
@@ -135,17 +135,23 @@ class JobWriter:
             await self._push(window)
 
     async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
-        """Make the batches durable, in one call or, after broken ones, in several."""
+        """Make the batches durable, in one call or, after broken ones, in several.
+
+        What may have arrived is sent again: only the orchestrator can tell whether tasks that it has are these.
+        """
         patience = self._connection.patience()
         at_once = len(window)
         while window:
             error = await self._append_now(window[:at_once])
             if error is None:
+                patience.relieved()
                 del window[:at_once]
                 at_once = len(window)
+            elif isinstance(error, JobClosed) and await self._cancelled():
+                window.clear()
             else:
                 at_once = 1  # alone, a batch gets to hear why it was refused
-                await self._recover(patience, error, window)
+                await patience.bear(error)
 
     async def _append_now(self, window: list[job_pb2.AppendTasksRequest]) -> AntFarmError | None:
         """Send the batches in one call; what went wrong, or None when all of them are durable."""
@@ -166,26 +172,14 @@ class JobWriter:
         finally:
             call.cancel()
 
-    async def _recover(self, patience: Patience, error: AntFarmError, window: list[job_pb2.AppendTasksRequest]) -> None:
-        """Wait, then drop from the window what the orchestrator has; raise where trying again cannot help."""
-        if isinstance(error, JobClosed):
-            job = await self._look()
-            sent = window[-1].first_index + len(window[-1].payloads)
-            # Our own closing batch arrived and its answer did not; or somebody cancelled the job, which its results will tell.
-            if (window[-1].close and job.task_count == sent) or job.state == model.JobState.CANCELLED.value:
-                self.stopped = not window[-1].close or job.task_count != sent
-                self._sent = job.task_count
-                window.clear()
-                return
-        await patience.bear(error)
-        have = (await self._look()).task_count
-        while window and not window[0].close and window[0].first_index + len(window[0].payloads) <= have:
-            patience.relieved()
-            del window[0]
-
-    async def _look(self) -> job_pb2.Job:
-        answer = await self._connection.call(self._connection.jobs.GetJob, job_pb2.GetJobRequest(job_id=self.job_id))
-        return answer.job
+    async def _cancelled(self) -> bool:
+        """Whether somebody has cancelled the job, which its results will tell: then nothing more is sent."""
+        request = job_pb2.GetJobRequest(job_id=self.job_id)
+        job = (await self._connection.call(self._connection.jobs.GetJob, request)).job
+        if job.state != model.JobState.CANCELLED.value:
+            return False
+        self.stopped, self._sent = True, job.task_count
+        return True
 
 
 class Feed:

@@ -101,6 +101,7 @@ class Orchestrator:
             orchestrator_id=journal.orchestrator_id,
             heartbeat_ns=int(settings.heartbeat_s * SECOND_NS),
             keep_ended_ns=settings.keep_ended_ns,
+            payload_bytes_max=settings.queued_mib << 20,
             first_epoch=_first_epoch(journal.orchestrator_id) if settings.upstream else 1,
         )
         core = Core(config, random.SystemRandom())

@@ -12,6 +12,9 @@ from antfarm.model import SECOND_NS
 from antfarm.net import parse_address
 from antfarm.settings import ProgramSettings, setting
 
+QUEUED_MIB_MIN = 4
+"""What the tasks of one message may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrchestratorSettings(ProgramSettings):
@@ -46,6 +49,11 @@ class OrchestratorSettings(ProgramSettings):
         " ten million tasks or the disk is nearly full.",
         metavar="TIME",
     )
+    queued_mib: int = setting(
+        4096,
+        "Payloads of tasks that have not ended, in all; they are kept in memory. Beyond it submissions are refused until some have run.",
+        metavar="MIB",
+    )
     ballast_mib: int = setting(
         64,
         "Room kept beside the journal and given up when its disk is full, so that outcomes can still be recorded; at most"
@@ -66,6 +74,10 @@ class OrchestratorSettings(ProgramSettings):
             )
         if self.keep_ended_ns <= 0:
             raise InvalidArgument(f"--keep-ended {self.keep_ended}: give a time above 0, such as 7d")
+        if self.queued_mib < QUEUED_MIB_MIN:
+            raise InvalidArgument(
+                f"--queued-mib {self.queued_mib}: give at least {QUEUED_MIB_MIN}, so that every batch fits"
+            )
         if self.ballast_mib < 0:
             raise InvalidArgument(f"--ballast-mib {self.ballast_mib}: give 0 or more")
         if self.upstream_slots < 1:

@@ -92,6 +92,25 @@ def test_everything_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         assert len(found) in batch_ends(len(found)), "no part of a batch"
 
 
+def test_the_log_does_not_grow_from_kill_to_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start reads all of it, so an orchestrator that never lives for long must not leave ever more."""
+    monkeypatch.setattr("services.orchestrator.journal.sqlite._LOG_PAGES_MAX", 60)
+    seq, sizes = 1, []
+    for life in range(40):
+        journal = SqliteJournal(tmp_path / str(life))
+        assert list(journal.replay()) == rows(1, seq)
+        for _ in range(3):
+            batch = batch_from(seq)
+            journal.append(batch)
+            seq = batch[-1][0] + 1
+        (tmp_path / str(life + 1)).mkdir()
+        for name in (MAIN, WAL):
+            shutil.copyfile(tmp_path / str(life) / name, tmp_path / str(life + 1) / name)
+        journal.close()
+        sizes.append((tmp_path / str(life + 1) / WAL).stat().st_size // FRAME)
+    assert 30 < max(sizes) < 90
+
+
 def batch_ends(up_to: int) -> set[int]:
     ends, seq = {0}, 1
     while seq <= up_to:

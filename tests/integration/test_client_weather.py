@@ -88,6 +88,21 @@ async def test_an_error_that_waiting_cannot_cure_is_raised_at_once() -> None:
             await farm.submit("f", 1).job.connection.watch("nowhere").__anext__()
 
 
+@pytest.mark.parametrize("count", [500, 501, 900])
+@pytest.mark.parametrize("trouble", [0.0, 0.15])
+async def test_other_content_under_the_id_of_a_complete_job_is_refused_wherever_it_differs(
+    count: int, trouble: float
+) -> None:
+    async with FakeJobs(trouble=trouble) as fake, await aio.connect(fake.address) as farm:
+        await farm.map("f", range(500), job_id="taken")
+        numbers = list(range(count))
+        numbers[-1] = 7_000
+        with pytest.raises((errors.Conflict, errors.JobClosed)):
+            await farm.map("f", numbers, job_id="taken")
+        assert len(fake.jobs["taken"]) == 500
+        assert await (await farm.map("f", range(500), job_id="taken")).count() == 500
+
+
 async def test_patience_ends() -> None:
     async with FakeJobs() as fake, await aio.connect(fake.address, patience=0.05) as farm:
         fake.trouble = 1.0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import chaos_abuse as abuse
 import chaos_backup as backup
+import chaos_clients as clients
 import chaos_disk as disk
 import chaos_health as health
 import chaos_herd as herd
@@ -36,6 +37,9 @@ SERIES = {
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
+    "resubmit": (clients.resubmissions, 4, 20, 1_000),
+    "cancel-races": (clients.cancel_races, 4, 20, 200),
+    "flood": (clients.floods, 0, 1, 10),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),

@@ -38,6 +38,32 @@ def _take_time(number: int, path: str, name: str, seconds: float, ctx: af.Contex
     return number * number
 
 
+@af.task(name="chaos.heavy")
+def heavy(number: int, filler: str, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """As a step, with something to carry."""
+    return _take_time(number, path, name, seconds, ctx)
+
+
+@af.task(name="chaos.gated")
+def gated(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
+    """Ends when there is a file of its job's name, or it is stopped."""
+    token = name, number, ctx.epoch, ctx.attempt
+    note_begin(path, *token, at=time.time())
+    while not Path(f"{path}.{name}").exists():
+        time.sleep(0.01)
+    note_end(path, *token, at=time.time())
+    return number * number
+
+
+@af.task(name="chaos.meet")
+def meet(number: int, path: str, count: int, ctx: af.Context) -> int:
+    """Ends when so many of its kind run at the same time. How many came."""
+    note_begin(path, "meeting", number, ctx.epoch, ctx.attempt, at=time.time())
+    while (came := Path(path).read_text().count("begin")) < count:
+        time.sleep(0.01)
+    return came
+
+
 @af.task(name="chaos.poison")
 def poison(number: int) -> None:
     """Takes its worker along."""

@@ -44,9 +44,9 @@ class ChaosFarm:
 
     # ---- programs ---------------------------------------------------------------------------------------------------
 
-    async def start(self, heartbeat_s: float, workers: int = 4, slots: int = 2) -> None:
-        """An orchestrator "orchestrator" and workers w1, w2 ..."""
-        options = ["--heartbeat-s", str(heartbeat_s)]
+    async def start(self, heartbeat_s: float, workers: int = 4, slots: int = 2, options: Sequence[str] = ()) -> None:
+        """An orchestrator "orchestrator", with further options, and workers w1, w2 ..."""
+        options = ["--heartbeat-s", str(heartbeat_s), *options]
         await asyncio.to_thread(self.farm.start_orchestrator, options=options)
         await self.start_workers([f"w{n + 1}" for n in range(workers)], slots=slots)
 
@@ -139,7 +139,7 @@ class ChaosFarm:
                 job_id = f"c{number}-{turn}"
                 await self.submit(client, job_id, tasks, seconds, expand=expand, type_=type_)
                 async for batch in client.connection.results(job_id):
-                    self.history.told += [(job_id, _outcome(message)) for message in batch]
+                    self.tell(job_id, batch)
 
     async def submit(
         self, client: AsyncFarm, job_id: str, tasks: int, seconds: float, *, expand: int = 0, type_: Any = "chaos.step"
@@ -160,7 +160,15 @@ class ChaosFarm:
                 else:
                     submitted.update({f"{job_id}.{index}.{below}": expand for below in range(2)})
         await client.map(type_, range(tasks), job_id=job_id, common=arguments)
+        self.acknowledge(job_id)
+
+    def acknowledge(self, job_id: str) -> None:
+        """A client was told just now that the whole job is durable."""
         self.history.acknowledged[job_id] = time.time()
+
+    def tell(self, job_id: str, messages: Sequence[common_pb2.TaskResult]) -> None:
+        """A client was told these outcomes."""
+        self.history.told += [(job_id, _outcome(message)) for message in messages]
 
     async def read_again(self, address: str = "") -> None:
         """What is recorded of every acknowledged job, from the beginning."""

@@ -58,6 +58,7 @@ def refused(*flags: str, code: int = 2) -> str:
         (["--keep-ended", "soon"], "--keep-ended 'soon' is not a length of time: write e.g. '90s', '10m' or '1h30m'"),
         (["--keep-ended", "0"], "--keep-ended 0: give a time above 0, such as 7d"),
         (["--ballast-mib", "-1"], "--ballast-mib -1: give 0 or more"),
+        (["--queued-mib", "3"], "--queued-mib 3: give at least 4, so that every batch fits"),
         (["--heartbeat-s", "0"], "--heartbeat-s 0.0 is outside 0.02 to 3600"),
         (["--upstream", "127.0.0.1:1"], "--upstream HOST:PORT and --as TYPE go together"),
         (["--as", "t"], "--upstream HOST:PORT and --as TYPE go together"),

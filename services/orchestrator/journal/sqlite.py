@@ -112,6 +112,8 @@ class SqliteJournal:
         db.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES_KEPT}")
         name = made or self._make()
         (self._loose,) = db.execute("SELECT count(*) FROM record WHERE job = 0").fetchone()
+        log = self._path.with_name("journal.sqlite-wal")
+        self._log_pages = log.stat().st_size // _PAGE_BYTES if log.exists() else 0  # of a process that was killed
         return name
 
     def _check(self, schema: dict[str, str]) -> str:
