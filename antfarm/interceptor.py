@@ -58,6 +58,7 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
         try:
             return await behaviour(request, context)
         except (Exception, asyncio.CancelledError) as error:
+            del request  # see _abort
             await _abort(context, method, error)
 
     return call
@@ -73,12 +74,18 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
             else:
                 await answer
         except (Exception, asyncio.CancelledError) as error:
+            del request  # see _abort
             await _abort(context, method, error)
 
     return call
 
 
 async def _abort(context: Context, method: str, error: BaseException) -> NoReturn:
+    """End the call with the status of an error.
+
+    gRPC keeps the exception of an abort in a circle with the frames that it went through, and what these hold stays until the next garbage
+    collection. Requests may be large and refusals many, so neither these frames nor those of the error may hold the request.
+    """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if context.cancelled() or (task is not None and task.cancelling()):
@@ -96,6 +103,7 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
             log.exception("%s failed [%s]", method, number, exc_info=error)
             error = Internal(f"internal error {number}; the server's log has the details")
     code, text, details = error_to_status(error)
+    error.__traceback__ = None
     try:
         await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))
     except grpc.aio.InternalError:

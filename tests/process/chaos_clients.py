@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import sys
@@ -198,7 +197,10 @@ def _be_the_nursery() -> None:
 async def _be_a_client(address: str, path: str, job_id: str, tasks: int) -> None:
     """Submits, writes a line before each call, and waits for its end."""
     connection = await Connection.open(address, patience_s=PATIENCE_S, dial_timeout_s=PATIENCE_S)
-    tell = functools.partial(print, job_id, os.getpid(), flush=True)
+
+    def tell(number: int) -> None:
+        os.write(sys.stdout.fileno(), f"{job_id} {os.getpid()} {number}\n".encode())  # whole or not at all
+
     await _submit(AsyncFarm(connection), path, job_id, tasks, tell)
     await asyncio.Event().wait()
 
