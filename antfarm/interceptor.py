@@ -80,6 +80,7 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
             _demand_message(request)
             return await behaviour(request, context)
         except (Exception, asyncio.CancelledError) as error:
+            del request  # see _abort
             await _abort(context, method, error)
 
     return call
@@ -96,6 +97,7 @@ def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., An
             else:
                 await answer
         except (Exception, asyncio.CancelledError) as error:
+            del request  # see _abort
             await _abort(context, method, error)
 
     return call
@@ -107,6 +109,11 @@ def _demand_message(request: Any) -> None:
 
 
 async def _abort(context: Context, method: str, error: BaseException) -> NoReturn:
+    """End the call with the status of an error.
+
+    gRPC keeps the exception of an abort in a circle with the frames that it went through, and what these hold stays until the next garbage
+    collection. Requests may be large and refusals many, so neither these frames nor those of the error may hold the request.
+    """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         if context.cancelled() or (task is not None and task.cancelling()):
@@ -126,6 +133,7 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
             log.exception("%s failed [%s]", method, number, exc_info=error)
             error = Internal(f"internal error {number}; the server's log has the details")
     code, text, details = error_to_status(error)
+    error.__traceback__ = None
     try:
         await context.abort(code, text, ((STATUS_DETAILS_KEY, details),))
     except grpc.aio.InternalError:

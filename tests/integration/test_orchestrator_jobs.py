@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ from scripted import (
 )
 
 from antfarm import net, wire
-from antfarm.errors import UserError, Weather
+from antfarm.errors import Conflict, Gap, UserError, Weather
 from antfarm.model import PAYLOAD_BYTES_MAX
 from antfarm.v1 import common_pb2, job_pb2, report_queue_pb2, system_pb2, task_pb2, worker_pb2
 
 pytestmark = pytest.mark.slow
+
+KEEPS_PAYLOADS = {"CreateJobRequest", "AppendTasksRequest", "CreateJob", "AppendTasks"}
+"""Messages and events."""
 
 
 @pytest.fixture
@@ -587,3 +591,24 @@ async def test_a_paused_type_is_shown_by_its_jobs_and_tasks_until_somebody_resum
     resumed = await farm.jobs.ResumeJob(job_pb2.ResumeJobRequest(job_id="j"))
     assert resumed.job.type_paused == ""
     await worker.drop()
+
+
+async def test_a_refused_submission_is_not_kept_until_the_next_garbage_collection(farm: Running) -> None:
+    """That comes after thousands of calls; so many refused messages would be gigabytes."""
+    await farm.create("j", 3, close=False)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for first, reason in ((0, Conflict), (50, Gap)):
+            batch = job_pb2.AppendTasksRequest(job_id="j", first_index=first, payloads=[b"other"])
+            assert isinstance(await refusal(append(farm, [batch])), reason)
+        assert isinstance(await refusal(farm.create("j", [b"other"])), Conflict)
+        await farm.job("j")
+        gc.collect()
+        kept = [thing for thing in gc.garbage if type(thing).__name__ in KEEPS_PAYLOADS]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert kept == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import sys
@@ -46,37 +45,58 @@ async def resubmissions(directory: Path, rounds: int) -> Report:
     complaints: list[str] = []
     with chaos_farm(directory) as farm:
         await farm.start(CALM_S, workers=3)
+        kills = _Kills(farm, min(rounds, ROUNDS_BETWEEN_KILLS))
         numbers = iter(range(rounds))
-        lanes = [asyncio.create_task(_lane(farm, numbers, complaints)) for _ in range(LANES)]
+        lanes = [asyncio.create_task(_lane(farm, kills, numbers, complaints)) for _ in range(LANES)]
         try:
-            await _kill_now_and_then(farm, lanes, min(rounds, ROUNDS_BETWEEN_KILLS))
-            await asyncio.gather(*lanes)
+            while kills.down or not _through(lanes):
+                await kills.restart()
+                await asyncio.sleep(0.01)
         finally:
             for lane in lanes:
                 lane.cancel()
             await asyncio.gather(*lanes, return_exceptions=True)
         await farm.read_again()
         complaints += await _miscounted(farm)
-        kills = len(farm.history.faults)
-        done = f"{rounds} submissions repeated, {(rounds + 1) // 2} after SIGKILL of their client, {rounds // 2} over a cut connection; {kills} SIGKILLs of the orchestrator"
+        done = f"{rounds} submissions repeated, {(rounds + 1) // 2} after SIGKILL of their client, {rounds // 2} over a cut connection; {len(farm.history.faults)} SIGKILLs of the orchestrator"
         report = Report.untouched(done, farm.verdict(), farm.losses())
     report.complaints += complaints
     return report
 
 
-async def _kill_now_and_then(farm: ChaosFarm, lanes: list[asyncio.Task[None]], between_max: int) -> None:
-    """Kill the orchestrator each time when up to so many more jobs are acknowledged, until the lanes are at their end."""
-    while not all(lane.done() for lane in lanes):
-        goal = len(farm.history.acknowledged) + farm.dice.randint(1, between_max)
-        while len(farm.history.acknowledged) < goal:
-            await asyncio.wait(lanes, timeout=0.01, return_when=asyncio.FIRST_EXCEPTION)
-            if all(lane.done() for lane in lanes):
-                return
-        await farm.kill("orchestrator")
-        await farm.restart("orchestrator")
+def _through(lanes: list[asyncio.Task[None]]) -> bool:
+    """Whether all are at their end; raises what one of them failed with."""
+    for lane in lanes:
+        if lane.done():
+            lane.result()
+    return all(lane.done() for lane in lanes)
 
 
-async def _lane(farm: ChaosFarm, numbers: Iterator[int], complaints: list[str]) -> None:
+class _Kills:
+    """Kills the orchestrator now and then, each time at once when a job was acknowledged: what is not durable by then is lost."""
+
+    def __init__(self, farm: ChaosFarm, between_max: int) -> None:
+        self._farm = farm
+        self._between_max = between_max
+        self._left = farm.dice.randint(1, between_max)
+        self.down = False
+
+    def acknowledged(self) -> None:
+        """To be called when a job was."""
+        self._left -= 1
+        if self._left == 0:
+            self._farm.signal(signal.SIGKILL, "orchestrator")
+            self.down = True
+
+    async def restart(self) -> None:
+        """Start it again where it was killed."""
+        if self.down:
+            await self._farm.kill("orchestrator")  # it is dead; now its farm knows
+            await self._farm.restart("orchestrator")
+            self.down, self._left = False, self._farm.dice.randint(1, self._between_max)
+
+
+async def _lane(farm: ChaosFarm, kills: _Kills, numbers: Iterator[int], complaints: list[str]) -> None:
     """One job after the other, each submitted at least twice."""
     async with (
         _nursery(farm.directory) as nursery,
@@ -96,6 +116,7 @@ async def _lane(farm: ChaosFarm, numbers: Iterator[int], complaints: list[str]) 
                 await _killed(nursery, farm, job_id, tasks, last)
                 await _submit(client, farm.path, job_id, tasks)
             farm.acknowledge(job_id)
+            kills.acknowledged()
             complaints += await _taken_for_the_same(client, farm, job_id, tasks)
             async for batch in client.connection.results(job_id):
                 farm.tell(job_id, batch)
@@ -198,7 +219,10 @@ def _be_the_nursery() -> None:
 async def _be_a_client(address: str, path: str, job_id: str, tasks: int) -> None:
     """Submits, writes a line before each call, and waits for its end."""
     connection = await Connection.open(address, patience_s=PATIENCE_S, dial_timeout_s=PATIENCE_S)
-    tell = functools.partial(print, job_id, os.getpid(), flush=True)
+
+    def tell(number: int) -> None:
+        os.write(sys.stdout.fileno(), f"{job_id} {os.getpid()} {number}\n".encode())  # whole or not at all
+
     await _submit(AsyncFarm(connection), path, job_id, tasks, tell)
     await asyncio.Event().wait()
 
@@ -382,7 +406,7 @@ CAPACITY = len(WORKERS) * SLOTS / FLOOD_SECONDS
 FLOOD_CLIENTS = 8
 PATIENT_CLIENTS = 2
 BACK_MAX_S = 10.0
-RSS_GROWTH_MAX_MIB = 128
+RSS_GROWTH_MAX_MIB = 100
 """What the flood may cost in memory: the payloads that are let in, those that are on their way, and as much again for what Python makes of them."""
 
 

@@ -102,7 +102,8 @@ class Core:
             _REQUESTS[type(event)](turn, event)
         except AntFarmError as error:
             assert not turn.records, "a refused request must change nothing"
-            turn.effect(Reply(request=event.request, after=0, error=error))
+            # Without the frames that it went through: they hold the request, and all would stay until the next garbage collection.
+            turn.effect(Reply(request=event.request, after=0, error=error.with_traceback(None)))
 
     def _tick(self, turn: Turn) -> None:
         gap_ns, self._swept_ns = turn.now - self._swept_ns, turn.now
