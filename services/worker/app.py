@@ -24,7 +24,10 @@ log = logging.getLogger("antfarm.worker")
 T = TypeVar("T")
 
 VERDICTS_TIMEOUT_S = 5.0
-"""How long a drained worker waits for verdicts on its last reports; the outbox keeps what is left for the next start."""
+"""How long a drained worker waits for verdicts on its last reports, also while it dials; the outbox keeps what is left for the next start.
+
+An orchestrator that has just been restarted repeats what is held by a worker that leaves before it is back.
+"""
 
 
 async def run_worker(settings: WorkerSettings) -> int:
@@ -121,7 +124,7 @@ async def _drain_when_stopped(
     program.notify("STOPPING=1")
     log.info("draining: running tasks get %g s", drain_limit_s())
     await driver.drain(drain_limit_s())
-    if await link.settled(VERDICTS_TIMEOUT_S if link.attached else 0.0):
+    if await link.settled(VERDICTS_TIMEOUT_S):
         await link.goodbye("drained")
     else:  # no goodbye, which would say that nothing is held any more
         log.warning("%d reports have no verdict yet; the next start of %s sends them", link.unacked_count, worker_id)

@@ -61,6 +61,9 @@ class Peer:
         """What is sent must be serialisable."""
         frame.SerializeToString()
 
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        """Nobody waits for it."""
+
     async def code(self) -> grpc.StatusCode:
         """The call ended in good order."""
         return grpc.StatusCode.OK

@@ -20,7 +20,7 @@ from services.orchestrator.core import effects, events, invariants
 from services.orchestrator.core.effects import Effect
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
-from services.orchestrator.core.state import State, may_have_backup
+from services.orchestrator.core.state import State, Worker, may_have_backup
 from services.orchestrator.core.turn import CoreConfig
 from services.orchestrator.journal import codec
 
@@ -87,7 +87,7 @@ class World:
         # Those of a living session are never refused, nor what comes from the process itself or from above.
         safe = isinstance(event, _OF_A_SESSION) and worker is not None
         before = b"" if safe or isinstance(event, _TAKEN) else dump(self.state)
-        counts = self._ends_backup(event)
+        counts = self._ends_backup(event) or self._has_stopped(event, worker)
         step = self.core.handle(event, self.now)
         if not counts and self._refuses(event, step, known=worker is not None):
             self.refused += 1
@@ -109,6 +109,13 @@ class World:
         return any(
             outcome.index in job.backups or (unknown and outcome.index in job.live) for outcome in event.outcomes
         )
+
+    def _has_stopped(self, event: Any, worker: Worker | None) -> bool:
+        """True for a report on what its worker was told to stop: it does not count, but the worker has that much less to stop."""
+        if worker is None or not isinstance(event, events.Outcomes):
+            return False
+        tokens = {(event.job_id, outcome.index, event.epoch, outcome.attempt) for outcome in event.outcomes}
+        return not tokens.isdisjoint(worker.stopping)
 
     def _refuses(self, event: Any, step: Step, *, known: bool) -> bool:
         """True when this event must not have changed anything."""

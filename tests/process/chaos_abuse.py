@@ -54,8 +54,8 @@ from services.orchestrator.core.limits import EPOCH_SEEN_MAX
 
 RECEIVED_BYTES_MAX = MESSAGE_BYTES_MAX + 65536
 """What gRPC takes of one message (net.py)."""
-GROWTH_MIB_MAX = 96
-"""By how much memory of a program may grow: what the load leaves behind in an hour is below it, what is kept of every attack is not."""
+GROWTH_MIB_MAX, TASK_MIB_MAX = 64, 2 / 1024
+"""By how much memory of a program may grow, and by how much more for each task of the load, which is kept. Three messages of 4 MiB come each round."""
 _OPTIONS = [
     *(option for option in net.CHANNEL_OPTIONS if option[0] != "grpc.max_send_message_length"),
     ("grpc.max_send_message_length", -1),
@@ -224,10 +224,11 @@ class Peers:
     def grown(self) -> list[str]:
         """Programs that have kept too much."""
         self._late_mib = self._memory_mib()
+        tasks = sum(self._farm.history.submitted.values())
         return [
             f"memory of {name} grew from {self._early_mib[name]:.0f} to {mib:.0f} MiB"
             for name, mib in self._late_mib.items()
-            if mib - self._early_mib[name] > GROWTH_MIB_MAX
+            if mib - self._early_mib[name] > GROWTH_MIB_MAX + tasks * TASK_MIB_MAX
         ]
 
     def _demand(self, right: bool, what: str) -> None:
@@ -424,7 +425,9 @@ class Peers:
 
     def _replayed(self, verdicts: Sequence[str], right: set[str]) -> None:
         self.verdicts.update(verdicts)
-        self._demand(set(verdicts) <= right, f"reports that must not count were told {verdicts}, not {right}")
+        self._demand(
+            set(verdicts) <= right, f"reports that must not count were told {dict(Counter(verdicts))}, not {right}"
+        )
 
     async def _foreign_log(self, channel: grpc.aio.Channel, forger: ScriptedWorker, token: Token) -> None:
         """Words of a running attempt count from its holder alone."""

@@ -618,6 +618,23 @@ async def test_reports_survive_the_worker_and_are_sent_by_its_next_process(
         assert farm.now.hello.incarnation != farm.connections[0].hello.incarnation
 
 
+async def test_a_worker_that_is_stopped_while_its_orchestrator_restarts_brings_its_reports_first(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    farm.verdict = lambda token, outcome: None
+    [token] = farm.give("add", [b"[1]"])
+    await farm.outcome(token)
+    await farm.stop()
+    await until(lambda: "no connection to" in worker.log)
+    worker.signal(signal.SIGTERM)
+    await until(lambda: "draining" in worker.log)
+    farm.verdict = lambda token, outcome: rq.VERDICT_CODE_ACCEPTED
+    await farm.start()
+    assert await worker.exit() == 0
+    assert len(farm.outcomes[token]) == 2
+    assert farm.now.goodbye == "drained"
+
+
 async def test_a_stopped_worker_goes_on_where_it_was(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
     [token] = farm.give("sleep", [b"[1]"])
     await until(lambda: farm.words)
