@@ -22,6 +22,7 @@ import chaos_health as health
 import chaos_herd as herd
 import chaos_kills as kills
 import chaos_silence as silence
+import chaos_tasks as tasks
 from chaos_report import Report
 
 SERIES = {
@@ -36,6 +37,7 @@ SERIES = {
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),
+    "task-failures": (tasks.task_failures, 0, 2, 20),
     "zombies": (silence.zombies, 2, 10, 500),
     "slow-node": (silence.slow_node, 1, 1, 20),
     "partitions-short": (silence.short_partitions, 2, 10, 200),
