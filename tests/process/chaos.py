@@ -34,6 +34,7 @@ SERIES = {
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
+    "storage-disk-errors": (disk.storage_disk_errors, 2, 4, 100),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),
