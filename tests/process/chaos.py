@@ -35,6 +35,7 @@ SERIES = {
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
     "storage-disk-errors": (disk.storage_disk_errors, 2, 4, 100),
+    "worker-disk-errors": (disk.worker_disk_errors, 0, 4, 50),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),

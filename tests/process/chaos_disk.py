@@ -34,6 +34,13 @@ STORAGE_CALLS = {
     "read": "the disk cannot read it",
 }
 """Calls of Storage, and what clients are told when they fail."""
+WORKER_FAULTS = {
+    "a write fails once (EIO)": ("write", errno.EIO, True),
+    "the disk is full": ("write", errno.ENOSPC, False),
+    "the file cannot be emptied (EIO)": ("truncate", errno.EIO, False),
+    "every write fails (EIO)": ("write", errno.EIO, False),
+}
+OUTBOX_WORDS = {"write": "reports are kept in memory only", "truncate": "it cannot be shortened"}
 UNSYNCED = "a directory could not be synced"
 SMALL = 0, 10, 5_000, 70_000, 600_000
 WRITERS = 4
@@ -294,3 +301,51 @@ async def _storage_trouble(farm: ChaosFarm, disk: _Disk, blobs: _Blobs, call: st
     known = (*STORAGE_CALLS.values(), UNSYNCED, "cannot be reached", "went away")
     odd = [error for error in blobs.told[told:] if not any(words in str(error) for words in known)]
     return complaints + [f"{call}: a client was told {error!r}" for error in odd]
+
+
+async def worker_disk_errors(directory: Path, rounds: int) -> Report:
+    """Under a worker's outbox each kind of trouble in turn. It works on, and says so in one line; every second time it is killed meanwhile."""
+    disk = await _Disk.made(directory, "/outbox")
+    if disk is None:
+        return NO_COMPILER
+    complaints: list[str] = []
+    with chaos_farm(directory) as farm:
+        await asyncio.to_thread(farm.farm.start_orchestrator, options=["--heartbeat-s", str(CALM_S)])
+        with disk.under(farm):
+            await farm.start_workers(["w1"])
+        await farm.start_workers(["w2"])
+        async with farm.load():
+            for number in range(rounds):
+                name, (call, error, once) = list(WORKER_FAULTS.items())[number % len(WORKER_FAULTS)]
+                await farm.progress(farm.dice.randint(1, 8))
+                found = await _outbox_trouble(farm, disk, call, error, once=once, kill=number // 4 % 2 == 1)
+                complaints += [f"round {number}: {name}: {complaint}" for complaint in found]
+        report = Report.untouched(f"{rounds} times in turn: {', '.join(WORKER_FAULTS)}", farm.verdict(), [])
+    report.figures = ""
+    report.complaints += complaints
+    return report
+
+
+async def _outbox_trouble(farm: ChaosFarm, disk: _Disk, call: str, error: int, *, once: bool, kill: bool) -> list[str]:
+    """One fault under the outbox of w1. What was wrong with how it was told."""
+    worker = farm.farm.program("w1")
+    said, agent = worker.log.stat().st_size, worker.pid
+    if once:
+        await disk.fails_once(call, error, farm.dice.randint(1, 4))
+    else:
+        disk.fails(call, error)
+    words = OUTBOX_WORDS[call]
+    await until(lambda: words in worker.log.read_text()[said:], f"a failed {call} is told", PATIENCE_S)
+    await farm.progress(20)
+    if kill:
+        await farm.kill("w1")
+    if not once:
+        disk.heals()
+    lines = worker.log.read_text()[said:].splitlines()
+    if kill:
+        with disk.under(farm):
+            await farm.restart("w1")
+    elif worker.pid != agent:
+        return ["the worker has died"]
+    await farm.progress()
+    return [] if len(lines) == 1 and words in lines[0] else [f"logged {lines}"]
