@@ -22,6 +22,7 @@ import chaos_health as health
 import chaos_herd as herd
 import chaos_kills as kills
 import chaos_silence as silence
+import chaos_sweep as sweep
 import chaos_tasks as tasks
 from chaos_report import Report
 
@@ -36,6 +37,7 @@ SERIES = {
     "storage-kills": (disk.storage_kills, 4, 20, 500),
     "storage-disk-errors": (disk.storage_disk_errors, 2, 4, 100),
     "worker-disk-errors": (disk.worker_disk_errors, 0, 4, 50),
+    "sweep": (sweep.sweep, 0, 2, 50),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),
