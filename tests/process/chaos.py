@@ -35,7 +35,7 @@ SERIES = {
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),
-    "storage-disk-errors": (disk.storage_disk_errors, 2, 4, 100),
+    "storage-disk-errors": (disk.storage_disk_errors, 1, 4, 100),
     "worker-disk-errors": (disk.worker_disk_errors, 0, 4, 50),
     "sweep": (sweep.sweep, 0, 2, 50),
     "herd": (herd.herd, 0, 2, 20),
