@@ -25,6 +25,8 @@ import chaos_health as health
 import chaos_herd as herd
 import chaos_kills as kills
 import chaos_silence as silence
+import chaos_sweep as sweep
+import chaos_tasks as tasks
 import chaos_versions as versions
 from chaos_report import Report
 
@@ -40,9 +42,13 @@ SERIES = {
     "resubmit": (clients.resubmissions, 4, 20, 1_000),
     "cancel-races": (clients.cancel_races, 4, 20, 200),
     "flood": (clients.floods, 0, 1, 10),
+    "storage-disk-errors": (disk.storage_disk_errors, 1, 4, 100),
+    "worker-disk-errors": (disk.worker_disk_errors, 0, 4, 50),
+    "sweep": (sweep.sweep, 0, 2, 50),
     "herd": (herd.herd, 0, 2, 20),
     "poison": (health.poison, 1, 5, 50),
     "black-hole": (health.black_hole, 1, 3, 20),
+    "task-failures": (tasks.task_failures, 0, 2, 20),
     "zombies": (silence.zombies, 2, 10, 500),
     "slow-node": (silence.slow_node, 1, 1, 20),
     "partitions-short": (silence.short_partitions, 2, 10, 200),

@@ -1,4 +1,4 @@
-"""Series in which disks fail: errors and slowness under the journal, and a Storage that dies while it is written and read."""
+"""Series in which disks fail: errors under the journal, Storage and workers, and a Storage that dies while it is written and read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from chaos_farm import ChaosFarm, chaos_farm, dies, restart_armed
+from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm, dies, restart_armed
 from chaos_report import Report
 from farm_bench import CALM_S, until
 from history import Fault
 
-from antfarm.errors import BlobNotFound, Weather
+from antfarm.errors import AntFarmError, BlobNotFound, DataLoss, Weather
 from antfarm.storage import AsyncStorage
 
 SHIM = Path(__file__).with_name("disk_faults.c")
@@ -26,6 +26,23 @@ FAULTS = {
     "the file system is read-only": f"write {errno.EROFS} 0",
     "syncs take 300 ms": "sync 0 300",
 }
+NO_COMPILER = Report(done="", skipped="there is no C compiler for the library that makes calls fail")
+STORAGE_CALLS = {
+    "write": "the disk of storage failed",
+    "sync": "the disk of storage failed",
+    "rename": "the disk of storage failed",
+    "read": "the disk cannot read it",
+}
+"""Calls of Storage, and what clients are told when they fail."""
+WORKER_FAULTS = {
+    "a write fails once (EIO)": ("write", errno.EIO, True),
+    "the disk is full": ("write", errno.ENOSPC, False),
+    "the file cannot be emptied (EIO)": ("truncate", errno.EIO, False),
+    "every write fails (EIO)": ("write", errno.EIO, False),
+}
+OUTBOX_WORDS = {"write": "reports are kept in memory only", "truncate": "it cannot be shortened"}
+UNSYNCED = "a directory could not be synced"
+SMALL = 0, 10, 5_000, 70_000, 600_000
 WRITERS = 4
 SIZES = (0, 10, 5_000, 70_000, 1_500_000)
 POINTS = ("storage.before_fsync", "storage.before_link", "storage.after_link", "storage.before_reply")
@@ -33,15 +50,13 @@ POINTS = ("storage.before_fsync", "storage.before_link", "storage.after_link", "
 
 async def disk_errors(directory: Path, rounds: int) -> Report:
     """Under the orchestrator's journal each kind of trouble in turn. Errors end the process, which must say so; slowness must not."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return Report(done="", skipped="there is no C compiler for the library that makes calls fail")
-    library, control = directory / "disk_faults.so", directory / "faults"
-    words = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM), "-ldl"]
-    await asyncio.to_thread(subprocess.run, words, check=True)
+    disk = await _Disk.made(directory, "journal.sqlite")
+    if disk is None:
+        return NO_COMPILER
+    control = disk.control
     complaints: list[str] = []
     with chaos_farm(directory) as farm:
-        with _preloaded(farm, library, control):
+        with disk.under(farm):
             await asyncio.to_thread(farm.farm.start_orchestrator, options=["--heartbeat-s", str(CALM_S)])
         await farm.start_workers(["w1", "w2", "w3"])
         log = farm.farm.program("orchestrator").log
@@ -61,32 +76,86 @@ async def disk_errors(directory: Path, rounds: int) -> Report:
                 last = log.read_text()[said:]
                 if "cannot be written" not in last or "Traceback" in last:
                     complaints.append(f"round {number}: {name}: {last[-300:]!r}")
-                with _preloaded(farm, library, control):
+                with disk.under(farm):
                     await farm.restart("orchestrator")
         report = Report.untouched(f"{rounds} times in turn: {', '.join(FAULTS)}", farm.verdict(), farm.losses())
     report.complaints += complaints
     return report
 
 
-@contextmanager
-def _preloaded(farm: ChaosFarm, library: Path, control: Path) -> Iterator[None]:
-    """What is started inside has the library, and obeys the control file in what it does to the journal."""
-    more = {"LD_PRELOAD": str(library), "DISK_FAULTS": str(control), "DISK_FAULTS_MATCH": "journal.sqlite"}
-    farm.farm.environment.update(more)
-    try:
-        yield
-    finally:
-        for name in more:
-            del farm.farm.environment[name]
+class _Disk:
+    """Makes calls of programs fail that are started `under` it: those to files whose names have `match` in them."""
+
+    def __init__(self, library: Path, match: str) -> None:
+        self.control = library.with_suffix(".faults")
+        self._library = library
+        self._match = match
+        self._hits = self.control.with_name(self.control.name + ".hit")
+        self._order = 0
+
+    @classmethod
+    async def made(cls, directory: Path, match: str) -> _Disk | None:
+        """Compile the library; None where there is no compiler."""
+        compiler = shutil.which("gcc") or shutil.which("cc")
+        if compiler is None:
+            return None
+        library = directory / "disk_faults.so"
+        words = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM), "-ldl"]
+        await asyncio.to_thread(subprocess.run, words, check=True)
+        return cls(library, match)
+
+    @contextmanager
+    def under(self, farm: ChaosFarm) -> Iterator[None]:
+        """Programs that are started inside have the library."""
+        more = {"LD_PRELOAD": str(self._library), "DISK_FAULTS": str(self.control), "DISK_FAULTS_MATCH": self._match}
+        farm.farm.environment.update(more)
+        try:
+            yield
+        finally:
+            for name in more:
+                del farm.farm.environment[name]
+
+    def fails(self, call: str, error: int) -> None:
+        """Every such call, until `heals`."""
+        self._say(f"{call} {error} 0")
+
+    async def fails_once(self, call: str, error: int, nth: int) -> None:
+        """The n-th such call from now on, and that one alone; returns when it has failed."""
+        self._order += 1
+        self._say(f"{call} {error} 0 {nth} {self._order}")
+        line = str(self._order)
+        await until(lambda: line in self._hit(), f"{call} number {nth} is made", PATIENCE_S)
+        self.heals()
+
+    def heals(self) -> None:
+        """All is well from now on."""
+        self.control.unlink()
+
+    def _hit(self) -> list[str]:
+        return self._hits.read_text().split() if self._hits.exists() else []
+
+    def _say(self, order: str) -> None:
+        aside = self.control.with_suffix(".next")
+        aside.write_text(order)
+        aside.replace(self.control)
 
 
 class Blobs:
     """Clients of Storage that write, read back at random, and remember what was acknowledged."""
 
-    def __init__(self, farm: ChaosFarm, address: str, sizes: Sequence[int], pause_s: float) -> None:
+    def __init__(
+        self,
+        farm: ChaosFarm,
+        address: str,
+        sizes: Sequence[int],
+        pause_s: float,
+        excused: tuple[type[AntFarmError], ...],
+    ) -> None:
         self._farm = farm
-        self._storage = AsyncStorage(address)
         self._sizes, self._pause_s = sizes, pause_s
+        self._excused = excused
+        self.told: list[AntFarmError] = []
+        self._storage = AsyncStorage(address)
         self.begun: dict[str, bytes] = {}
         self.acknowledged: list[str] = []
         self.wrong: list[str] = []
@@ -109,7 +178,8 @@ class Blobs:
                 try:
                     await self._storage.put(key, content)
                     break
-                except Weather:
+                except self._excused as error:
+                    self.told.append(error)
                     await asyncio.sleep(0.05)
             self.acknowledged.append(key)
             await self.look(dice.choice(self.acknowledged), patient=False)
@@ -119,9 +189,10 @@ class Blobs:
         """Read a blob that was acknowledged; what is not its content is noted."""
         try:
             content = await self._storage.get(key)
-        except Weather:
+        except self._excused as error:
             if patient:
                 raise
+            self.told.append(error)
             return
         except BlobNotFound:
             self.wrong.append(f"{key} was acknowledged and is not there")
@@ -145,10 +216,18 @@ class Blobs:
 
 @asynccontextmanager
 async def blobs_under_load(
-    farm: ChaosFarm, address: str, *, sizes: Sequence[int] = SIZES, pause_s: float = 0.0
+    farm: ChaosFarm,
+    address: str,
+    *,
+    sizes: Sequence[int] = SIZES,
+    pause_s: float = 0.0,
+    excused: tuple[type[AntFarmError], ...] = (Weather,),
 ) -> AsyncIterator[Blobs]:
-    """Clients that write and read meanwhile, with a pause after each blob; in the end everything is read again."""
-    blobs, end = Blobs(farm, address, sizes, pause_s), asyncio.Event()
+    """Clients that write and read meanwhile, with a pause after each blob; in the end everything is read again.
+
+    excused: errors that they may be told while the disk fails.
+    """
+    blobs, end = Blobs(farm, address, sizes, pause_s, excused), asyncio.Event()
     clients = [asyncio.create_task(blobs.client(number, end)) for number in range(WRITERS)]
     try:
         yield blobs
@@ -182,3 +261,104 @@ async def storage_kills(directory: Path, rounds: int) -> Report:
         figures=blobs.figures,
         complaints=blobs.wrong,
     )
+
+
+async def storage_disk_errors(directory: Path, rounds: int) -> Report:
+    """Under Storage the n-th write, sync, link or read fails, every second time all of them until clients were told. It starts again between."""
+    disk = await _Disk.made(directory, "/farm/storage/")
+    if disk is None:
+        return NO_COMPILER
+    complaints: list[str] = []
+    with chaos_farm(directory) as farm:
+        with disk.under(farm):
+            address = await asyncio.to_thread(farm.farm.start_storage)
+        async with blobs_under_load(farm, address, sizes=SMALL, excused=(Weather, DataLoss)) as blobs:
+            for number in range(rounds):
+                await _written(blobs)
+                call = list(STORAGE_CALLS)[number % len(STORAGE_CALLS)]
+                found = await _storage_trouble(farm, disk, blobs, call, once=number // 4 % 2 == 0)
+                complaints += [f"round {number}: {complaint}" for complaint in found]
+                with disk.under(farm):
+                    if number % 3:
+                        await farm.kill("storage")
+                    await farm.restart("storage")
+        figures = f"{blobs.figures}, {len(blobs.told)} errors told"
+    done = f"{rounds} times EIO under Storage, in turn: {', '.join(STORAGE_CALLS)}"
+    return Report(done=done, figures=figures, complaints=complaints + blobs.wrong)
+
+
+async def _written(blobs: Blobs, more: int = 4) -> None:
+    """Wait until so many more writes are acknowledged."""
+    goal = len(blobs.acknowledged) + more
+    await until(lambda: len(blobs.acknowledged) >= goal, f"{more} more blobs are written", PATIENCE_S)
+
+
+async def _storage_trouble(farm: ChaosFarm, disk: _Disk, blobs: Blobs, call: str, *, once: bool) -> list[str]:
+    """One fault. What was wrong with how it was told and with what came after."""
+    log, told = farm.farm.program("storage").log, len(blobs.told)
+    said = log.stat().st_size
+    if once:
+        await disk.fails_once(call, errno.EIO, farm.dice.randint(1, 12))
+        await until(lambda: "the disk failed" in log.read_text()[said:], f"a failed {call} is logged", PATIENCE_S)
+    else:
+        disk.fails(call, errno.EIO)
+        words = STORAGE_CALLS[call]
+        await until(lambda: any(words in str(e) for e in blobs.told[told:]), f"{call}: a client is told", PATIENCE_S)
+        disk.heals()
+    if call != "sync":  # after that of a directory it writes no more, until it starts again
+        await _written(blobs)
+    lines = log.read_text()[said:].splitlines()
+    complaints = [f"{call}: logged {line!r}" for line in lines if "the disk failed: [Errno 5]" not in line]
+    if not lines or (once and len(lines) != 1):
+        complaints.append(f"{call}: {len(lines)} lines in the log")
+    known = (*STORAGE_CALLS.values(), UNSYNCED, "cannot be reached", "went away")
+    odd = [error for error in blobs.told[told:] if not any(words in str(error) for words in known)]
+    return complaints + [f"{call}: a client was told {error!r}" for error in odd]
+
+
+async def worker_disk_errors(directory: Path, rounds: int) -> Report:
+    """Under a worker's outbox each kind of trouble in turn. It works on, and says so in one line; every second time it is killed meanwhile."""
+    disk = await _Disk.made(directory, "/outbox")
+    if disk is None:
+        return NO_COMPILER
+    complaints: list[str] = []
+    with chaos_farm(directory) as farm:
+        await asyncio.to_thread(farm.farm.start_orchestrator, options=["--heartbeat-s", str(CALM_S)])
+        with disk.under(farm):
+            await farm.start_workers(["w1"])
+        await farm.start_workers(["w2"])
+        async with farm.load():
+            for number in range(rounds):
+                name, (call, error, once) = list(WORKER_FAULTS.items())[number % len(WORKER_FAULTS)]
+                await farm.progress(farm.dice.randint(1, 8))
+                found = await _outbox_trouble(farm, disk, call, error, once=once, kill=number // 4 % 2 == 1)
+                complaints += [f"round {number}: {name}: {complaint}" for complaint in found]
+        report = Report.untouched(f"{rounds} times in turn: {', '.join(WORKER_FAULTS)}", farm.verdict(), [])
+    report.figures = ""
+    report.complaints += complaints
+    return report
+
+
+async def _outbox_trouble(farm: ChaosFarm, disk: _Disk, call: str, error: int, *, once: bool, kill: bool) -> list[str]:
+    """One fault under the outbox of w1. What was wrong with how it was told."""
+    worker = farm.farm.program("w1")
+    said, agent = worker.log.stat().st_size, worker.pid
+    if once:
+        await disk.fails_once(call, error, farm.dice.randint(1, 4))
+    else:
+        disk.fails(call, error)
+    words = OUTBOX_WORDS[call]
+    await until(lambda: words in worker.log.read_text()[said:], f"a failed {call} is told", PATIENCE_S)
+    await farm.progress(20)
+    if kill:
+        await farm.kill("w1")
+    if not once:
+        disk.heals()
+    lines = worker.log.read_text()[said:].splitlines()
+    if kill:
+        with disk.under(farm):
+            await farm.restart("w1")
+    elif worker.pid != agent:
+        return ["the worker has died"]
+    await farm.progress()
+    return [] if len(lines) == 1 and words in lines[0] else [f"logged {lines}"]

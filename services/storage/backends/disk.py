@@ -60,6 +60,7 @@ def reading(key: str) -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
+        log.error("the disk failed: %s; blob %s cannot be read", error, key)
         raise damaged(key, "the disk cannot read it") from error
 
 

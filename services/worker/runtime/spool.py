@@ -11,21 +11,32 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from antfarm.errors import InvalidArgument
 
 log = logging.getLogger("antfarm.worker")
 
 _HEAD = struct.Struct("<II")
+_UNKEPT = "reports are kept in memory only"
+_UNREPLACED = "it cannot be written anew, so some reports are kept in memory only"
+_UNCUT = "it cannot be shortened, so reports that have their verdict may be sent again"
 
 
 class FileOutbox:
-    """An `antfarm.link.Outbox` in a file. A full disk is complained about once and costs the survival of reports only."""
+    """An `antfarm.link.Outbox` in a file. A disk that is full or fails is complained about once and costs the survival of reports only.
+
+    Raises InvalidArgument in one line when the file cannot be opened or read at the start.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._fd).st_size
-        self._complained = False
+        with self._at_the_start():
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._size = os.fstat(self._fd).st_size
+        self._torn = False  # behind _size lies what is no message, and what was appended to it would not be found again
+        self._complaints: set[str] = set()
 
     @property
     def size_bytes(self) -> int:
@@ -34,7 +45,8 @@ class FileOutbox:
 
     def load(self) -> Iterator[bytes]:
         """The messages of an earlier process."""
-        data = self._path.read_bytes()
+        with self._at_the_start():
+            data = self._path.read_bytes()
         start = 0
         while start + _HEAD.size <= len(data):
             size, crc = _HEAD.unpack_from(data, start)
@@ -45,50 +57,89 @@ class FileOutbox:
             start += _HEAD.size + size
         if start < len(data):
             log.warning("%s: %d bytes at its end are torn and left out", self._path, len(data) - start)
-            self._truncate(start)
+            self._cut(start)
 
     def append(self, message: bytes) -> None:
         """Keep one more message: one write."""
-        self._write(self._fd, _HEAD.pack(len(message), zlib.crc32(message)) + message)
+        if self._torn and not self._truncate(self._size):
+            return
+        data = _HEAD.pack(len(message), zlib.crc32(message)) + message
+        if self._write(self._fd, data, _UNKEPT):
+            self._size += len(data)
+        else:
+            self._cut(self._size)
 
     def replace(self, messages: Sequence[bytes]) -> None:
-        """Keep exactly these; atomically."""
+        """Keep exactly these; atomically. Where the disk does not let it, what was kept before stays."""
         if not messages:
             self._truncate(0)
             return
         aside = self._path.with_suffix(".new")
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        before, self._size = self._size, 0
-        if self._write(fd, b"".join(_HEAD.pack(len(m), zlib.crc32(m)) + m for m in messages)):
-            os.replace(aside, self._path)
+        data = b"".join(_HEAD.pack(len(m), zlib.crc32(m)) + m for m in messages)
+        try:
+            fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._complain(_UNREPLACED, error.strerror)
+            return
+        if self._write(fd, data, _UNREPLACED) and self._rename(aside):
             os.close(self._fd)
-            self._fd = fd
+            self._fd, self._size, self._torn = fd, len(data), False
+            self._complaints.clear()
         else:
-            self._size = before
             os.close(fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
-    def _truncate(self, size: int) -> None:
-        os.ftruncate(self._fd, size)
-        self._size = size
+    @contextmanager
+    def _at_the_start(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InvalidArgument(
+                f"{self._path}: {error.strerror}; reports may be in it: mend the disk, or give another --state"
+            ) from None
 
-    def _write(self, fd: int, data: bytes) -> bool:
+    def _rename(self, aside: Path) -> bool:
+        try:
+            os.replace(aside, self._path)
+        except OSError as error:
+            self._complain(_UNREPLACED, error.strerror)
+            return False
+        return True
+
+    def _truncate(self, size: int) -> bool:
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            self._complain(_UNCUT, error.strerror)
+            return False
+        self._size, self._torn = size, False
+        self._complaints.discard(_UNCUT)
+        return True
+
+    def _cut(self, size: int) -> None:
+        """What lies behind is no message; where it cannot be cut off now, it is before the next one is written."""
+        self._size, self._torn = size, True
+        self._truncate(size)
+
+    def _write(self, fd: int, data: bytes, consequence: str) -> bool:
         try:
             written = os.write(fd, data)
         except OSError as error:
-            return self._complain(str(error.strerror))
+            self._complain(consequence, error.strerror)
+            return False
         if written < len(data):
-            os.ftruncate(fd, self._size)
-            return self._complain("no space left")
-        self._size += written
-        self._complained = False
+            self._complain(consequence, "no space left")
+            return False
+        if fd == self._fd:
+            self._complaints.discard(_UNKEPT)
         return True
 
-    def _complain(self, cause: str) -> bool:
-        if not self._complained:
-            self._complained = True
-            log.warning("%s: %s; reports are kept in memory only", self._path, cause)
-        return False
+    def _complain(self, consequence: str, cause: str | None) -> None:
+        """Once, until that goes well again."""
+        if consequence in self._complaints or (consequence == _UNREPLACED and _UNKEPT in self._complaints):
+            return
+        self._complaints.add(consequence)
+        log.warning("%s: %s; %s", self._path, cause, consequence)

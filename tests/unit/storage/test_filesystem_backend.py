@@ -440,8 +440,10 @@ async def test_closing_gives_everything_back(tmp_path: Path) -> None:
     assert (open_descriptors(), threading.active_count()) == (before, threads)
 
 
-async def test_errors_are_all_ours(backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that cannot read a blob has lost it."""
+async def test_errors_are_all_ours(
+    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that cannot read a blob has lost it. The log says so too, for whoever can mend the disk."""
     await put(backend, "k")
 
     def broken(*args: Any) -> bytes:
@@ -452,3 +454,6 @@ async def test_errors_are_all_ours(backend: FilesystemBackend, monkeypatch: pyte
         await backend.stat("k")
     assert isinstance(caught.value, DataLoss)
     assert str(caught.value).startswith("blob k is damaged: the disk cannot read it")
+    assert [record.message for record in caplog.records] == [
+        "the disk failed: [Errno 5] Input/output error; blob k cannot be read"
+    ]

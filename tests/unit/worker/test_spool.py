@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from antfarm.errors import InvalidArgument
 from services.worker.runtime.spool import FileOutbox
 
 
@@ -85,3 +87,52 @@ def test_a_full_disk_is_complained_about_once_and_loses_nothing_that_was_written
     monkeypatch.undo()
     outbox.append(b"after")
     assert reloaded(path) == [b"before", b"after"]
+
+
+CALLS = ("write", "ftruncate", "replace", "open")
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_disk_that_fails_raises_nothing_and_is_complained_about_once(
+    outbox: FileOutbox,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+    short: bool,
+) -> None:
+    """With `short` writes stop half-way as well, so that a torn message stands in front of later ones until it can be cut off."""
+    outbox.append(b"before")
+
+    def broken(*args: object, **more: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write = os.write
+    if short:
+        monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:5]))
+    monkeypatch.setattr(os, call, broken)
+    for _ in range(3):
+        outbox.append(b"meanwhile")
+        outbox.replace([b"compact"])
+    if call == "ftruncate":
+        outbox.replace([])
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == len(set(lines)) >= 1, lines
+    monkeypatch.undo()
+    kept = [] if short or call == "write" else reloaded(path)[1:]
+    outbox.append(b"after")
+    assert reloaded(path)[-1] == b"after"
+    assert reloaded(path)[:-1] in ([b"before", *kept], [b"compact"])
+
+
+@pytest.mark.parametrize("call", ["open", "read_bytes"])
+def test_a_file_that_cannot_be_read_at_the_start_is_told_in_one_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def broken(*args: object, **more: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os if call == "open" else Path, call, broken)
+    with pytest.raises(InvalidArgument, match=r"outbox: Input/output error; reports may be in it"):
+        reloaded(path)
