@@ -123,7 +123,7 @@ class JobServiceServicer:
 
     def AppendTasks(self, request_iterator, context):
         """Adds tasks to an open job. The client streams batches; each is taken whole or not at all, in order, and the answer comes
-        when all of them are durable. After a broken call the client asks GetJob for `task_count` and goes on from there; batches
+        when all of them are durable. After a broken call the client sends again what was not acknowledged: batches
         that the job already has are recognised by index and content and change nothing; another content is ALREADY_EXISTS (CONFLICT).
         FAILED_PRECONDITION (JOB_CLOSED) when the job is closed, OUT_OF_RANGE (GAP) when first_index is above the count of tasks.
         """
