@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from orchestrator_harness import Harness, Worker, each, failure, retrying
+from orchestrator_harness import Harness, Worker, create_event, each, failure, retrying
 
 from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, JobId, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events
@@ -163,25 +163,31 @@ def test_what_has_not_started_is_taken_back_and_fails_nobody_any_more(farm: Harn
 
 
 def test_what_is_taken_back_before_it_has_left_leaves_before_it_goes_elsewhere(farm: Harness) -> None:
-    """Its frame waits for a commit, with a token that is older than the next one (I7)."""
-    bad, good, idle = farm_of(farm, 3, slots=8)
+    """It stands behind a frame that waits for a commit, and its token is older than the next one (I7)."""
+    bad = farm.worker("w1", slots=8, types=("t", "u"))
+    good, idle = farm.worker("w2", slots=8), farm.worker("w3", slots=8)
     for other in (good, idle):
         other.credit(0)
     farm.create("a", 1)
     farm.create("j", 3)
-    farm.create("b", 1, dependencies=(each("a"),))
+    farm.create("b", 1, type="u", dependencies=(each("a"),))
     bad.take()
     farm.autocommit = False
     farm.do(events.Outcomes(session=bad.session, job_id=JobId("a"), epoch=1, outcomes=[bad.outcome(("a", 0, 1, 1))]))
+    farm.do(create_event(99, "p"))
+    assert farm.job("p").live[0].worker.worker_id == "w1"
     failures = [bad.outcome(("j", n, 1, 1), Ending.FAILED, failure=failure()) for n in range(3)]
     farm.do(events.Outcomes(session=bad.session, job_id=JobId("j"), epoch=1, outcomes=failures))
     assert quarantined(farm) == ["w1"]
     good.credit(8)
-    assert farm.job("b").live[0].worker.worker_id == "w2"
-    assert farm.claim_all(effects.SendTasks) == []
+    assert farm.job("p").live[0].worker.worker_id == "w2"
     farm.commit()
     left = farm.claim_all(effects.SendTasks)
-    assert [(sent.session, sent.groups[0][1][0].attempt) for sent in left] == [(bad.session, 1), (good.session, 2)]
+    number = farm.job("p").number
+    tokens = [
+        (sent.session, task.attempt) for sent in left for job, tasks in sent.groups if job == number for task in tasks
+    ]
+    assert tokens == [(bad.session, 1), (good.session, 2)]
     farm.drop()
 
 
