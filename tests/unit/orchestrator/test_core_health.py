@@ -165,7 +165,7 @@ def test_what_has_not_started_is_taken_back_and_fails_nobody_any_more(farm: Harn
 def test_what_is_taken_back_before_it_has_left_leaves_before_it_goes_elsewhere(farm: Harness) -> None:
     """It stands behind a frame that waits for a commit, and its token is older than the next one (I7)."""
     bad = farm.worker("w1", slots=8, types=("t", "u"))
-    good, idle = farm.worker("w2", slots=8), farm.worker("w3", slots=8)
+    good, idle = farm.worker("w2", slots=8), farm.worker("w3", slots=8, types=("t", "u"))
     for other in (good, idle):
         other.credit(0)
     farm.create("a", 1)
