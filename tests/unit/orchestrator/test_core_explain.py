@@ -161,7 +161,7 @@ def test_full_workers_are_told_with_who_is_ahead(farm: Harness) -> None:
         "    why:  There are 2 queued tasks of its job before it, and 4 queued tasks of other jobs share them.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
-    assert "There are none of its job before it, and" in now(farm, "j", 0)
+    assert "There are no queued tasks of its job before it, and" in now(farm, "j", 0)
     assert "There is 1 queued task of its job before it" in now(farm, "j", 1)
     worker.take()
 
@@ -292,7 +292,7 @@ def test_full_workers_are_told_with_those_that_take_no_work(farm: Harness) -> No
     worker.take()
     assert now(farm, "j", 1) == (
         "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
-        "    why:  There are none of its job before it. w2 is being drained.\n"
+        "    why:  There are no queued tasks of its job before it. w2 is being drained.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
     assert drained.held == {}
@@ -675,7 +675,7 @@ def test_a_job_tells_of_one_task_for_all_in_the_same_state(farm: Harness) -> Non
         "    why:  w1 holds 1 task and runs 1 at a time; short ones are told of when they end.\n"
         "2 tasks are QUEUED; the first is j/1:\n"
         "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
-        "    why:  There are none of its job before it.\n"
+        "    why:  There are no queued tasks of its job before it.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
 
