@@ -36,7 +36,7 @@ class Network:
         self.calm()
         self.cut: dict[tuple[str, str], None] = {}
         """Directions (from, to) in which nothing passes."""
-        self._waiting: list[tuple[Wire, int, int, Any]] = []
+        self._waiting: list[tuple[Wire, int, int, int, Any]] = []
         self.wires: dict[Wire, None] = {}
         self.last_arrival_ns: dict[tuple[str, str], int] = {}
         """When the last message of a direction arrived or will."""
@@ -69,16 +69,16 @@ class Network:
         """A direction is open again: what waits for it goes on."""
         self.cut.pop(pair, None)
         waiting, self._waiting = self._waiting, []
-        for wire, side, lane, message in waiting:
+        for wire, side, lane, number, message in waiting:
             if wire.pair(side) in self.cut:
-                self._waiting.append((wire, side, lane, message))
+                self._waiting.append((wire, side, lane, number, message))
             else:
-                wire.travel(side, lane, message)
+                wire.travel(side, lane, number, message)
 
-    def hold(self, wire: Wire, side: int, lane: int, message: Any) -> None:
+    def hold(self, wire: Wire, side: int, lane: int, number: int, message: Any) -> None:
         """A message that cannot pass now."""
         if not wire.ended[side]:
-            self._waiting.append((wire, side, lane, message))
+            self._waiting.append((wire, side, lane, number, message))
 
     def reset_all(self, process: Process, *, silent: bool) -> None:
         """A process died: the others are told, unless its machine went with it."""
@@ -91,6 +91,8 @@ class Network:
 
 
 _END = object()
+_UNORDERED = -1
+"""Number of a message that comes when it comes."""
 
 
 class Wire:
@@ -105,6 +107,11 @@ class Wire:
         self.session: Any = None
         """What the acceptor knows this connection by."""
         self._arrival = [[0, 0], [0, 0]]
+        self._sent = [[0, 0], [0, 0]]
+        self._heard = [[0, 0], [0, 0]]
+        """By sender and lane, how many messages: each lane is read in the order in which it was written."""
+        self._early: dict[tuple[int, int, int], Any] = {}
+        """What has arrived before something that was sent before it."""
 
     def pair(self, side: int) -> tuple[str, str]:
         """Names of (sender, receiver) when that side sends."""
@@ -114,34 +121,36 @@ class Wire:
         """Send from that side."""
         if self.ended[side]:
             return
-        self.travel(side, lane, message)
+        number = self._sent[side][lane]
+        self._sent[side][lane] += 1
+        self.travel(side, lane, number, message)
         if may_double and self.network.doubling and self.network.kernel.chance(self.network.doubling):
             delay = self.network.delay_ns() + int(self.network.kernel.dice.random() * SECOND)
-            self.network.kernel.after(delay, self._arrive, side, lane, message)
+            self.network.kernel.after(delay, self._arrive, side, lane, _UNORDERED, message)
             self._expect(side, self.network.kernel.now + delay)
 
     def _expect(self, side: int, arrival: int) -> None:
         last, pair = self.network.last_arrival_ns, self.pair(side)
         last[pair] = max(last.get(pair, 0), arrival)
 
-    def travel(self, side: int, lane: int, message: Any) -> None:
+    def travel(self, side: int, lane: int, number: int, message: Any) -> None:
         """On its way, unless the direction is cut."""
         network = self.network
         if self.pair(side) in network.cut:
-            network.hold(self, side, lane, message)
+            network.hold(self, side, lane, number, message)
             return
         kernel = network.kernel
         arrival = max(kernel.now + network.delay_ns(), self._arrival[side][lane])
         self._arrival[side][lane] = arrival
         self._expect(side, arrival)
-        kernel.after(arrival - kernel.now, self._arrive, side, lane, message)
+        kernel.after(arrival - kernel.now, self._arrive, side, lane, number, message)
 
-    def _arrive(self, side: int, lane: int, message: Any) -> None:
+    def _arrive(self, side: int, lane: int, number: int, message: Any) -> None:
         other = 1 - side
         receiver = self.ends[other]
         process = receiver.process
         if self.pair(side) in self.network.cut:
-            self.network.hold(self, side, lane, message)
+            self.network.hold(self, side, lane, number, message)
         elif not process.alive or process.life != self.lives[other]:
             if message is not _END:
                 # Nobody is there, or another process: the machine answers with a reset.
@@ -151,9 +160,20 @@ class Wire:
             process.enter(self.lives[other], self._hear_end, other)
         elif not self.ended[other]:
             self.network.arrived_ns[self.pair(side)] = self.network.kernel.now
-            process.enter(self.lives[other], self._hear, other, lane, message)
+            process.enter(self.lives[other], self._hear, other, lane, number, message)
 
-    def _hear(self, side: int, lane: int, message: Any) -> None:
+    def _hear(self, side: int, lane: int, number: int, message: Any) -> None:
+        """Hand over what has come, and what came before it and waited for it."""
+        sender = 1 - side
+        if number == _UNORDERED:
+            self._hand_over(side, lane, message)
+            return
+        self._early[sender, lane, number] = message
+        while (due := (sender, lane, self._heard[sender][lane])) in self._early:
+            self._heard[sender][lane] += 1
+            self._hand_over(side, lane, self._early.pop(due))
+
+    def _hand_over(self, side: int, lane: int, message: Any) -> None:
         if not self.ended[side]:
             self.ends[side].heard(self, lane, message)
 
@@ -165,7 +185,7 @@ class Wire:
 
     def say_end(self, side: int) -> None:
         """Tell the other side that this one has ended; it may never hear of it."""
-        self.travel(side, WORK, _END)
+        self.travel(side, WORK, _UNORDERED, _END)
 
     def hang_up(self, side: int) -> None:
         """End the connection from that side."""
