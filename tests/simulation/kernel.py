@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import random
 import zlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -73,8 +74,9 @@ class Process:
         self.clock_rate = 1.0
         self.clock_start_ns = 0
         self._backlog: list[tuple[Call, tuple[Any, ...]]] = []
+        self._unread: deque[tuple[Call, tuple[Any, ...]]] = deque()
+        """What waits in its sockets since it was stopped, in order; it is read until `_reading_ns`."""
         self._reading_ns = 0
-        """Until when it reads what waited in its sockets while it was stopped."""
 
     @property
     def clock_ns(self) -> int:
@@ -91,9 +93,15 @@ class Process:
             return
         if self.stopped:
             self._backlog.append((call, args))
-        elif self.kernel.now < self._reading_ns and _is_read(call):
-            self.kernel.after(self._reading_ns - self.kernel.now, self.enter, life, call, *args)
+        elif self._unread and _is_read(call):
+            self._unread.append((call, args))
+            self.kernel.after(max(self._reading_ns - self.kernel.now, 0), self._read, life)
         else:
+            call(*args)
+
+    def _read(self, life: int) -> None:
+        if life == self.life and not self.stopped and self._unread:
+            call, args = self._unread.popleft()
             call(*args)
 
     def begin(self) -> None:
@@ -101,12 +109,14 @@ class Process:
         self.alive, self.stopped = True, False
         self.life += 1
         self._backlog.clear()
+        self._unread.clear()
 
     def end(self) -> None:
         """Dead: nothing that it scheduled happens any more."""
         self.alive = self.stopped = False
         self.life += 1
         self._backlog.clear()
+        self._unread.clear()
 
     def stop(self) -> None:
         """Stand still."""
@@ -118,13 +128,15 @@ class Process:
             return
         self.stopped = False
         backlog, self._backlog = self._backlog, []
+        self._unread += [entry for entry in backlog if _is_read(entry[0])]
         # Sockets are read in much less than a lease, however much waits in them.
-        read_ns = min(20 * MS, READING_NS_MAX // max(sum(_is_read(call) for call, _ in backlog), 1))
+        read_ns = min(20 * MS, READING_NS_MAX // max(len(self._unread), 1))
+        self._reading_ns = self.kernel.now
+        for _ in self._unread:
+            self._reading_ns += int(self.kernel.dice.random() * read_ns)
+            self.kernel.after(self._reading_ns - self.kernel.now, self._read, self.life)
         for call, args in backlog:
-            if _is_read(call):
-                self._reading_ns = max(self._reading_ns, self.kernel.now) + int(self.kernel.dice.random() * read_ns)
-                self.kernel.after(self._reading_ns - self.kernel.now, self.enter, self.life, call, *args)
-            else:
+            if not _is_read(call):
                 self.enter(self.life, call, *args)
 
 

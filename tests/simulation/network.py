@@ -41,7 +41,7 @@ class Network:
         self.last_arrival_ns: dict[tuple[str, str], int] = {}
         """When the last message of a direction arrived or will."""
         self.arrived_ns: dict[tuple[str, str], int] = {}
-        """When the last message of a direction that was delivered arrived, read or not."""
+        """When the last message of a direction arrived that could be read then, read or not."""
 
     def calm(self) -> None:
         """As networks are when nothing is wrong, but for what is cut."""
@@ -108,7 +108,7 @@ class Wire:
         """What the acceptor knows this connection by."""
         self._arrival = [[0, 0], [0, 0]]
         self._sent = [[0, 0], [0, 0]]
-        self._heard = [[0, 0], [0, 0]]
+        self._come = [[0, 0], [0, 0]]
         """By sender and lane, how many messages: each lane is read in the order in which it was written."""
         self._early: dict[tuple[int, int, int], Any] = {}
         """What has arrived before something that was sent before it."""
@@ -159,21 +159,20 @@ class Wire:
         elif message is _END:
             process.enter(self.lives[other], self._hear_end, other)
         elif not self.ended[other]:
-            self.network.arrived_ns[self.pair(side)] = self.network.kernel.now
-            process.enter(self.lives[other], self._hear, other, lane, number, message)
-
-    def _hear(self, side: int, lane: int, number: int, message: Any) -> None:
-        """Hand over what has come, and what came before it and waited for it."""
-        sender = 1 - side
-        if number == _UNORDERED:
-            self._hand_over(side, lane, message)
-            return
-        self._early[sender, lane, number] = message
-        while (due := (sender, lane, self._heard[sender][lane])) in self._early:
-            self._heard[sender][lane] += 1
-            self._hand_over(side, lane, self._early.pop(due))
+            if number == _UNORDERED:
+                self._hand_over(side, lane, message)
+                return
+            self._early[side, lane, number] = message
+            while (due := (side, lane, self._come[side][lane])) in self._early:
+                self._come[side][lane] += 1
+                self._hand_over(side, lane, self._early.pop(due))
 
     def _hand_over(self, side: int, lane: int, message: Any) -> None:
+        other = 1 - side
+        self.network.arrived_ns[self.pair(side)] = self.network.kernel.now
+        self.ends[other].process.enter(self.lives[other], self._hear, other, lane, message)
+
+    def _hear(self, side: int, lane: int, message: Any) -> None:
         if not self.ended[side]:
             self.ends[side].heard(self, lane, message)
 
