@@ -41,7 +41,9 @@ class Network:
         self.last_arrival_ns: dict[tuple[str, str], int] = {}
         """When the last message of a direction arrived or will."""
         self.arrived_ns: dict[tuple[str, str], int] = {}
-        """When the last message of a direction arrived that could be read then, read or not."""
+        """When the last message of a direction arrived that could be read then, read or not; what comes late from a connection that was given up is old."""
+        self.newest_ns: dict[tuple[str, str], int] = {}
+        """When the newest connection of a direction over which something has come was dialled."""
 
     def calm(self) -> None:
         """As networks are when nothing is wrong, but for what is cut."""
@@ -168,8 +170,9 @@ class Wire:
                 self._hand_over(side, lane, self._early.pop(due))
 
     def _hand_over(self, side: int, lane: int, message: Any) -> None:
-        other = 1 - side
-        self.network.arrived_ns[self.pair(side)] = self.network.kernel.now
+        other, pair, newest = 1 - side, self.pair(side), self.network.newest_ns
+        if self.opened_ns >= newest.get(pair, 0):
+            newest[pair], self.network.arrived_ns[pair] = self.opened_ns, self.network.kernel.now
         self.ends[other].process.enter(self.lives[other], self._hear, other, lane, message)
 
     def _hear(self, side: int, lane: int, message: Any) -> None:
