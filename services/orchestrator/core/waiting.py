@@ -276,7 +276,9 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         for other in scene.state.jobs.values()
         if other is not job and other.lane is job.lane and not other.paused
     )
-    ahead = f"{plural(before, 'queued task')} of its job before it" if before else "no queued tasks of its job before it"
+    ahead = (
+        f"{plural(before, 'queued task')} of its job before it" if before else "no queued tasks of its job before it"
+    )
     others = f", and {plural(rivals, 'queued task')} of other jobs share them" if rivals else ""
     yield Finding(
         what=f"All places of the workers that can run it are taken: {plural(len(ready), 'worker')} with "
