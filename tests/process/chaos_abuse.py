@@ -22,6 +22,7 @@ from chaos_disk import SIZES, blobs_under_load
 from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm
 from chaos_report import Report
 from chaos_silence import DEFAULT_H_S
+from farm_bench import memory_mib
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -215,11 +216,7 @@ class Peers:
         await self._reports_of_the_load()
 
     def _memory_mib(self) -> dict[str, float]:
-        found = {}
-        for name in ("orchestrator", "storage"):
-            status = Path(f"/proc/{self._farm.farm.program(name).pid}/status").read_text()
-            found[name] = int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024
-        return found
+        return {name: memory_mib(self._farm.farm.program(name).pid) for name in ("orchestrator", "storage")}
 
     def grown(self) -> list[str]:
         """Programs that have kept too much."""

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm
+from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm, raise_failed
 from chaos_report import Report
-from farm_bench import CALM_S, connect, until
+from farm_bench import CALM_S, connect, memory_mib, until
 from fault_proxy import FaultProxy
 from history import Task
 
@@ -49,9 +49,11 @@ async def resubmissions(directory: Path, rounds: int) -> Report:
         numbers = iter(range(rounds))
         lanes = [asyncio.create_task(_lane(farm, kills, numbers, complaints)) for _ in range(LANES)]
         try:
-            while kills.down or not _through(lanes):
+            while kills.down or not all(lane.done() for lane in lanes):
+                raise_failed(lanes)
                 await kills.restart()
                 await asyncio.sleep(0.01)
+            raise_failed(lanes)
         finally:
             for lane in lanes:
                 lane.cancel()
@@ -62,14 +64,6 @@ async def resubmissions(directory: Path, rounds: int) -> Report:
         report = Report.untouched(done, farm.verdict(), farm.losses())
     report.complaints += complaints
     return report
-
-
-def _through(lanes: list[asyncio.Task[None]]) -> bool:
-    """Whether all are at their end; raises what one of them failed with."""
-    for lane in lanes:
-        if lane.done():
-            lane.result()
-    return all(lane.done() for lane in lanes)
 
 
 class _Kills:
@@ -495,7 +489,7 @@ async def floods(directory: Path, rounds: int) -> Report:
         pid = farm.farm.program("orchestrator").pid
         async with await connect(farm.farm.address, 2 * PATIENCE_S) as client:
             flood = _Flood(farm, client)
-            before_mib = _memory_mib(pid, "VmRSS")
+            before_mib = memory_mib(pid)
             for number in range(rounds):
                 await flood.run(number)
                 ended = time.monotonic()
@@ -505,25 +499,20 @@ async def floods(directory: Path, rounds: int) -> Report:
                 backs.append(time.monotonic() - ended)
             await farm.read_again()
             complaints = flood.complaints + await _miscounted(farm)
-        grown_mib = _memory_mib(pid, "VmHWM") - before_mib
+        grown_mib = memory_mib(pid, "VmHWM") - before_mib
         report = Report.untouched(f"{rounds} floods of {FLOOD_S:g} s", farm.verdict(), farm.losses())
     report.figures += (
-        f"; {flood.offered} tasks offered, {flood.refused} jobs of {FLOOD_TASKS} refused, memory grew by {grown_mib} MiB at most ({QUEUED_MIB} of payloads), "
+        f"; {flood.offered} tasks offered, {flood.refused} jobs of {FLOOD_TASKS} refused, memory grew by {grown_mib:.0f} MiB at most ({QUEUED_MIB} of payloads), "
         f"no worker was silent for more than {flood.silent_s:.2f} s, a new job was done {max(backs):.2f} s after the flood at the latest"
     )
     report.complaints += complaints
     if not flood.refused:
         report.complaints.append("nothing was refused: that was no flood")
     if grown_mib > RSS_GROWTH_MAX_MIB:
-        report.complaints.append(f"memory grew by {grown_mib} MiB, more than {RSS_GROWTH_MAX_MIB}")
+        report.complaints.append(f"memory grew by {grown_mib:.0f} MiB, more than {RSS_GROWTH_MAX_MIB}")
     if max(backs) > BACK_MAX_S:
         report.complaints.append(f"a new job was done {max(backs):.2f} s after the flood")
     return report
-
-
-def _memory_mib(pid: int, what: str) -> int:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.partition(f"{what}:")[2].split()[0]) >> 10
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm, dies, restart_armed
+from chaos_farm import PATIENCE_S, ChaosFarm, at_work, chaos_farm, dies, restart_armed
 from chaos_report import Report
 from farm_bench import CALM_S, until
 from history import Fault
@@ -53,7 +53,6 @@ async def disk_errors(directory: Path, rounds: int) -> Report:
     disk = await _Disk.made(directory, "journal.sqlite")
     if disk is None:
         return NO_COMPILER
-    control = disk.control
     complaints: list[str] = []
     with chaos_farm(directory) as farm:
         with disk.under(farm):
@@ -65,14 +64,14 @@ async def disk_errors(directory: Path, rounds: int) -> Report:
                 name, fault = list(FAULTS.items())[number % len(FAULTS)]
                 await farm.progress(farm.dice.randint(1, 8))
                 said = log.stat().st_size
-                control.write_text(fault)
+                disk.say(fault)
                 if fault.startswith("sync 0"):
                     await farm.progress(20)
-                    control.unlink()
+                    disk.heals()
                     continue
                 await dies(farm, "orchestrator")
                 farm.history.faults.append(Fault("orchestrator", 0.0))
-                control.unlink()
+                disk.heals()
                 last = log.read_text()[said:]
                 if "cannot be written" not in last or "Traceback" in last:
                     complaints.append(f"round {number}: {name}: {last[-300:]!r}")
@@ -87,10 +86,10 @@ class _Disk:
     """Makes calls of programs fail that are started `under` it: those to files whose names have `match` in them."""
 
     def __init__(self, library: Path, match: str) -> None:
-        self.control = library.with_suffix(".faults")
+        self._control = library.with_suffix(".faults")
         self._library = library
         self._match = match
-        self._hits = self.control.with_name(self.control.name + ".hit")
+        self._hits = self._control.with_name(self._control.name + ".hit")
         self._order = 0
 
     @classmethod
@@ -107,7 +106,7 @@ class _Disk:
     @contextmanager
     def under(self, farm: ChaosFarm) -> Iterator[None]:
         """Programs that are started inside have the library."""
-        more = {"LD_PRELOAD": str(self._library), "DISK_FAULTS": str(self.control), "DISK_FAULTS_MATCH": self._match}
+        more = {"LD_PRELOAD": str(self._library), "DISK_FAULTS": str(self._control), "DISK_FAULTS_MATCH": self._match}
         farm.farm.environment.update(more)
         try:
             yield
@@ -117,27 +116,28 @@ class _Disk:
 
     def fails(self, call: str, error: int) -> None:
         """Every such call, until `heals`."""
-        self._say(f"{call} {error} 0")
+        self.say(f"{call} {error} 0")
 
     async def fails_once(self, call: str, error: int, nth: int) -> None:
         """The n-th such call from now on, and that one alone; returns when it has failed."""
         self._order += 1
-        self._say(f"{call} {error} 0 {nth} {self._order}")
+        self.say(f"{call} {error} 0 {nth} {self._order}")
         line = str(self._order)
         await until(lambda: line in self._hit(), f"{call} number {nth} is made", PATIENCE_S)
         self.heals()
 
     def heals(self) -> None:
         """All is well from now on."""
-        self.control.unlink()
+        self._control.unlink()
 
     def _hit(self) -> list[str]:
         return self._hits.read_text().split() if self._hits.exists() else []
 
-    def _say(self, order: str) -> None:
-        aside = self.control.with_suffix(".next")
+    def say(self, order: str) -> None:
+        """An order as the library reads it, until `heals`."""
+        aside = self._control.with_suffix(".next")
         aside.write_text(order)
-        aside.replace(self.control)
+        aside.replace(self._control)
 
 
 class Blobs:
@@ -227,17 +227,10 @@ async def blobs_under_load(
 
     excused: errors that they may be told while the disk fails.
     """
-    blobs, end = Blobs(farm, address, sizes, pause_s, excused), asyncio.Event()
-    clients = [asyncio.create_task(blobs.client(number, end)) for number in range(WRITERS)]
-    try:
+    blobs = Blobs(farm, address, sizes, pause_s, excused)
+    async with at_work(blobs.client, WRITERS):
         yield blobs
-        end.set()
-        await asyncio.gather(*clients)
-        await blobs.all_again()
-    finally:
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+    await blobs.all_again()
 
 
 async def storage_kills(directory: Path, rounds: int) -> Report:

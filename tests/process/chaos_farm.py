@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from antfarm.v1 import common_pb2, worker_pb2
 
 APP = str(Path(__file__).parent / "chaos_app.py")
 PATIENCE_S = 60.0
+"""For anything to happen that must: far beyond what a loaded machine takes."""
 CLIENT_PATIENCE_S = 600.0
 """How long a client of the load tries on. An orchestrator that dies in its first second, time after time, has no ear for it for minutes."""
-"""For anything to happen that must: far beyond what a loaded machine takes."""
 
 
 class ChaosFarm:
@@ -110,24 +110,15 @@ class ChaosFarm:
 
         `expand`: submit requests that become so many tasks each, below.
         """
-        going = asyncio.Event()
-        running = self._clients = [
-            asyncio.create_task(
-                self._client(number, going, tasks, seconds, address or self.farm.address, expand, type_)
-            )
-            for number in range(clients)
-        ]
-        try:
+        where = address or self.farm.address
+
+        def client(number: int, end: asyncio.Event) -> Coroutine[Any, Any, None]:
+            return self._client(number, end, tasks, seconds, where, expand, type_)
+
+        async with at_work(client, clients) as self._clients:
             await self.progress()  # a client that finds nobody at its start does not wait for long
             yield
-            going.set()
-            async with asyncio.timeout(2 * PATIENCE_S):
-                await asyncio.gather(*running)
-            await self.read_again(address or self.farm.address)
-        finally:
-            for client in running:
-                client.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        await self.read_again(where)
 
     async def _client(
         self, number: int, end: asyncio.Event, tasks: int, seconds: float, address: str, expand: int, type_: str
@@ -195,9 +186,7 @@ class ChaosFarm:
         goal = self.begun() + executions
 
         def there() -> bool:
-            for client in self._clients:
-                if client.done():
-                    client.result()  # the load has failed
+            raise_failed(self._clients)
             return self.begun() >= goal
 
         await until(there, f"{executions} more executions begin", PATIENCE_S)
@@ -254,6 +243,31 @@ async def dies(farm: ChaosFarm, name: str) -> None:
     """Wait until a program has died of itself."""
     program = farm.farm.program(name)
     await until(lambda: not program.running, f"{name} dies", PATIENCE_S)
+
+
+@asynccontextmanager
+async def at_work(
+    client: Callable[[int, asyncio.Event], Coroutine[Any, Any, None]], count: int
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    """So many clients meanwhile, each told its number and the event at which it is to end what it has begun, and no more."""
+    end = asyncio.Event()
+    clients = [asyncio.create_task(client(number, end)) for number in range(count)]
+    try:
+        yield clients
+        end.set()
+        async with asyncio.timeout(2 * PATIENCE_S):
+            await asyncio.gather(*clients)
+    finally:
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+
+def raise_failed(clients: Iterable[asyncio.Task[None]]) -> None:
+    """Raise what one of them has failed with."""
+    for client in clients:
+        if client.done():
+            client.result()
 
 
 async def restart_armed(farm: ChaosFarm, name: str, failpoints: str) -> bool:

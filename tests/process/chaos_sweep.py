@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from chaos_farm import PATIENCE_S, ChaosFarm, chaos_farm
+from chaos_farm import PATIENCE_S, ChaosFarm, at_work, chaos_farm, raise_failed
 from chaos_report import Report
 from farm_bench import CALM_S, connect, until
 from sweep_app import make, use
@@ -78,21 +78,14 @@ async def sweep(directory: Path, rounds: int) -> Report:
     """Workers and the orchestrator die in turn by SIGKILL. No blob that a record names may go; all others do in the end."""
     with chaos_farm(directory) as farm:
         await _start(farm)
-        jobs, end = _Jobs(farm), asyncio.Event()
-        clients = [asyncio.create_task(jobs.client(number, end)) for number in range(CLIENTS)]
-        try:
+        jobs = _Jobs(farm)
+        async with at_work(jobs.client, CLIENTS) as clients:
             for number in range(rounds):
                 await _ended(jobs, clients)
                 victim = "orchestrator" if number % 2 else farm.dice.choice(WORKERS)
                 await farm.kill(victim)
                 await farm.restart(victim)
             await _ended(jobs, clients)
-            end.set()
-            await asyncio.gather(*clients)
-        finally:
-            for client in clients:
-                client.cancel()
-            await asyncio.gather(*clients, return_exceptions=True)
         async with AsyncStorage(farm.farm.storage_address) as storage:
             await until(lambda: _all_named(storage, jobs), "orphans go", PATIENCE_S)
             for key, sha256 in jobs.keys.items():
@@ -132,9 +125,7 @@ async def _ended(jobs: _Jobs, clients: list[asyncio.Task[None]]) -> None:
     goal = jobs.ended + 1
 
     def there() -> bool:
-        for client in clients:
-            if client.done():
-                client.result()
+        raise_failed(clients)
         return jobs.ended >= goal
 
     await until(there, "one more pair of jobs ends", PATIENCE_S)

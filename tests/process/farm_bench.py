@@ -159,6 +159,12 @@ async def worker_of(client: AsyncFarm, worker_id: str) -> worker_pb2.Worker:
     return worker
 
 
+def memory_mib(pid: int, what: str = "VmRSS") -> float:
+    """The memory that a process has; with VmHWM, the most that it ever had."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition(f"{what}:")[2].split()[0]) / 1024
+
+
 async def connect(address: str, patience: float = PATIENCE_S) -> AsyncFarm:
     """A client. Use it as `async with await connect(...)`."""
     return await aio.connect(address, patience=patience)

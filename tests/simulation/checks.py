@@ -7,7 +7,7 @@ holds over all its lives. A failure starts with the name of the invariant (seman
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ class Checks:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.ledgers: dict[str, Ledger] = {}
+        self.ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
         self.did: Counter[str] = Counter()
         self.open_reports: dict[Link, dict[Token, Outcome]] = {}
         self.lost_ns: dict[tuple[str, str], int] = {}
@@ -123,10 +123,7 @@ class Checks:
 
     def ledger(self, owner: str) -> Ledger:
         """The ledger of an orchestrator."""
-        ledger = self.ledgers.get(owner)
-        if ledger is None:
-            ledger = self.ledgers[owner] = Ledger()
-        return ledger
+        return self.ledgers[owner]
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 

@@ -409,7 +409,7 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             what=f"Attempt {backup.attempt} is its backup, given to {backup.worker.worker_id} {span(scene.now - backup.assigned_ns)} ago.",
             why="The first attempt takes far longer than others of the job did; the first success counts, and the other one is stopped.",
         )
-    if worker.draining and worker.drain_limit_ns is not None:
+    if worker.drain_limit_ns is not None:
         yield Finding(
             what=f"{worker.worker_id} is being drained: what runs there may go on for {span(worker.drain_limit_ns)} from then on.",
             why="What has not ended by then is stopped and handed back, which counts on nothing."

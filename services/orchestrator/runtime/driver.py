@@ -106,9 +106,8 @@ class Driver:
             return await future
         finally:
             self._requests.pop(number, None)
-            del (
-                future
-            )  # its error knows this frame, and through it the request: a circle that only garbage collection would end
+            # Its error knows this frame, and through it the request: a circle that only garbage collection would end.
+            del future
 
     def tick(self) -> None:
         """Tell the core the time, unless nothing can be recorded, and look at the disk."""

@@ -53,7 +53,7 @@ async def _first(context: Context, what: str) -> Any:
     return frame.hello
 
 
-async def _both_ways(context: Context, reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
+async def _both_ways(reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
     """Carry frames in both directions until one of them ends; its error is the stream's."""
     reader, writer = asyncio.create_task(reading), asyncio.create_task(writing)
     try:
@@ -81,7 +81,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
         event, session = self._attach(hello, context)
         self._driver.post(event)
         try:
-            await _both_ways(context, self._read_frames(session, context), self._write_frames(session, context))
+            await _both_ways(self._read_frames(session, context), self._write_frames(session, context))
         finally:
             self._driver.post(events.Detach(session=session.id))
             self._sessions.close(session, Unavailable("the Work Queue of this session has ended: attach again"))
@@ -165,7 +165,7 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
             )
         session.reporting = True
         try:
-            await _both_ways(context, self._read_reports(session.id, context), self._write_verdicts(session, context))
+            await _both_ways(self._read_reports(session.id, context), self._write_verdicts(session, context))
         finally:
             session.reporting = False
 
