@@ -353,7 +353,10 @@ class Worker:
             task_types=self.types,
             held=list(self.held),
             unacked=[token for token in self.held if token in self.finished],
-            **{name: value for name, value in self.fields.items() if name != "protocol_major"},
+            **{
+                "dial": self.attached,
+                **{name: value for name, value in self.fields.items() if name != "protocol_major"},
+            },
         )
 
     def attach(self) -> effects.Welcome:

@@ -55,6 +55,8 @@ class Upstream:
         self._inputs = Inputs(storage_address, tls)
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
+        self._started: dict[tuple[str, int], tuple[int, int]] = {}
+        """Parents that are durable here and have not ended -> epoch and attempt."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._link = Link(
             addresses=[address],
@@ -86,10 +88,12 @@ class Upstream:
     # ---- from above -------------------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        """Attached. Storage is the parent's, unless the operator named another."""
+        """Attached. Storage is the parent's, unless the operator named another; who was restarted does not know what has started here."""
         if not self._inputs.storage_address and welcome.storage_address:
             self._inputs.storage_address = welcome.storage_address
             self._sessions.storage_address = welcome.storage_address
+        for parent, (epoch, attempt) in self._started.items():
+            self._say_started(parent, epoch, attempt)
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """Parents to expand. Inputs from other jobs of the orchestrator above are put into the payload first."""
@@ -134,6 +138,7 @@ class Upstream:
         """Parents to give up."""
         for token in tokens:
             job_id, index, epoch, attempt = token
+            self._started.pop((job_id, index), None)
             self._driver.post(
                 events.ParentRevoked(job_id=job_id, index=index, epoch=epoch, attempt=attempt, cause=cause)
             )
@@ -149,15 +154,18 @@ class Upstream:
         """Carry out an effect that concerns a parent."""
         match effect:
             case effects.StartParent():
-                job_id, index = effect.parent
                 failpoint("upstream.before_start")
-                self._link.running(
-                    report_queue_pb2.Running(job_id=job_id, epoch=effect.epoch, index=index, attempt=effect.attempt)
-                )
+                self._started[effect.parent] = effect.epoch, effect.attempt
+                self._say_started(effect.parent, effect.epoch, effect.attempt)
             case effects.ReadPlan():
                 self._spawn(self._read_plan(effect))
             case effects.ReportParent():
+                self._started.pop(effect.parent, None)
                 self._spawn(self._report_parent(effect))
+
+    def _say_started(self, parent: tuple[str, int], epoch: int, attempt: int) -> None:
+        job_id, index = parent
+        self._link.running(report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)

@@ -175,6 +175,20 @@ async def test_the_top_may_be_away_for_longer_than_a_lease_while_the_level_below
         await nothing_is_left_below(below)
 
 
+async def test_a_restarted_top_is_told_again_what_has_begun_below(farm: LocalFarm, notes: Notes) -> None:
+    await two_levels(farm)
+    async with await connect(farm.address) as client:
+        future = client.submit("test.stage", "a", 2, **stage_arguments(notes, seconds=60))
+
+        async def begun() -> bool:
+            return "It has begun there." in str(await future.explain())
+
+        await until(begun)
+        await kill_and_restart(farm, "top")
+        await until(begun)
+        await future.cancel("seen")
+
+
 async def test_inputs_of_what_runs_below_are_read_above_also_over_a_kill_there(farm: LocalFarm, notes: Notes) -> None:
     count = 60
     await two_levels(farm, ("farm_app.after",))

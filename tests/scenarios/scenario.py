@@ -267,6 +267,7 @@ class Scenario:
                 window=int(peer.hello.get("window", slots)),
                 task_types=frozenset(peer.hello.get("types", "t").split(",")),
                 max_epoch_seen=int(options.get("seen", "0")),
+                dial=peer.sessions,
                 held=list(peer.held),
                 unacked=[peer.token(task) for task in finished.split(",") if task],
                 orchestrator="orchestrator" in flags,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mypy_extensions import mypyc_attr
 
-from antfarm.errors import AntFarmError
+from antfarm.errors import AntFarmError, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link.session import UNACKED_MAX, Token
-from antfarm.model import BlobRef, Ending, FailureClass, TaskState, VerdictCode
-from services.orchestrator.core import effects, invariants, records
+from antfarm.model import PROTOCOL_MAJOR, BlobRef, Ending, FailureClass, TaskState, VerdictCode
+from services.orchestrator.core import effects, events, invariants, records
 from services.orchestrator.core.events import Outcome
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.machine import Step
@@ -40,6 +40,7 @@ PROBES = (
     *("app failures", "crash failures", "infra failures", "losses", "late successes", "adopted successes"),
     *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages", "swept"),
     *("audit lost", "audit refused", "audit fenced", "refused: WorkerIdInUse", "refused: IncarnationLost"),
+    *("shut out: WorkerIdInUse", "shut out: ProtocolUnsupported"),
 )
 """What some run of many must have done, or the simulation does not reach its rare branches."""
 
@@ -102,6 +103,7 @@ class Ledger:
     epoch: int = 0
     parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
     restored: int = 0
+    restored_ns: int = 0
     restored_epoch: int = 0
 
 
@@ -247,6 +249,8 @@ class Checks:
     def session_ends(self, owner: Orchestrator, wire: Wire) -> None:
         """A session of a worker ends by the orchestrator's will: not for an older hello of the same worker, which is late."""
         link: Any = wire.ends[0]
+        if not hasattr(link, "session"):
+            return  # a stranger's
         for session, other in owner.open_sessions():
             newer = other.ends[0] is link and other.opened_ns < wire.opened_ns and session in owner.core.state.sessions
             demand(not (newer and link.minor), "I9", link.worker_id, "loses its session to a hello of before")
@@ -327,9 +331,9 @@ class Checks:
         link = self.world.link_of(worker_id)
         if link is None or link.session.incarnation != worker.incarnation:
             return  # another process of it knocks, and is refused while the old one may live
-        silent_ns = kernel.now - self.world.network.arrived_ns.get(
-            (worker_id.removeprefix("orchestrator-"), owner.name), 0
-        )
+        network, direction = self.world.network, (worker_id.removeprefix("orchestrator-"), owner.name)
+        # A word that waits in the socket came too late when the silence before it was longer than the lease.
+        silent_ns = max(kernel.now - network.arrived_ns.get(direction, 0), network.silence_ns.get(direction, 0))
         if kernel.now - owner.undisturbed_since_ns < worker.lease_ns:
             silent_ns += owner.config.sweep_ns + owner.config.heartbeat_ns // 2  # a pause is noticed by its end
         demand(
@@ -526,6 +530,7 @@ class Checks:
             sent=ledger.sent,
             starts=ledger.starts,
             restored=ledger.restored + 1,
+            restored_ns=self.world.kernel.now,
         )
         self.ledgers[owner.name] = fresh
         did = self.did.copy()
@@ -536,6 +541,22 @@ class Checks:
         self.did["restored backups"] += 1
 
     # ---- workers ------------------------------------------------------------------------------------------------------
+
+    def refusal_due(self, owner: Orchestrator, event: events.Attach) -> type[AntFarmError] | None:
+        """How a hello must be refused, if it must: I23."""
+        if event.protocol_major != PROTOCOL_MAJOR:
+            return ProtocolUnsupported
+        worker = owner.core.state.workers.get(event.worker_id)
+        if worker is None or worker.session is None or worker.suspect or worker.lost or worker.gone:
+            return None
+        return WorkerIdInUse if worker.incarnation != event.incarnation else None
+
+    def shut_out(self, step: Step, due: type[AntFarmError]) -> None:
+        """Somebody knocked who must stay outside: the answer is a refusal, and nothing has changed."""
+        answers = [effect for effect in step.effects if not isinstance(effect, effects.Audit)]
+        refused = len(answers) == 1 and isinstance(answers[0], effects.Refuse) and isinstance(answers[0].error, due)
+        demand(refused and not step.records, "I23", "instead of", due.__name__, "came", step)
+        self.did[f"shut out: {due.__name__}"] += 1
 
     def welcomed(self, owner: str, worker_id: str, epoch: int, seen: int) -> None:
         """A Welcome reached a worker."""
@@ -608,9 +629,10 @@ class Checks:
             # Of an at-most-once task no other attempt can stand: only a loss takes its fenced success away.
             kept = template.at_most_once and self.lost_ns.get((link.upper, link.worker_id), 0) == 0
             fenced = token in ledger.recalled or (template.fence_late_results and not kept)
-            demand(
-                newer or given_up or unknown or fenced, "I6", link.worker_id, "is told to forget the success of", token
-            )
+            # What was written before a backup was restored stands for what the operator took back.
+            before = link.wire is not None and link.wire.opened_ns < ledger.restored_ns
+            allowed = newer or given_up or unknown or fenced or before
+            demand(allowed, "I6", link.worker_id, "is told to forget the success of", token)
             self.did["late successes revoked"] += 1
         self._owes(link, reports)
 

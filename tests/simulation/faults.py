@@ -11,6 +11,7 @@ from tests.simulation.kernel import MS, SECOND
 from tests.simulation.link import Link
 from tests.simulation.network import REPORT
 from tests.simulation.orchestrator import Orchestrator
+from tests.simulation.strangers import Stranger
 from tests.simulation.worker import Worker
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Faults:
         "black_hole",
         "slow_worker",
         "forge_reports",
+        "strangers",
     )
 
     def __init__(self, world: World) -> None:
@@ -267,3 +269,10 @@ class Faults:
         owner = self.world.orchestrators[link.upper]
         owner.process.enter(link.wire.lives[1], owner.heard, link.wire, REPORT, ("reports", job_id, epoch, [forged]))
         return True
+
+    def _strangers(self) -> bool:
+        """A twin of a worker knocks, or a peer of another protocol."""
+        known = [worker.link for worker in self.world.workers if worker.process.life]
+        if known:
+            Stranger(self.world, self._dice.choice(known), major=self._dice.choice((1, 1, 2)))
+        return bool(known)

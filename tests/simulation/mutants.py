@@ -283,6 +283,19 @@ MUTANTS = (
     ),
     Mutant("a late hello takes over", f"{CORE}.workers", "if 0 < event.dial <= worker.dial:", "if False:"),
     Mutant(
+        "a hello without a number says what never arrived",
+        f"{CORE}.workers",
+        "spare=another or event.dial == 0",
+        "spare=another",
+    ),
+    Mutant(
+        "a second process is let in under a worker's id",
+        f"{CORE}.workers",
+        "if worker.session is not None and not worker.suspect and not worker.lost:",
+        "if False:",
+    ),
+    Mutant("another protocol is welcome", f"{CORE}.workers", "if event.protocol_major != PROTOCOL_MAJOR:", "if False:"),
+    Mutant(
         "all orchestrators begin with the same epoch",
         f"{CORE}.leases",
         "epoch=max(state.epoch + 1, turn.config.first_epoch)",

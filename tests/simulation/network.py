@@ -42,6 +42,8 @@ class Network:
         """When the last message of a direction arrived or will."""
         self.arrived_ns: dict[tuple[str, str], int] = {}
         """When the last message of a direction arrived that could be read then, read or not; what comes late from a connection that was given up is old."""
+        self.silence_ns: dict[tuple[str, str], int] = {}
+        """The longest silence of a direction that ended by a word that has not been read yet."""
         self.newest_ns: dict[tuple[str, str], int] = {}
         """When the newest connection of a direction over which something has come was dialled."""
 
@@ -170,12 +172,16 @@ class Wire:
                 self._hand_over(side, lane, self._early.pop(due))
 
     def _hand_over(self, side: int, lane: int, message: Any) -> None:
-        other, pair, newest = 1 - side, self.pair(side), self.network.newest_ns
-        if self.opened_ns >= newest.get(pair, 0):
-            newest[pair], self.network.arrived_ns[pair] = self.opened_ns, self.network.kernel.now
+        other, pair, network = 1 - side, self.pair(side), self.network
+        if self.opened_ns >= network.newest_ns.get(pair, 0):
+            now = network.kernel.now
+            silence = now - network.arrived_ns.get(pair, now)
+            network.silence_ns[pair] = max(silence, network.silence_ns.get(pair, 0))
+            network.newest_ns[pair], network.arrived_ns[pair] = self.opened_ns, now
         self.ends[other].process.enter(self.lives[other], self._hear, other, lane, message)
 
     def _hear(self, side: int, lane: int, message: Any) -> None:
+        self.network.silence_ns.pop(self.pair(1 - side), None)
         if not self.ended[side]:
             self.ends[side].heard(self, lane, message)
 

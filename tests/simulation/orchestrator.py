@@ -142,8 +142,11 @@ class Orchestrator:
         now = self.process.clock_ns
         core, checks = self.core, self.world.checks
         for event in batch:
+            due = checks.refusal_due(self, event) if isinstance(event, events.Attach) else None
             step = core.handle(event, now)
             checks.decided(self, step)
+            if due is not None:
+                checks.shut_out(step, due)
             self._take(step)
         step = core.place(now)
         checks.placed(self, step)

@@ -385,6 +385,7 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if worker.orchestrator:
         yield Finding(
             what=f"Attempt {attempt.attempt} is with {worker.worker_id}, an orchestrator below, since {since}.",
+            why="It has begun there." if attempt.started else "Nothing was heard of its start there.",
             help=f"Ask there: antfarm job list -c ITS_ADDRESS shows the jobs up/{name_of(job, index)}/...",
         )
     elif _taken_up(scene, job, attempt):

@@ -45,7 +45,8 @@ def attach(turn: Turn, event: events.Attach) -> bool:
     _take_over(turn, worker, event)
     unacked = set(event.unacked)
     held = dict.fromkeys((*event.held, *event.unacked))
-    revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another)
+    # A hello without a number may be an old one, of a connection that was given up: the first heartbeat says what never arrived.
+    revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another or event.dial == 0)
     # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
     for attempt in previous_live:
         if attempt.token not in held and worker.live.get((attempt.job.number, attempt.index)) is attempt:
@@ -139,7 +140,7 @@ def _reconcile(
     Args:
         unacked: those of the held ones that have finished: their reports come next, and are judged then.
         frames_received: assignments in later frames are still on their way; None: the stream is new, none is.
-        spare: leave attempts that are not held alone; the caller knows better what became of them.
+        spare: leave attempts that are not held alone: the caller knows better what became of them, or will hear it.
     """
     revoked = [token for token in held if not _may_hold(turn, worker, token, finished=token in unacked)]
     for token in revoked:

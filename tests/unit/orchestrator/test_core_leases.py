@@ -481,6 +481,22 @@ def test_a_late_hello_of_a_connection_that_was_given_up_changes_nothing(farm: Ha
     assert farm.states("j") == "S"
 
 
+def test_a_hello_without_a_number_may_be_a_late_one_and_only_a_heartbeat_says_what_never_arrived(farm: Harness) -> None:
+    worker = farm.worker("w1", slots=2, dial=0)
+    farm.create("j", 2, at_most_once=True)
+    tokens = worker.take()
+    held = dict(worker.held)
+    worker.held = {}
+    worker.attach()  # said before the frame arrived
+    worker.held = held
+    worker.attach()
+    del worker.held[tokens[0]]
+    assert farm.states("j") == "AA"
+    worker.beat()
+    assert worker.take() == [("j", 0, 1, 2)]
+    farm.drop(effects.Refuse)
+
+
 def test_who_has_seen_the_farthest_epoch_shuts_nobody_out(farm: Harness) -> None:
     far = farm.worker("w2", max_epoch_seen=EPOCH_SEEN_MAX)
     farm.claim(effects.Audit)
