@@ -595,7 +595,8 @@ class Checks:
         ledger = self.ledger(link.upper)
         ledger.sent.setdefault(token, outcome)
         self.open_reports.setdefault(link, {})[token] = outcome
-        self.reported_ns.setdefault((link.upper, token), self.world.kernel.now)
+        if not again:  # an orchestrator that was restarted makes its reports anew, and its hello may come before them
+            self.reported_ns[link.upper, token] = self.world.kernel.now
         if outcome.never_started:
             ledger.unstarted[token] = None
         self.did["reports"] += 1
