@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-storage bench-restart bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-compare bench-storage bench-restart bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -77,6 +77,12 @@ mutants: $(STAMP) ## plant deliberate bugs and count the seeds until the simulat
 
 bench: $(STAMP) ## measure throughput and round trip on this machine
 	@$(BIN)/python -m bench
+
+bench-peers: $(STAMP) ## measure the farm and its peers on the same work, in turn (three quarters of an hour)
+	@$(BIN)/python -m bench.peers --save
+
+bench-compare: $(STAMP) ## compare the last two runs of bench-peers
+	@$(BIN)/python -m bench.peers.compare
 
 bench-storage: $(STAMP) ## measure Storage beside a bare stream and cp
 	@$(BIN)/python -m bench.storage --dir .

@@ -6,9 +6,9 @@ built in place by the adapters, because a value in between would cost more than 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -259,21 +259,47 @@ def status_from_wire(message: job_pb2.Job) -> model.JobStatus:
     )
 
 
+class Ended(Protocol):
+    """What a TaskResult says, but for the worker: a record says that once for many."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def state(self) -> model.TaskState: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def result(self) -> bytes: ...
+    @property
+    def outputs(self) -> Sequence[model.BlobRef]: ...
+    @property
+    def failure(self) -> model.Failure | None: ...
+    @property
+    def run_us(self) -> int: ...
+
+
 def result_to_wire(result: model.TaskResult) -> common_pb2.TaskResult:
     """Model to wire."""
-    message = common_pb2.TaskResult(
-        index=result.index,
-        state=int(result.state),  # type: ignore[arg-type]
-        attempt=result.attempt,
-        result=result.result,
-        worker_id=result.worker_id,
+    return ended_to_wire(result, result.worker_id, common_pb2.TaskResult)
+
+
+def ended_to_wire(ended: Ended, worker_id: str, make: Callable[..., common_pb2.TaskResult]) -> common_pb2.TaskResult:
+    """A TaskResult from its parts.
+
+    Args:
+        make: makes the message; the `add` of a repeated field makes it in its place, which saves a copy.
+    """
+    message = make(
+        index=ended.index, state=ended.state, attempt=ended.attempt, result=ended.result, worker_id=worker_id
     )
-    if result.outputs:
-        message.outputs.extend(blob_to_wire(b) for b in result.outputs)
-    if result.failure is not None:
-        message.failure.CopyFrom(failure_to_wire(result.failure))
-    if result.run_us:
-        message.run_duration.FromMicroseconds(result.run_us)
+    if ended.outputs:
+        message.outputs.extend(blob_to_wire(b) for b in ended.outputs)
+    if ended.failure is not None:
+        message.failure.CopyFrom(failure_to_wire(ended.failure))
+    if ended.run_us:
+        duration = message.run_duration  # FromMicroseconds takes as long as all the rest
+        duration.seconds, us = divmod(ended.run_us, 1_000_000)
+        duration.nanos = us * 1_000
     return message
 
 

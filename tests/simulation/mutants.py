@@ -281,6 +281,18 @@ MUTANTS = (
         "finished=token in unacked",
         "finished=False",
     ),
+    Mutant(
+        "what a quarantine takes back is given out before its first frame has left",
+        f"{CORE}.reports",
+        "attempt.job.note(attempt.index).after = worker.frames_after",
+        "attempt.job.note(attempt.index).after = 0",
+    ),
+    Mutant(
+        "a retry does not wait for what a restored backup has not seen end",
+        f"{CORE}.isolation",
+        "if jobs.must_wait(turn, job, index):",
+        "if False:",
+    ),
     Mutant("a late hello takes over", f"{CORE}.workers", "if 0 < event.dial <= worker.dial:", "if False:"),
     Mutant(
         "a hello without a number says what never arrived",
@@ -312,12 +324,6 @@ MUTANTS = (
         "services.storage.core.sweep",
         "if not own or any(standings[task].names(key) for task in concerned(key)):",
         "if not own:",
-    ),
-    Mutant(
-        "the sweeper does not ask for the task above",
-        "services.storage.core.sweep",
-        "if not standing.known and any(standings[above].known for above in ancestors(task)):",
-        "if False:",
     ),
     Mutant(
         "effects leave before the commit (driver)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from antfarm.model import JobState, JobStatus, TaskResult, TaskState
 from services.orchestrator.core import records
@@ -42,25 +42,34 @@ def task_state(job: Job, index: int, *, durable_seq: int) -> TaskState:
 
 def results_of(record: Record, job: Job, wanted: frozenset[int] | None) -> Iterator[TaskResult]:
     """The outcomes of a job that a record holds, all or only the wanted ones."""
+    worker_id, outcomes = outcomes_of(record, job, wanted)
+    for task in outcomes:
+        yield TaskResult(
+            index=task.index,
+            state=task.state,
+            attempt=task.attempt,
+            result=task.result,
+            outputs=task.outputs,
+            failure=task.failure,
+            worker_id=worker_id,
+            run_us=task.run_us,
+        )
+
+
+def outcomes_of(record: Record, job: Job, wanted: frozenset[int] | None) -> tuple[str, Iterable[records.EndedTask]]:
+    """The same as the record says them, and the worker of all of them: where hundreds of thousands are read a second."""
     match record:
         case records.TasksEnded():
-            for task in record.ended:
-                if wanted is None or task.index in wanted:
-                    yield TaskResult(
-                        index=task.index,
-                        state=task.state,
-                        attempt=task.attempt,
-                        result=task.result,
-                        outputs=task.outputs,
-                        failure=task.failure,
-                        worker_id=record.worker_id,
-                        run_us=task.run_us,
-                    )
+            ended = record.ended
+            return record.worker_id, ended if wanted is None else [task for task in ended if task.index in wanted]
         case records.JobCancelled():
             failure = records.cancelled(record.cause)
-            for index in range(job.task_count) if wanted is None else sorted(wanted):
-                if index < job.task_count and job.outcome_seqs[index] == job.cancelled_seq:
-                    yield TaskResult(index=index, state=TaskState.CANCELLED, failure=failure)
+            cancelled = (
+                records.EndedTask(index=index, state=TaskState.CANCELLED, failure=failure)
+                for index in (range(job.task_count) if wanted is None else sorted(wanted))
+                if index < job.task_count and job.outcome_seqs[index] == job.cancelled_seq
+            )
+            return "", cancelled
         case _:
             raise AssertionError(record)
 

@@ -12,14 +12,14 @@ from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
 from antfarm.interceptor import Context
 from antfarm.model import BATCH_BYTES_MAX, JobId, JobStatus
-from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
+from antfarm.v1 import job_pb2, job_pb2_grpc
 from services.orchestrator.core import events
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
 from services.orchestrator.runtime.explainer import Explainer
-from services.orchestrator.runtime.views import all_durable, job_status, result_seqs, results_of
+from services.orchestrator.runtime.views import all_durable, job_status, outcomes_of, result_seqs
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
@@ -258,17 +258,18 @@ def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events
 def _messages(
     found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
 ) -> Iterator[job_pb2.StreamResultsResponse]:
-    """Messages of bounded size, made one by one. A record larger than one message repeats the cursor before it until its last part."""
+    """Messages of BATCH_BYTES_MAX and one result at most, made one by one. A record larger than one message repeats the cursor before it until its last part."""
     current, size = job_pb2.StreamResultsResponse(), 0
+    results = current.results
     for seq, record in found:
-        for result in results_of(record, job, wanted):
-            message: common_pb2.TaskResult = wire.result_to_wire(result)
-            size += message.ByteSize() + 8
-            if current.results and (size > BATCH_BYTES_MAX or len(current.results) >= RESULTS_IN_MESSAGE_MAX):
+        worker_id, outcomes = outcomes_of(record, job, wanted)
+        for outcome in outcomes:
+            if size > BATCH_BYTES_MAX or len(results) >= RESULTS_IN_MESSAGE_MAX:
                 current.cursor = cursor
                 yield current
-                current, size = job_pb2.StreamResultsResponse(), message.ByteSize() + 8
-            current.results.append(message)
+                current, size = job_pb2.StreamResultsResponse(), 0
+                results = current.results
+            size += wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
         cursor = seq
     if found:
         current.cursor = cursor

@@ -460,8 +460,11 @@ def test_a_task_that_an_orchestrator_below_has(farm: Harness) -> None:
     worker.take()
     assert now(farm, "j") == (
         "Attempt 1 is with orchestrator-7, an orchestrator below, since 0s.\n"
+        "    why:  Nothing was heard of its start there.\n"
         "    help: Ask there: antfarm job list -c ITS_ADDRESS shows the jobs up/j/0/..."
     )
+    worker.running(next(iter(worker.held)))
+    assert "    why:  It has begun there.\n" in now(farm, "j")
 
 
 def test_the_holder_of_an_at_most_once_task_is_waited_for(farm: Harness) -> None:

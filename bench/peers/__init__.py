@@ -1,0 +1,1 @@
+"""AntFarm beside its peers: the same work on each, in turn, in one run."""
