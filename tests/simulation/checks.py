@@ -117,6 +117,8 @@ class Checks:
         self.open_reports: dict[Link, dict[Token, Outcome]] = {}
         self.lost_ns: dict[tuple[str, str], int] = {}
         """(orchestrator, worker) -> when it was last declared lost."""
+        self.strangers: dict[bytes, None] = {}
+        """Incarnations of twins."""
         self.reported_ns: dict[tuple[str, Token], int] = {}
         """(orchestrator, attempt) -> when its end was first reported."""
         self.obeyed: dict[Link, int] = {}
@@ -549,9 +551,11 @@ class Checks:
         if event.protocol_major != PROTOCOL_MAJOR:
             return ProtocolUnsupported
         worker = owner.core.state.workers.get(event.worker_id)
-        if worker is None or worker.session is None or worker.suspect or worker.lost or worker.gone:
-            return None
-        return WorkerIdInUse if worker.incarnation != event.incarnation else None
+        if worker is not None and worker.session is not None and not (worker.suspect or worker.lost or worker.gone):
+            return WorkerIdInUse if worker.incarnation != event.incarnation else None
+        if event.incarnation in self.strangers:  # taken for its successor: what it ran is lost
+            self.lost_ns[owner.name, event.worker_id] = self.world.kernel.now
+        return None
 
     def shut_out(self, step: Step, due: type[AntFarmError]) -> None:
         """Somebody knocked who must stay outside: the answer is a refusal, and nothing has changed."""

@@ -114,6 +114,8 @@ class Wire:
         self._sent = [[0, 0], [0, 0]]
         self._come = [[0, 0], [0, 0]]
         """By sender and lane, how many messages: each lane is read in the order in which it was written."""
+        self._over = [False, False]
+        """By sender: the connection's end has arrived, and what comes after it nobody can read."""
         self._early: dict[tuple[int, int, int], Any] = {}
         """What has arrived before something that was sent before it."""
 
@@ -161,6 +163,7 @@ class Wire:
                 self.ended[other] = True
                 self.say_end(other)
         elif message is _END:
+            self._over[side] = True
             process.enter(self.lives[other], self._hear_end, other)
         elif not self.ended[other]:
             if number == _UNORDERED:
@@ -173,7 +176,7 @@ class Wire:
 
     def _hand_over(self, side: int, lane: int, message: Any) -> None:
         other, pair, network = 1 - side, self.pair(side), self.network
-        if self.opened_ns >= network.newest_ns.get(pair, 0):
+        if self.opened_ns >= network.newest_ns.get(pair, 0) and not self._over[side]:
             now = network.kernel.now
             silence = now - network.arrived_ns.get(pair, now)
             network.silence_ns[pair] = max(silence, network.silence_ns.get(pair, 0))

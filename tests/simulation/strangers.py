@@ -20,11 +20,13 @@ class Stranger:
         self.process = Process(world.kernel, f"stranger to {link.worker_id}")
         self.process.begin()
         wire = world.network.dial(self, world.orchestrators[link.upper])
+        incarnation = world.kernel.dice.randbytes(8)
+        world.checks.strangers[incarnation] = None
         hello = dict(
             link.about,
             protocol_major=major,
             worker_id=link.worker_id,
-            incarnation=world.kernel.dice.randbytes(8),
+            incarnation=incarnation,
             window=link.session.window,
             max_epoch_seen=0,
             dial=1,
