@@ -138,8 +138,8 @@ MUTANTS = (
     Mutant(
         "the end of an older attempt gives out what is still recovered",
         f"{CORE}.isolation",
-        "turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch",
-        "False",
+        "if note is not None and recovering and not turn.state.knows_epoch(note.epoch):",
+        "if False:",
     ),
     Mutant(
         "a newer parent token is ignored",
@@ -292,6 +292,12 @@ MUTANTS = (
         f"{CORE}.isolation",
         "if jobs.must_wait(turn, job, index):",
         "if False:",
+    ),
+    Mutant(
+        "tokens of earlier epochs of this life are not known",
+        f"{CORE}.reports",
+        "if turn.state.knows_epoch(epoch) or not",
+        "if not",
     ),
     Mutant("a late hello takes over", f"{CORE}.workers", "if 0 < event.dial <= worker.dial:", "if False:"),
     Mutant(

@@ -33,13 +33,14 @@ def add(turn: Turn, job: Job, index: int) -> None:
 def requeue(turn: Turn, job: Job, index: int) -> None:
     """A task that was out already is QUEUED again: for a worker of its own when it is suspected.
 
-    While a recovery lasts, a task that has not been given out in this epoch waits with the others: the end of an older attempt does not say whether
+    While a recovery lasts, a task that has not been given out in this life waits with the others: the end of an older attempt does not say whether
     a worker that is not back yet holds a newer one.
     """
     note = job.notes.get(index)
     if jobs.must_wait(turn, job, index):
         return
-    if note is not None and turn.state.recovering_until_ns is not None and note.epoch < turn.state.epoch:
+    recovering = turn.state.recovering_until_ns is not None
+    if note is not None and recovering and not turn.state.knows_epoch(note.epoch):
         job.set_state(index, TaskState.QUEUED)
         job.recovered.add_returned(index)
     elif note is not None and wanted(turn, note):

@@ -16,6 +16,7 @@ _TERMINAL = int(TaskState.SUCCEEDED)
 def recover(turn: Turn) -> None:
     """Take the queue over after replay: a new epoch; tasks that may be out with a worker are held until that is known."""
     state = turn.state
+    state.own_epochs.clear()
     turn.record(records.EpochStarted(epoch=max(state.epoch + 1, turn.config.first_epoch), wall_ns=turn.wall_ns))
     state.awaited = set(state.seen)
     lease_ns = turn.config.orchestrator_lease_ns if any(state.seen.values()) else turn.config.lease_ns

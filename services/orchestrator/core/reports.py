@@ -63,8 +63,10 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
                 return Judgement.DUPLICATE
             case Past.REVOKED:
                 return Judgement.SUPERSEDED
-    if not job.batch(index).epoch <= epoch < turn.state.epoch or not 1 <= attempt <= ATTEMPT_MAX:
-        return Judgement.FENCED  # every token of this epoch is known, and there was none before the task
+    if turn.state.knows_epoch(epoch) or not job.batch(index).epoch <= epoch < turn.state.epoch:
+        return Judgement.FENCED  # every token of this life is known, and there was none before the task
+    if not 1 <= attempt <= ATTEMPT_MAX:
+        return Judgement.FENCED
     if job.template.at_most_once:
         return Judgement.FENCED  # its tokens are journaled: an unknown one was never issued
     others = job.attempts_of(index)
@@ -81,7 +83,7 @@ def _two_of_old(turn: Turn, worker: Worker, job: Job, others: Sequence[Attempt])
     return (
         may_have_backup(job.template)
         and len(others) == 1
-        and others[0].epoch < turn.state.epoch
+        and not turn.state.knows_epoch(others[0].epoch)
         and others[0].worker is not worker
     )
 

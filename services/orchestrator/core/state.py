@@ -484,6 +484,8 @@ class State:
         self.epoch = 0
         self.epoch_seq = 0
         """Record that began the epoch."""
+        self.own_epochs: list[tuple[int, int]] = []
+        """First and last of each row of epochs that this life has begun: what was issued in them is known."""
         self.purged: set[str] = set()
         """Ids of jobs that were purged in this epoch."""
         self.history_gap = False
@@ -568,6 +570,17 @@ class State:
         if not job.lane.plain:
             _use(worker, job.lane, -1)
 
+    def knows_epoch(self, epoch: int) -> bool:
+        """True when this life has begun that epoch: all that was issued in it is known."""
+        return any(first <= epoch <= last for first, last in self.own_epochs)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        rows = self.own_epochs
+        if rows and rows[-1][1] == epoch - 1:
+            rows[-1] = (rows[-1][0], epoch)
+        else:
+            rows.append((epoch, epoch))
+
     # ---- durable ------------------------------------------------------------------------------------------------------
 
     def apply(self, seq: int, record: records.Record) -> None:
@@ -600,6 +613,7 @@ class State:
                 self._apply_purged(record)
             case records.EpochStarted():
                 self.epoch, self.epoch_seq = record.epoch, seq
+                self._begin_epoch(record.epoch)
                 self.purged.clear()
                 self.history_gap = self.history_gap or record.history_gap
             case records.WorkerSeen():

@@ -52,7 +52,7 @@ def attach(turn: Turn, event: events.Attach) -> bool:
         if attempt.token not in held and worker.live.get((attempt.job.number, attempt.index)) is attempt:
             lose(turn, attempt, f"worker {worker.worker_id} was restarted")
     if another:
-        worker.stopping = dict.fromkeys(revoked, 0)
+        worker.stopping = {token: 0 for token in worker.stopping if token in held}
         health.probe_soon(turn, worker)
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
@@ -190,6 +190,8 @@ def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool) -
             note = job.note(index)
             if (epoch, number) >= (note.epoch, note.attempt):
                 adopt(turn, worker, job, index, epoch, number)  # nobody has taken the task since: no need to repeat it
+            elif not finished:
+                worker.stopping[token] = 0  # it runs on beside what is live
             return True
         case Judgement.SUPERSEDED | Judgement.FENCED:
             return False

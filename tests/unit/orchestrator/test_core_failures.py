@@ -473,6 +473,19 @@ def test_a_returned_token_may_be_issued_again_after_a_restart(farm: Harness) -> 
     assert worker.take() == [("j", 0, 2, 1)]
 
 
+def test_an_unknown_token_of_an_earlier_epoch_that_this_life_has_begun_is_fenced(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("j", 1)
+    (token,) = worker.take()
+    farm.create("x", 0)
+    farm.purge("x")
+    farm.create("x", 0)
+    assert farm.state.epoch == token[2] + 1
+    assert worker.report((*token[:3], 7)) is VerdictCode.FENCED
+    farm.claim(effects.Audit)
+    assert worker.report(token) is VerdictCode.ACCEPTED
+
+
 def test_an_unknown_token_of_an_at_most_once_task_is_fenced(farm: Harness) -> None:
     worker, _ = once(farm)
     farm.restart()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from orchestrator_harness import SWEEP_NS, Harness, Token, Worker
 
-from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId
+from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId, VerdictCode
 from services.orchestrator.core import effects, records
 from services.orchestrator.core.state import State
 
@@ -348,3 +348,23 @@ def test_an_older_journal_knows_of_crashes_alone(farm: Harness) -> None:
     note = old.by_id[JobId("j")].notes[0]
     assert (note.suspected, note.suspected_on) == (1, {"w1": True})
     farm.drop(effects.SendTasks)
+
+
+def test_a_worker_is_not_empty_while_an_attempt_runs_on_that_was_given_up(farm: Harness) -> None:
+    """It came back with an attempt after a newer one had failed elsewhere: a success of it still counts, and it is no bystander's crash."""
+    w1, w2 = farm.worker("w1", slots=1), farm.worker("w2", slots=1)
+    farm.create("k", 1)
+    holder, running = next_start(farm, w1, w2)
+    other = w2 if holder is w1 else w1
+    farm.wait(16, beating=[other])  # the holder is silent beyond its lease
+    farm.drop(effects.Audit, effects.Refuse)
+    (newer,) = other.take()
+    assert newer[:2] == running[:2]
+    other.fail(newer, FailureClass.INFRA)
+    holder.incarnation += b"+"
+    assert holder.attach().revoked == []
+    assert list(holder.held) == [running]
+    assert not farm.job("k").live
+    assert not farm.state.workers[holder.worker_id].is_empty
+    assert holder.report(running) is VerdictCode.ACCEPTED
+    assert farm.state.workers[holder.worker_id].is_empty
