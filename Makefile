@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-compare bench-storage bench-restart bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -84,6 +84,10 @@ bench-peers: $(STAMP) ## measure the farm and its peers on the same work, in tur
 bench-micro: $(STAMP) ## measure what single parts cost a task
 	@test -d build/micro || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target build/micro pytest-benchmark==5.3.1 py-cpuinfo==9.0.0
 	@PYTHONPATH=build/micro $(BIN)/python -m pytest bench/micro -q -n 0 --benchmark-disable-gc --benchmark-columns=median --benchmark-quiet
+
+bench-profile: $(STAMP) ## flame graphs of the programs under load, in build/profile
+	@test -x build/profile/bin/py-spy || $(BIN)/python -m pip install -q --disable-pip-version-check --target build/profile py-spy==0.4.3
+	@$(BIN)/python -m bench.profile
 
 bench-compare: $(STAMP) ## compare the last two runs of bench-peers
 	@$(BIN)/python -m bench.peers.compare
