@@ -203,7 +203,8 @@ class Checks:
             or older[0] < ledger.restored_epoch
         ):
             return
-        if owner.core.state.workers[holder.name].incarnation != holder.link.session.incarnation:
+        known = owner.core.state.workers.get(holder.name)
+        if known is not None and known.incarnation != holder.link.session.incarnation:
             return  # while it was away another process came in its name, which is taken for its successor
         silent_ns = self.world.kernel.now - self.world.network.arrived_ns.get((holder.name, owner.name), 0)
         in_contact = holder.link.attached and silent_ns < owner.config.lease_ns // 2
