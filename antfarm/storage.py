@@ -33,9 +33,6 @@ UNARY_TIMEOUT_S = 60.0
 """Deadline of calls that carry no content; verifying a large blob has none."""
 _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
-_LOST_WHILE_WRITING = "Internal error from Core"
-"""What grpc.aio says when a write fails, whatever the call's own status (github.com/grpc/grpc/issues/36066). Storage hears a client out
-before it answers early, so only a lost connection comes as this."""
 _PAGE_BLOBS = 1000
 
 T = TypeVar("T")
@@ -202,8 +199,6 @@ class AsyncStorage:
 
     def _error(self, error: grpc.aio.AioRpcError) -> AntFarmError:
         """Our error of a failed call. What gRPC itself says of a lost connection becomes one line that names the address."""
-        if error.details() == _LOST_WHILE_WRITING:
-            return Unavailable(f"storage at {self.address} went away in the middle of a write")
         found = wire.error_from_rpc(error)
         told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
         if told or not isinstance(found, Unavailable):

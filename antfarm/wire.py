@@ -441,6 +441,8 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
         reason, retry_after_s = _status_details(error)
     except DecodeError:  # whoever sent it, the canonical code still holds
         reason, retry_after_s = "", None
+    if not reason and error.details() == _LOST_STATUS:
+        return errors.Unavailable("the connection was lost in the middle of a call")
     cls = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), errors.Internal)
     text = _plain(error.details() or error.code().name)
     if issubclass(cls, errors.Weather):
@@ -448,6 +450,8 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     return cls(text)
 
 
+_LOST_STATUS = "Internal error from Core"
+"""What gRPC puts in the place of the status of a call that ended while something was written into it (github.com/grpc/grpc/issues/36066)."""
 CONNECTION_REFUSED = "connection refused"
 """Text of an error when nobody listens at an address."""
 _CAUSES = (

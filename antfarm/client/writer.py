@@ -17,7 +17,7 @@ import grpc.aio
 
 from antfarm import model
 from antfarm.client.connection import Connection
-from antfarm.errors import AntFarmError, JobClosed, Unavailable
+from antfarm.errors import AntFarmError, JobClosed
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
@@ -26,8 +26,6 @@ BATCH_TASKS_MAX = 4_000
 """Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
 _WINDOW_BATCHES = 8
 """Batches under way in one AppendTasks call; each call's answer makes them durable."""
-_LOST_STATUS = "Internal error from Core"
-"""What gRPC puts in the place of the status of a call that ended while it was written."""
 _FEED_BYTES_MAX = 4 * BATCH_BYTES_MAX
 _FEED_TASKS_MAX = 4 * BATCH_TASKS_MAX
 
@@ -166,8 +164,6 @@ class JobWriter:
             await call
             return None
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.INTERNAL and error.details() == _LOST_STATUS:
-                return Unavailable("the call ended while it was written")
             return error_from_rpc(error)
         finally:
             call.cancel()

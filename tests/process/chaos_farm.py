@@ -41,6 +41,7 @@ class ChaosFarm:
         self._offset = 0
         self._begun = 0
         self._clients: list[asyncio.Task[None]] = []
+        self._connected = 0
 
     # ---- programs ---------------------------------------------------------------------------------------------------
 
@@ -115,8 +116,11 @@ class ChaosFarm:
         def client(number: int, end: asyncio.Event) -> Coroutine[Any, Any, None]:
             return self._client(number, end, tasks, seconds, where, expand, type_)
 
+        self._connected = 0
         async with at_work(client, clients) as self._clients:
-            await self.progress()  # a client that finds nobody at its start does not wait for long
+            # A client that finds nobody at its start does not wait for long.
+            await until(lambda: self._connected == clients, "every client is connected", PATIENCE_S)
+            await self.progress()
             yield
         await self.read_again(where)
 
@@ -124,6 +128,7 @@ class ChaosFarm:
         self, number: int, end: asyncio.Event, tasks: int, seconds: float, address: str, expand: int, type_: str
     ) -> None:
         async with await connect(address, CLIENT_PATIENCE_S) as client:
+            self._connected += 1
             turn = 0
             while not end.is_set():
                 turn += 1

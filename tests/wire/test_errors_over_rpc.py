@@ -107,6 +107,13 @@ async def test_the_pause_before_a_retry_arrives(serve: Serve) -> None:
     assert caught.value.retry_after_s == 2.5
 
 
+def test_what_grpc_says_of_a_call_that_ended_while_it_was_written_is_weather() -> None:
+    lost = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="Internal error from Core"
+    )
+    assert isinstance(wire.error_from_rpc(lost), errors.Unavailable)
+
+
 def status_error(code: grpc.StatusCode, details: bytes | None = None) -> grpc.aio.AioRpcError:
     """A failed call as a peer that is not ours ends it."""
     trailing = grpc.aio.Metadata() if details is None else grpc.aio.Metadata((wire.STATUS_DETAILS_KEY, details))
