@@ -19,6 +19,7 @@ from pathlib import Path
 
 import antfarm as af
 from antfarm.local import LocalFarm
+from bench.peers.processes import resident_bytes
 from bench.tasks import identity, noop
 
 WORKERS = 2
@@ -104,17 +105,11 @@ def memory_per_queued_task(local: LocalFarm, count: int) -> float:
     """Growth of the orchestrator's resident memory over a job that nobody runs, which is then cancelled and purged."""
     pid = local.program("orchestrator").pid
     with af.connect(local.address) as farm:
-        before = rss_bytes(pid)
+        before = resident_bytes([pid])
         job = farm.map("bench.nobody", range(count), name="queued")
-        grown = rss_bytes(pid) - before
+        grown = resident_bytes([pid]) - before
         job.cancel()
     return grown / count
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_s(local: LocalFarm) -> float:

@@ -16,11 +16,12 @@ from typing import Any
 
 from bench.peers import environments, processes
 from bench.peers.contenders import Contender
+from bench.peers.drivers.peer import BURN_MS, SLOTS
 
 DRIVERS = Path(__file__).with_name("drivers")
 START_S = 120.0
-IDEAL_BURN_S = 10 / 1000 / 2
-"""Two slots, tasks of 10 ms: what one task adds to the wall time at best."""
+IDEAL_BURN_S = BURN_MS / 1000 / SLOTS
+"""What one task adds to the wall time at best."""
 
 
 class Failed(Exception):
@@ -52,10 +53,10 @@ class Session:
     """A driver process and the requests to it."""
 
     def __init__(self, contender: Contender) -> None:
+        python = environments.python_of(contender)
         self._mark = uuid.uuid4().hex
         self._directory = tempfile.TemporaryDirectory(prefix="bench-")
         self._log = (Path(self._directory.name) / "driver.log").open("w+")
-        python = environments.python_of(contender)
         environment = {
             **os.environ,
             **contender.environment,

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 import celery
 import peer
 from peer import SLOTS, Peer, serve
-from redis_broker import Redis
+from redis_broker import SOCKET, Redis
 
-SOCKET = os.path.abspath("redis/r.sock")
 app = celery.Celery("celery_redis", broker=f"redis+socket://{SOCKET}", backend=f"redis+socket://{SOCKET}")
 app.conf.update(
     task_acks_late=True,

@@ -8,6 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
+SOCKET = Path("redis/r.sock").absolute()
+"""Where it listens, in the driver's directory."""
+
 
 class Redis:
     """Appends to its file; synced each second, as by default of what calls itself durable there, or always."""
@@ -16,15 +19,13 @@ class Redis:
         program = shutil.which("redis-server")
         if program is None:
             raise RuntimeError("redis-server is not installed: apt-get install redis-server")
-        directory = Path("redis").absolute()
-        directory.mkdir()
-        self.socket = directory / "r.sock"
+        SOCKET.parent.mkdir()
         sync = os.environ.get("BENCH_REDIS_SYNC", "everysec")
-        arguments = ["--port", "0", "--unixsocket", str(self.socket), "--appendonly", "yes", "--appendfsync", sync]
+        arguments = ["--port", "0", "--unixsocket", str(SOCKET), "--appendonly", "yes", "--appendfsync", sync]
         self.server = subprocess.Popen(
-            [program, *arguments, "--dir", str(directory), "--save", ""], stdout=subprocess.DEVNULL
+            [program, *arguments, "--dir", str(SOCKET.parent), "--save", ""], stdout=subprocess.DEVNULL
         )
-        while not self.socket.exists():
+        while not SOCKET.exists():
             time.sleep(0.01)
 
     def stop(self) -> None:

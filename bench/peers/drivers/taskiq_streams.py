@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import peer
 import taskiq_redis
 from peer import SLOTS, Peer, serve
-from redis_broker import Redis
+from redis_broker import SOCKET, Redis
 
-URL = f"unix://{os.path.abspath('redis/r.sock')}"
+URL = f"unix://{SOCKET}"
 broker = taskiq_redis.RedisStreamBroker(URL).with_result_backend(
     taskiq_redis.RedisAsyncResultBackend(URL, result_ex_time=600)
 )

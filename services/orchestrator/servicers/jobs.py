@@ -258,18 +258,21 @@ def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events
 def _messages(
     found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
 ) -> Iterator[job_pb2.StreamResultsResponse]:
-    """Messages of BATCH_BYTES_MAX and one result at most, made one by one. A record larger than one message repeats the cursor before it until its last part."""
+    """Messages of bounded size, made one by one. A record larger than one message repeats the cursor before it until its last part."""
     current, size = job_pb2.StreamResultsResponse(), 0
     results = current.results
     for seq, record in found:
         worker_id, outcomes = outcomes_of(record, job, wanted)
         for outcome in outcomes:
-            if size > BATCH_BYTES_MAX or len(results) >= RESULTS_IN_MESSAGE_MAX:
+            size += wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
+            count = len(results)
+            if count > 1 and (size > BATCH_BYTES_MAX or count > RESULTS_IN_MESSAGE_MAX):
+                del results[-1]  # it is the first of the next message
                 current.cursor = cursor
                 yield current
-                current, size = job_pb2.StreamResultsResponse(), 0
+                current = job_pb2.StreamResultsResponse()
                 results = current.results
-            size += wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
+                size = wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
         cursor = seq
     if found:
         current.cursor = cursor
