@@ -21,7 +21,19 @@ class Redis:
             raise RuntimeError("redis-server is not installed: apt-get install redis-server")
         SOCKET.parent.mkdir()
         sync = os.environ.get("BENCH_REDIS_SYNC", "everysec")
-        arguments = ["--port", "0", "--unixsocket", str(SOCKET), "--appendonly", "yes", "--appendfsync", sync]
+        # A title of its own would be written over its environment, where its mark stands.
+        arguments = [
+            "--set-proc-title",
+            "no",
+            "--port",
+            "0",
+            "--unixsocket",
+            str(SOCKET),
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            sync,
+        ]
         self.server = subprocess.Popen(
             [program, *arguments, "--dir", str(SOCKET.parent), "--save", ""], stdout=subprocess.DEVNULL
         )
