@@ -58,6 +58,8 @@ class Upstream:
         self._started: dict[tuple[str, int], tuple[int, int]] = {}
         """Parents that are durable here and have not ended -> epoch and attempt."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[None]] = set()
+        """Those of them that read what a parent ended with."""
         self._link = Link(
             addresses=[address],
             tls=tls,
@@ -79,11 +81,18 @@ class Upstream:
         """Serve until cancelled. Raises what no further dial can cure."""
         acks = asyncio.create_task(self._watch_acks())
         try:
+            await self._report_ended()
             await self._link.run()
         finally:
             acks.cancel()
             for task in self._tasks:
                 task.cancel()
+
+    async def _report_ended(self) -> None:
+        """Report what ended in an earlier life before the first Hello, which then says so: else it would be taken from us where somebody else has it."""
+        await self._driver.settled(self._driver.core.state.seq)
+        if self._reading:
+            await asyncio.wait(self._reading)
 
     # ---- from above -------------------------------------------------------------------------------------------------
 
@@ -161,16 +170,19 @@ class Upstream:
                 self._spawn(self._read_plan(effect))
             case effects.ReportParent():
                 self._started.pop(effect.parent, None)
-                self._spawn(self._report_parent(effect))
+                reading = self._spawn(self._report_parent(effect))
+                self._reading.add(reading)
+                reading.add_done_callback(self._reading.discard)
 
     def _say_started(self, parent: tuple[str, int], epoch: int, attempt: int) -> None:
         job_id, index = parent
         self._link.running(report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt))
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

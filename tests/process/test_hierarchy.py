@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+from fake_orchestrator import FakeOrchestrator
 from farm_app import after, work
 from farm_bench import APP, H_S, LEASE_S, Notes, connect, kill_and_restart, local_farm, until
 
+from antfarm import wire
 from antfarm.client.farm import AsyncFarm
 from antfarm.errors import TaskFailed
 from antfarm.local import LocalFarm
@@ -63,15 +70,18 @@ async def jobs_of(client: AsyncFarm) -> list[job_pb2.Job]:
     return list(answer.jobs)
 
 
+async def workers_of(client: AsyncFarm) -> list[worker_pb2.Worker]:
+    return list((await client.connection.workers.ListWorkers(worker_pb2.ListWorkersRequest())).workers)
+
+
 async def nothing_is_left_below(client: AsyncFarm) -> None:
     """The orchestrator below has ended all jobs, and its workers hold nothing."""
 
     async def clean() -> bool:
-        workers = await client.connection.workers.ListWorkers(worker_pb2.ListWorkersRequest())
         ended = all(
             job.state not in (job_pb2.JOB_STATE_OPEN, job_pb2.JOB_STATE_RUNNING) for job in await jobs_of(client)
         )
-        return ended and all(worker.held == 0 for worker in workers.workers)
+        return ended and all(worker.held == 0 for worker in await workers_of(client))
 
     await until(clean, "all has ended below")
 
@@ -117,8 +127,8 @@ async def test_a_type_without_a_plan_is_relayed_and_waits_for_workers_that_come_
 
         async def arrived() -> bool:
             async with await connect(low) as below:
-                workers = await client.connection.workers.ListWorkers(worker_pb2.ListWorkersRequest())
-                return workers.workers[0].held > 0 and await jobs_of(below) == []
+                workers = await workers_of(client)
+                return workers[0].held > 0 and await jobs_of(below) == []
 
         await until(arrived, "it waits below, where nobody can run it yet")
         await start_worker(farm, "w1", low)
@@ -187,6 +197,22 @@ async def test_a_restarted_top_is_told_again_what_has_begun_below(farm: LocalFar
         await kill_and_restart(farm, "top")
         await until(begun)
         await future.cancel("seen")
+
+
+async def test_what_ended_before_a_crash_is_in_the_first_hello_after_it(farm: LocalFarm, notes: Notes) -> None:
+    """Whoever is told late that it has ended may have given it to another, and takes it away."""
+    async with FakeOrchestrator() as top:
+        farm.environment["ANTFARM_FAILPOINTS"] = "upstream.before_report=kill"
+        low = await start_below(farm, "low", top.address, "farm_app.work")
+        farm.environment.clear()
+        await start_worker(farm, "w1", low)
+        [token] = top.give("farm_app.work", [json.dumps([3, notes.path, 0.0]).encode()])
+        await until(lambda: not farm.program("low").running)
+        await asyncio.to_thread(farm.restart, "low")
+        hello = (await top.attached(2)).hello
+        assert wire.tokens_from_wire(hello.held) == wire.tokens_from_wire(hello.unacked) == [token]
+        assert (await top.outcome(token)).result == b"9"
+        assert notes.count() == 1
 
 
 async def test_inputs_of_what_runs_below_are_read_above_also_over_a_kill_there(farm: LocalFarm, notes: Notes) -> None:

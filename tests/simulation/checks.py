@@ -595,13 +595,12 @@ class Checks:
             # Going back in time forgets tokens: this promise cannot outlive it.
             demand(ledger.starts[token[0], token[1]] == 1 or ledger.restored > 0, "I11", token, "starts again")
 
-    def reported(self, link: Link, token: Token, outcome: Outcome, *, again: bool = False) -> None:
-        """A worker reports an outcome."""
+    def reported(self, link: Link, token: Token, outcome: Outcome) -> None:
+        """A worker reports an outcome, perhaps once more after a restart."""
         ledger = self.ledger(link.upper)
         ledger.sent.setdefault(token, outcome)
         self.open_reports.setdefault(link, {})[token] = outcome
-        if not again:  # an orchestrator that was restarted makes its reports anew, and its hello may come before them
-            self.reported_ns[link.upper, token] = self.world.kernel.now
+        self.reported_ns.setdefault((link.upper, token), self.world.kernel.now)
         if outcome.never_started:
             ledger.unstarted[token] = None
         self.did["reports"] += 1

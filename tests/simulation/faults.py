@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
-STRANGERS_MAX = 5
-"""In one run."""
-
-
 class Faults:
     """Draws faults until it is stopped, then undoes all of them."""
 
@@ -275,9 +271,7 @@ class Faults:
         return True
 
     def _strangers(self) -> bool:
-        """A twin of a worker knocks, or a peer of another protocol; a few only, because what twins take over is repeated."""
-        if self.kinds["strangers"] >= STRANGERS_MAX:
-            return False
+        """A twin of a worker knocks, or a peer of another protocol."""
         known = [worker.link for worker in self.world.workers if worker.process.life]
         if known:
             Stranger(self.world, self._dice.choice(known), major=self._dice.choice((1, 1, 2)))

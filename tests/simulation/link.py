@@ -230,7 +230,7 @@ class Link:
             if number:
                 outcome.report_no = number
                 self.outbox.append((token, outcome))
-                self.world.checks.reported(self, token, outcome, again=True)
+                self.world.checks.reported(self, token, outcome)
 
     def _send_reports(self, reports: Sequence[Kept]) -> None:
         if not self.attached or self.wire is None:

@@ -58,6 +58,7 @@ class Orchestrator:
         self._held: list[Effect] = []
         self._inbox: list[events.Event] = []
         self._scheduled = self._tick_due = self._committing = self._stalled = False
+        self._to_dial = False
         self._batches = 0
         self._sessions: dict[str, Wire] = {}
         self._early: dict[str, list[tuple[int, Any]]] = {}
@@ -85,7 +86,7 @@ class Orchestrator:
             self.link = Link(self.world, self.process, self.upper, f"orchestrator-{self.name}", self, about)
             for parent in self.core.state.parents.values():
                 self.link.session.held.setdefault((parent.job_id, parent.index, parent.epoch, parent.attempt), 0)
-            self.process.later(MS, self.link.dial)
+            self._to_dial = True
             self.process.later(200 * MS, self._watch_acks)
         self.post(events.Recover(wall_ns=self.wall_ns))
 
@@ -175,6 +176,7 @@ class Orchestrator:
         if self.disk.full:
             self._stalled = True
             self.disturb()
+            self._dial_first()
             self.process.later(SECOND, self._try_commit)
             return
         if self._stalled:
@@ -201,8 +203,15 @@ class Orchestrator:
                 self._release(effect)
             else:
                 self._held.append(effect)
+        self._dial_first()
         if self._pending:
             self._begin_commit()
+
+    def _dial_first(self) -> None:
+        """Once what ended in an earlier life has been reported to the link."""
+        if self._to_dial and self.link is not None:
+            self._to_dial = False
+            self.link.dial()
 
     def io_error(self) -> None:
         """A failed fsync: what it left is unknown, the process stops and is started again."""
