@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -87,13 +88,15 @@ def _wrap_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callab
 
 
 def _wrap_stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def call(request: Any, context: Context) -> None:
         try:
             _demand_message(request)
             answer = behaviour(request, context)
             if hasattr(answer, "__aiter__"):
-                async for message in answer:
-                    yield message
+                # Written here and not by gRPC, which logs a defect when the client leaves while a message waits for room.
+                async with aclosing(answer):
+                    async for message in answer:
+                        await context.write(message)
             else:
                 await answer
         except (Exception, asyncio.CancelledError) as error:

@@ -183,16 +183,24 @@ class Connection:
         With `follow` until the job has ended (or all `indices` are there), over any number of broken calls.
         """
         patience, cursor, left = self.patience(), 0, set(indices)
+        since: list[job_pb2.StreamResultsResponse] = []  # messages since the cursor moved, that one among them
         while True:
+            # What was recorded together may be too large for one message: its first part has come before the cursor passes it, and comes again.
+            known = {result.index for message in since for result in message.results}
             request = job_pb2.StreamResultsRequest(job_id=job_id, cursor=cursor, follow=follow, indices=indices)
             call = self.jobs.StreamResults(request)
             self.streams += 1
             try:
                 async for message in call:
                     patience.relieved()
-                    cursor = message.cursor
-                    if message.results:
-                        yield message.results
+                    results: Sequence[TaskResult] = message.results
+                    if known:
+                        results = [result for result in results if result.index not in known]
+                    if message.cursor != cursor:
+                        cursor, since, known = message.cursor, [], set()
+                    since.append(message)
+                    if results:
+                        yield results
                     if indices and left:
                         left.difference_update(result.index for result in message.results)
                 return

@@ -72,6 +72,7 @@ async def serve(settings: OrchestratorSettings) -> int:
         return _restore(settings)
     tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
     net.check_bind(settings.host, tls, insecure=settings.insecure)
+    program.allow_open_files()
     stop = program.stop_on_signals()
     journal = SqliteJournal(settings.state_directory, settings.ballast_mib << 20)
     try:

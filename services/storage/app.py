@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from pathlib import Path
 
 import grpc.aio
@@ -36,7 +35,7 @@ async def serve(settings: StorageSettings) -> int:
     directory, is_default = file_directory(settings.backend)
     stop = program.stop_on_signals()
     keep_freed_buffers()
-    _allow_open_files()
+    program.allow_open_files()
     backend = FilesystemBackend.open(directory, make_parents=is_default)
     try:
         blobs = BlobServicer(backend, streams_max=settings.streams_max)
@@ -64,12 +63,6 @@ async def serve(settings: StorageSettings) -> int:
     finally:
         await backend.close()
     return program.EXIT_OK
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit of open files, often 1,024, to the hard one: each peer is a socket, and each stream a file."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _make_sweeper(

@@ -22,6 +22,8 @@ from antfarm.v1 import (
     worker_pb2_grpc,
 )
 
+RECORDED_TOGETHER = 300
+
 
 class FakeJobs(
     job_pb2_grpc.JobServiceServicer, system_pb2_grpc.SystemServiceServicer, worker_pb2_grpc.WorkerServiceServicer
@@ -117,16 +119,18 @@ class FakeJobs(
     async def StreamResults(self, request: job_pb2.StreamResultsRequest, context: Any) -> AsyncIterator[Any]:
         payloads = self.jobs[request.job_id]
         order = random.Random(request.job_id).sample(range(len(payloads)), len(payloads))
-        cursor = request.cursor
-        while cursor < len(order):
+        sent = request.cursor
+        while sent < len(order):
             self.maybe_break()
             step = self.dice.randint(1, 500)
             results = [
                 common_pb2.TaskResult(
                     index=index, state=common_pb2.TASK_STATE_SUCCEEDED, attempt=1, result=payloads[index]
                 )
-                for index in order[cursor : cursor + step]
+                for index in order[sent : sent + step]
             ]
-            cursor += len(results)
-            yield job_pb2.StreamResultsResponse(results=results, cursor=cursor)
+            sent += len(results)
+            # A message may end amid what was recorded together; the cursor is what was whole before it.
+            whole = sent if sent == len(order) else sent - sent % RECORDED_TOGETHER
+            yield job_pb2.StreamResultsResponse(results=results, cursor=whole)
         self.maybe_break()

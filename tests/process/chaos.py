@@ -28,6 +28,7 @@ import chaos_silence as silence
 import chaos_sweep as sweep
 import chaos_tasks as tasks
 import chaos_versions as versions
+import chaos_watchers as watchers
 from chaos_report import Report
 
 SERIES = {
@@ -42,6 +43,7 @@ SERIES = {
     "resubmit": (clients.resubmissions, 4, 20, 1_000),
     "cancel-races": (clients.cancel_races, 4, 20, 200),
     "flood": (clients.floods, 0, 1, 10),
+    "slow-watchers": (watchers.slow_watchers, 0, 1, 20),
     "storage-disk-errors": (disk.storage_disk_errors, 1, 4, 100),
     "worker-disk-errors": (disk.worker_disk_errors, 0, 4, 50),
     "sweep": (sweep.sweep, 0, 2, 50),

@@ -44,6 +44,12 @@ def heavy(number: int, filler: str, path: str, name: str, seconds: float, ctx: a
     return _take_time(number, path, name, seconds, ctx)
 
 
+@af.task(name="chaos.wide")
+def wide(number: int, width: int) -> str:
+    """Has much to say."""
+    return f"{number}:".ljust(width, "x")
+
+
 @af.task(name="chaos.gated")
 def gated(number: int, path: str, name: str, seconds: float, ctx: af.Context) -> int:
     """Ends when there is a file of its job's name, or it is stopped."""

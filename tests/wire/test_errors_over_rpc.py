@@ -278,7 +278,38 @@ async def test_an_error_for_a_call_that_is_over_is_no_defect(
     details: Any = SimpleNamespace(method="/test/fail")
     wrapped: Any = await ErrorInterceptor().intercept_service(handler, details)
     with pytest.raises(asyncio.CancelledError):
-        await anext(wrapped.stream_stream(None, Over()))
+        await wrapped.stream_stream(None, Over())
+    assert caplog.records == []
+
+
+async def test_a_client_that_leaves_while_a_message_waits_for_room_is_no_defect(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 20
+    waiting, closed = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def items(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            waiting.release()
+            while True:
+                yield bytes(1_000_000)
+        finally:
+            closed.release()
+
+    address = await serve("unary_stream", fail=items)
+    async with net.open_channel(address) as channel:
+        streams = [channel.unary_stream("/test/fail")(b"") for _ in range(count)]
+        for stream in streams:
+            assert await stream.read() == b"first"
+            await waiting.acquire()
+        await asyncio.sleep(0.1)  # until the room is used up: nobody reads on
+        for stream in streams:
+            stream.cancel()
+        async with asyncio.timeout(10):
+            for _ in streams:
+                await closed.acquire()
+    await asyncio.sleep(0)
     assert caplog.records == []
 
 

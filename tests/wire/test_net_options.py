@@ -276,10 +276,11 @@ async def test_a_client_notices_a_peer_that_fell_silent(serve: Serve) -> None:
 
 @pytest.mark.slow
 async def test_a_server_notices_a_peer_that_fell_silent(serve: Serve) -> None:
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def wait(request: bytes, context: Any) -> bytes:
         context.add_done_callback(lambda _: ended.set())
+        begun.set()
         await asyncio.sleep(60)
         return b""
 
@@ -287,8 +288,7 @@ async def test_a_server_notices_a_peer_that_fell_silent(serve: Serve) -> None:
     address = await serve(options=options, echo=wait)
     async with Proxy(address) as proxy, plain_channel(proxy.address) as channel:
         call = asyncio.ensure_future(_await(channel, b""))
-        await until(lambda: proxy.connections == 1)
-        await asyncio.sleep(0)
+        await begun.wait()  # a call that has not arrived is none that could end
         proxy.freeze()
         await asyncio.wait_for(ended.wait(), 5)
         call.cancel()

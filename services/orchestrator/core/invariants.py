@@ -59,6 +59,7 @@ def _check_lanes(state: State) -> None:
         assert len(lane) == sum(job.offered for job in jobs), "lanes offer each job once"
         offered = [share.weight for share in lane.shares.values() if share.offered]
         assert lane.weight == sum(offered), "lanes weigh as much as the shares that they offer"
+    assert state.of_done_parents.keys() <= state.jobs.keys(), "what is kept of done parents is there"
     for job in state.jobs.values():
         assert job.offered or job.paused or not job.ready, "a job with ready tasks is on offer"
 

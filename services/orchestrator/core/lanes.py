@@ -71,7 +71,19 @@ class Limit:
 class Lane:
     """Jobs with the same needs, those that may have a ready task in the order in which they are next."""
 
-    __slots__ = ("_heap", "jobs", "key", "limit", "plain", "shares", "slots", "template", "virtual_time", "weight")
+    __slots__ = (
+        "_heap",
+        "jobs",
+        "key",
+        "limit",
+        "plain",
+        "shares",
+        "slots",
+        "template",
+        "undemanding",
+        "virtual_time",
+        "weight",
+    )
 
     def __init__(self, key: LaneKey, template: TaskTemplate, limit: Limit | None) -> None:
         self.key = key
@@ -80,6 +92,8 @@ class Lane:
         self.limit = limit
         self.plain = limit is None and not template.resources
         """Attempts take a slot and nothing else."""
+        self.undemanding = not template.labels and not template.resources
+        """Whoever offers the type can run them."""
         self.slots = max(template.resources.get("cpu", 1.0), 1.0)
         """What an attempt takes of a worker's slots and window. At least 1: outstanding assignments never exceed the credit."""
         self.jobs = 0
@@ -215,4 +229,6 @@ def misfits(worker: Worker, template: TaskTemplate) -> Iterator[Misfit]:
 
 def fits(worker: Worker, lane: Lane) -> bool:
     """True when the worker can run the lane's tasks."""
+    if lane.undemanding:
+        return lane.template.type in worker.task_types
     return next(misfits(worker, lane.template), None) is None

@@ -109,6 +109,12 @@ def _started(turn: Turn, parent: Parent) -> None:
 
 def resume(turn: Turn) -> None:
     """After a restart: go on with every parent where its jobs stand."""
+    turn.state.of_done_parents = {
+        number: None
+        for number in turn.state.ended
+        if (job := turn.state.jobs[number]).job_id.startswith(PARENT_PREFIX)
+        and turn.state.parent_of(job.job_id) is None
+    }
     for parent in list(turn.state.parents.values()):
         _started(turn, parent)
         advance(turn, parent)
@@ -249,17 +255,22 @@ def acked(turn: Turn, event: events.ParentAcked) -> None:
     if parent is None or (parent.epoch, parent.attempt) != (event.epoch, event.attempt):
         return
     turn.record(records.ParentDone(job_id=event.job_id, index=event.index))
+    for stage in reversed(STAGES):
+        job = _job(turn.state, parent, stage)
+        if job is not None:
+            turn.state.of_done_parents[job.number] = None
     _purge_oldest(turn)
 
 
 def _purge_oldest(turn: Turn) -> None:
-    done = [
-        job
-        for job in turn.state.jobs.values()
-        if job.job_id.startswith(PARENT_PREFIX) and job.ended and jobs.needed_by(turn, job) is None
-    ]
-    for job in done[: max(len(done) - KEPT_MAX, 0)]:
-        turn.record(records.JobPurged(job=job.number))
+    """Purge what is beyond KEPT_MAX. A job that is in use again, because its parent came again, is no one's of a done parent any more."""
+    kept, by_number = turn.state.of_done_parents, turn.state.jobs
+    while len(kept) > KEPT_MAX:
+        job = by_number[next(iter(kept))]
+        if job.ended and jobs.needed_by(turn, job) is None:
+            turn.record(records.JobPurged(job=job.number))
+        else:
+            del kept[job.number]
 
 
 def revoked(turn: Turn, event: events.ParentRevoked) -> None:

@@ -120,7 +120,10 @@ def _share_out(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
             limit = min(worker.slots, worker.window) if by_slots else worker.window
             free = limit - worker.taken
             if free > 0:
-                share = math.ceil(_waiting(lanes, free * len(workers)) / (len(workers) - position))
+                waiting = _waiting(lanes, free * len(workers))
+                if not waiting:
+                    return
+                share = math.ceil(waiting / (len(workers) - position))
                 _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
 
 

@@ -509,6 +509,8 @@ class State:
         self.quarantined: dict[str, Worker] = {}
         """Workers in quarantine, the oldest first."""
         self.paused_types: dict[str, Probation] = {}
+        self.of_done_parents: dict[int, None] = {}
+        """Jobs of parents whose end is recorded above, in the order in which that was heard: kept for people to look at."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
@@ -808,6 +810,7 @@ class State:
         del self.by_id[job.job_id]
         self.purged.add(job.job_id)
         self.backed.pop(job.number, None)
+        self.of_done_parents.pop(job.number, None)
         if job.number in self.ended:
             del self.ended[job.number]
             self.ended_tasks -= job.task_count

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from services.orchestrator.core.records import JobCancelled, Record, TasksEnded
 
 CACHE_BYTES_MAX = 64 << 20
+PART_BYTES_MAX = 4 << 20
+"""What one reader may keep of records while its connection takes no more; a single record may be larger."""
 _TASK_BYTES = 250
 """What an outcome costs beside its result, roughly."""
 
@@ -23,14 +25,10 @@ class ResultCache:
     def add(self, batch: Sequence[tuple[int, Record]]) -> None:
         """Keep the records of a batch that end tasks."""
         for seq, record in batch:
-            if isinstance(record, TasksEnded):
-                size = sum(len(task.result) for task in record.ended) + _TASK_BYTES * len(record.ended)
-            elif isinstance(record, JobCancelled):
-                size = _TASK_BYTES
-            else:
-                continue
-            self._records[seq] = (size, record)
-            self._bytes += size
+            if isinstance(record, TasksEnded | JobCancelled):
+                size = _size_bytes(record)
+                self._records[seq] = (size, record)
+                self._bytes += size
         while self._bytes > self._bytes_max:
             _, (size, _) = self._records.popitem(last=False)
             self._bytes -= size
@@ -39,3 +37,20 @@ class ResultCache:
         """The record, when it is still here."""
         entry = self._records.get(seq)
         return entry[1] if entry is not None else None
+
+
+def first_part(found: Sequence[tuple[int, Record]]) -> Sequence[tuple[int, Record]]:
+    """The first records, as many as are together within PART_BYTES_MAX; one at least."""
+    left = PART_BYTES_MAX
+    for count, (_, record) in enumerate(found):
+        left -= _size_bytes(record)
+        if left < 0:
+            return found[: max(count, 1)]
+    return found
+
+
+def _size_bytes(record: Record) -> int:
+    """What it takes in memory, roughly."""
+    if isinstance(record, TasksEnded):
+        return sum([len(task.result) for task in record.ended]) + _TASK_BYTES * len(record.ended)
+    return _TASK_BYTES

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
@@ -19,6 +20,7 @@ from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
 from services.orchestrator.runtime.explainer import Explainer
+from services.orchestrator.runtime.results import first_part
 from services.orchestrator.runtime.views import all_durable, job_status, outcomes_of, result_seqs
 
 PAGE_SIZE = 100
@@ -26,7 +28,7 @@ PAGE_SIZE_MAX = 1_000
 BATCHES_IN_FLIGHT_MAX = 8
 """Batches of one AppendTasks call that may wait for the journal: enough to keep it busy, few enough to push back."""
 RESULTS_IN_MESSAGE_MAX = 4_096
-RECORDS_AT_ONCE = 256
+RECORDS_AT_ONCE = 32
 INDICES_MAX = 100_000
 _PAGE_NUMBER = re.compile(r"[0-9]{1,19}")
 WATCH_PAUSE_S = 0.05
@@ -149,9 +151,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 ended = job.ended and job.ended_seq <= durable
                 complete = wanted is not None and all_durable(job, wanted, durable)
                 seqs = result_seqs(job, cursor, durable, wanted)
-                for start in range(0, len(seqs), RECORDS_AT_ONCE):
-                    found = await self._driver.read_records(seqs[start : start + RECORDS_AT_ONCE])
-                    for message in _messages(found, job, wanted, cursor):
+                at = 0
+                while at < len(seqs):
+                    found = await self._driver.read_records(seqs[at : at + RECORDS_AT_ONCE])
+                    part = first_part(found)
+                    at = bisect_right(seqs, part[-1][0]) if len(part) < len(found) else at + RECORDS_AT_ONCE
+                    del found  # a reader that takes no more keeps the part only
+                    for message in _messages(part, job, wanted, cursor):
                         cursor = message.cursor
                         yield message
                 if not request.follow or ended or complete:
@@ -256,7 +262,7 @@ def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events
 
 
 def _messages(
-    found: list[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
+    found: Sequence[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
 ) -> Iterator[job_pb2.StreamResultsResponse]:
     """Messages of bounded size, made one by one. A record larger than one message repeats the cursor before it until its last part."""
     current, size = job_pb2.StreamResultsResponse(), 0

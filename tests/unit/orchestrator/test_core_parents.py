@@ -354,6 +354,22 @@ def test_old_jobs_of_finished_parents_are_purged(farm: Harness) -> None:
     assert "up/top/4/tasks" not in farm.state.by_id
 
 
+def test_a_restart_knows_which_jobs_of_finished_parents_are_the_oldest(farm: Harness) -> None:
+    worker = farm.worker(types=("s",))
+    for index in range(KEPT_MAX + 2):
+        if index == KEPT_MAX:
+            farm.restart()
+            worker = farm.worker(types=("s",))
+        assign(farm, index=index, template=TaskTemplate(type="s"))
+        worker.run(worker.take())
+        if index != 1:  # the second one's report is not answered
+            farm.do(events.ParentAcked(job_id="top", index=index, epoch=1, attempt=1))
+        farm.drop(effects.StartParent, effects.ReportParent)
+    assert len(farm.state.jobs) == KEPT_MAX + 1
+    assert "up/top/0/tasks" not in farm.state.by_id
+    assert "up/top/1/tasks" in farm.state.by_id
+
+
 def test_ended_jobs_of_a_parent_that_is_not_finished_stay_however_old(farm: Harness) -> None:
     worker = farm.worker(types=("s",))
     for index in range(KEPT_MAX + 5):

@@ -14,7 +14,7 @@ from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
 from services.orchestrator.core.state import Probation
 from services.orchestrator.runtime.logbook import Logbook
-from services.orchestrator.runtime.results import ResultCache
+from services.orchestrator.runtime.results import ResultCache, first_part
 from services.orchestrator.runtime.sessions import FRAMES_WAITING_MAX, Session
 from services.orchestrator.runtime.views import (
     all_durable,
@@ -113,6 +113,15 @@ def test_the_cache_keeps_the_newest_within_its_bound() -> None:
     assert cache.get(6) == JobCancelled(job=1, cause="")
     cache.add([(7, ended(1, b"x" * 20_000))])
     assert cache.get(7) is None
+
+
+def test_a_reader_keeps_a_part_of_some_size_and_one_record_at_least() -> None:
+    small = [(seq, ended(10)) for seq in range(1, 33)]
+    assert first_part(small) == small
+    large = [(seq, ended(16, b"x" * 60_000)) for seq in range(1, 33)]
+    assert first_part(large) == large[:4]
+    assert first_part([(7, ended(1, b"x" * 5_000_000)), *small]) == [(7, ended(1, b"x" * 5_000_000))]
+    assert first_part([]) == []
 
 
 def test_logs_are_kept_from_their_end_and_of_the_latest_tasks() -> None:
