@@ -7,18 +7,16 @@ the same work on a ProcessPoolExecutor with two processes (which is not durable)
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import antfarm as af
 from antfarm.local import LocalFarm
+from bench.measure import check, cpu_s, machine, ratio, spread, timed
 from bench.peers.processes import resident_bytes
 from bench.tasks import identity, noop
 
@@ -44,12 +42,13 @@ def main() -> int:
             list(farm.map(noop, range(1_000)).results())  # warm
             list(processes.map(identity, range(1_000)))
             burst_farm, burst_pool, cpu = [], [], []
+            pids = [program.pid for program in local.programs.values()]
             for _ in range(options.rounds):
-                before = cpu_s(local)
+                before = cpu_s(pids)
                 burst_farm.append(
                     options.tasks / timed(lambda: check(farm.map(noop, range(options.tasks)).results(), options.tasks))
                 )
-                cpu.append((cpu_s(local) - before) / options.tasks * 1e6)
+                cpu.append((cpu_s(pids) - before) / options.tasks * 1e6)
                 burst_pool.append(10_000 / timed(lambda: check(processes.map(identity, range(10_000)), 10_000)))
             trips_farm = [timed(lambda: farm.submit(noop, 1).result()) for _ in range(options.trips)]
             trips_pool = [timed(lambda: processes.submit(identity, 1).result()) for _ in range(options.trips)]
@@ -59,9 +58,7 @@ def main() -> int:
         ours, theirs = (1e3 * sorted(trips)[int(len(trips) * quantile)] for trips in (trips_farm, trips_pool))
         rows.append(row(f"round trip of one task, ms {name}", [ours], [theirs], "{:.2f}"))
     rows.append(row("orchestrator memory per queued task, bytes", [queued], [], "{:,.0f}"))
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}, {time.strftime('%Y-%m-%d')}\n"
-    )
+    print(f"{machine()}\n")
     print(
         "| measure | AntFarm, durable: min / median / max | ProcessPoolExecutor, not durable | ratio of medians |\n|---|---|---|---|"
     )
@@ -74,31 +71,12 @@ def pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that it takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def check(results: object, count: int) -> None:
-    """Read all results and see that each is right."""
-    got = list(results)  # type: ignore[call-overload]
-    if got != list(range(count)):
-        raise SystemExit("results are wrong")
-
-
 def row(name: str, ours: Sequence[float], theirs: Sequence[float], form: str) -> str:
     """One line of the table."""
-    figures = (
-        " / ".join(form.format(f(ours)) for f in (min, statistics.median, max))
-        if len(ours) > 1
-        else form.format(ours[0])
-    )
+    figures = spread(ours, form)
     if not theirs:
         return f"| {name} | {figures} | | |"
-    peer = statistics.median(theirs)
-    return f"| {name} | {figures} | {form.format(peer)} | {statistics.median(ours) / peer:.2f} |"
+    return f"| {name} | {figures} | {form.format(statistics.median(theirs))} | {ratio(ours, theirs):.2f} |"
 
 
 def memory_per_queued_task(local: LocalFarm, count: int) -> float:
@@ -110,21 +88,6 @@ def memory_per_queued_task(local: LocalFarm, count: int) -> float:
         grown = resident_bytes([pid]) - before
         job.cancel()
     return grown / count
-
-
-def cpu_s(local: LocalFarm) -> float:
-    """CPU seconds of all programs of the farm and their children so far."""
-    roots = {program.pid for program in local.programs.values()}
-    ticks = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(entry.name) in roots or int(fields[1]) in roots or int(fields[2]) in roots:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

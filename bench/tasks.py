@@ -1,4 +1,4 @@
-"""The tasks that are measured."""
+"""The tasks and the stage that are measured."""
 
 from __future__ import annotations
 
@@ -22,3 +22,18 @@ def note(x: int, path: str) -> None:
     with open(path, "a") as file:
         file.write(f"{current_context().epoch} {time.time()}\n")
     time.sleep(0.02)
+
+
+def spread(count: int) -> af.Expansion:
+    """The plan of a stage: one request becomes that many empty tasks."""
+    return af.Expansion(task=noop, calls=range(count))
+
+
+def gather(outcomes: list[af.Outcome], count: int) -> int:
+    """Its summary: how many there were. Fails when one is wrong."""
+    if [outcome.result() for outcome in outcomes] != list(range(count)):
+        raise ValueError("results are wrong")
+    return len(outcomes)
+
+
+af.stage(name="bench.spread", plan=spread, summarise=gather)
