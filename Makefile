@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-clouds bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-growth bench-clouds bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -100,6 +100,9 @@ fuzz: $(STAMP) ## hostile input by seed at every target; N=inputs of each, SEED=
 
 bench-restart: $(STAMP) ## measure restarts with a million tasks queued
 	@$(BIN)/python -m bench.restart
+
+bench-growth: $(STAMP) ## measure throughput and latency as the work grows, for docs/growth.svg (20 minutes at most)
+	@$(BIN)/python -m bench.growth --save
 
 bench-clouds: $(STAMP) ## measure Clouds over a year of pictures beside a bare loop
 	@$(BIN)/python -m bench.clouds

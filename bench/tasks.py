@@ -7,6 +7,9 @@ import time
 import antfarm as af
 from antfarm.context import current_context
 
+DIGITS = 12
+"""Of the number in a payload of `weigh`."""
+
 
 def identity(x: int) -> int:
     """Nothing: all that is measured is what runs it."""
@@ -22,3 +25,14 @@ def note(x: int, path: str) -> None:
     with open(path, "a") as file:
         file.write(f"{current_context().epoch} {time.time()}\n")
     time.sleep(0.02)
+
+
+@af.task(name="bench.weigh")
+def weigh(text: str) -> int:
+    """The number at the end of a payload of any size; the answer is small."""
+    return int(text[-DIGITS:])
+
+
+def payload_text(number: int, size_bytes: int) -> str:
+    """The argument of `weigh` whose call takes that many bytes on the wire, 16 at least."""
+    return str(number).zfill(size_bytes - len('[""]'))
