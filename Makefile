@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-depth bench-start bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-depth bench-start bench-growth bench-clouds bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -109,6 +109,12 @@ bench-depth: $(STAMP) ## measure one, two and three levels of orchestrators
 
 bench-start: $(STAMP) ## measure from starting a farm to its first result
 	@$(BIN)/python -m bench.start
+
+bench-growth: $(STAMP) ## measure throughput and latency as the work grows, for docs/growth.svg (20 minutes at most)
+	@$(BIN)/python -m bench.growth --save
+
+bench-clouds: $(STAMP) ## measure Clouds over a year of pictures beside a bare loop
+	@$(BIN)/python -m bench.clouds
 
 crash-images: $(STAMP) ## open ten thousand images of a journal as crashes leave them
 	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q tests/conformance/test_crash_images.py

@@ -7,6 +7,9 @@ import time
 import antfarm as af
 from antfarm.context import current_context
 
+DIGITS = 12
+"""Of the number in a payload of `weigh`."""
+
 
 def identity(x: int) -> int:
     """Nothing: all that is measured is what runs it."""
@@ -37,3 +40,14 @@ def gather(outcomes: list[af.Outcome], count: int) -> int:
 
 
 af.stage(name="bench.spread", plan=spread, summarise=gather)
+
+
+@af.task(name="bench.weigh")
+def weigh(text: str) -> int:
+    """The number at the end of a payload of any size; the answer is small."""
+    return int(text[-DIGITS:])
+
+
+def payload_text(number: int, size_bytes: int) -> str:
+    """The argument of `weigh` whose call takes that many bytes on the wire, 16 at least."""
+    return str(number).zfill(size_bytes - len('[""]'))

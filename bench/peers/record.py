@@ -62,8 +62,8 @@ def load(path: Path) -> Record:
 
 
 def history() -> list[Path]:
-    """All runs that are kept, the oldest first."""
-    return sorted(HISTORY.glob("*.json"))
+    """All runs that are kept, the oldest first. Their names begin with the date; others in the directory are not of this kind."""
+    return sorted(HISTORY.glob("[0-9]*.json"))
 
 
 def _revision() -> str:
