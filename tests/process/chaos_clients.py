@@ -393,7 +393,7 @@ async def _meet(farm: ChaosFarm, client: AsyncFarm) -> None:
 FLOOD_S = 6.0
 QUEUED_MIB = 16
 FILLER = "x" * 16_000
-FLOOD_TASKS, FLOOD_SECONDS = 50, 0.05
+FLOOD_TASKS, FLOOD_SECONDS = 50, 0.1
 """Tasks of a job of the flood, and what each takes."""
 CAPACITY = len(WORKERS) * SLOTS / FLOOD_SECONDS
 """Tasks a second that the farm could run if all else cost nothing."""
@@ -413,13 +413,16 @@ class _Flood:
         self.offered = 0
         self.refused = 0
         self.silent_s = 0.0
+        self.rates: list[float] = []
+        """Tasks a second that began during each flood."""
         self.complaints: list[str] = []
 
     async def run(self, number: int) -> None:
         """For its time, beside patient clients, which get all in that they have."""
-        end = time.monotonic() + FLOOD_S
+        began, end = self._farm.begun(), time.monotonic() + FLOOD_S
         patient = [asyncio.create_task(self._wait_patiently(f"p{number}-{n}", end)) for n in range(PATIENT_CLIENTS)]
         await asyncio.gather(self._look(end), *(self._pour(f"f{number}-{n}", end) for n in range(FLOOD_CLIENTS)))
+        self.rates.append((self._farm.begun() - began) / (FLOOD_S + time.monotonic() - end))
         await asyncio.gather(*patient)
 
     async def _pour(self, name: str, end: float) -> None:
@@ -502,7 +505,7 @@ async def floods(directory: Path, rounds: int) -> Report:
         grown_mib = memory_mib(pid, "VmHWM") - before_mib
         report = Report.untouched(f"{rounds} floods of {FLOOD_S:g} s", farm.verdict(), farm.losses())
     report.figures += (
-        f"; {flood.offered} tasks offered, {flood.refused} jobs of {FLOOD_TASKS} refused, memory grew by {grown_mib:.0f} MiB at most ({QUEUED_MIB} of payloads), "
+        f"; {flood.offered} tasks offered, {flood.offered / (rounds * FLOOD_S * CAPACITY):.1f} times what could run, of which {min(flood.rates) / CAPACITY:.0%} or more ran meanwhile; {flood.refused} jobs of {FLOOD_TASKS} refused, memory grew by {grown_mib:.0f} MiB at most ({QUEUED_MIB} of payloads), "
         f"no worker was silent for more than {flood.silent_s:.2f} s, a new job was done {max(backs):.2f} s after the flood at the latest"
     )
     report.complaints += complaints
