@@ -62,6 +62,8 @@ class Orchestrator:
         self._batches = 0
         self._sessions: dict[str, Wire] = {}
         self._early: dict[str, list[tuple[int, Any]]] = {}
+        self._said_ns: dict[str, int] = {}
+        """When each hello was sent, of connections too that have ended before it is read."""
         self._requests: dict[int, Answer] = {}
         self._reported: dict[Token, None] = {}
         self.undisturbed_since_ns = kernel.now
@@ -275,8 +277,7 @@ class Orchestrator:
 
     def said_ns(self, effect: effects.Welcome | effects.AckHeartbeat) -> int:
         """When that was said which is answered here: a hello may have been on its way for long."""
-        wire = self._sessions.get(effect.session)
-        return self.world.kernel.now if wire is None or isinstance(effect, effects.AckHeartbeat) else wire.opened_ns
+        return self.world.kernel.now if isinstance(effect, effects.AckHeartbeat) else self._said_ns[effect.session]
 
     def _tasks_frame(self, effect: effects.SendTasks) -> tuple[str, int, list[Group]]:
         groups: list[Group] = []
@@ -318,6 +319,7 @@ class Orchestrator:
                 wire.session = session
                 self._sessions[session] = wire
                 self._early[session] = []
+                self._said_ns[session] = wire.opened_ns
                 self.post(events.Attach(session=SessionId(session), **hello))
             case ("beat", number, frames, held) if wire.session:
                 self.post(
