@@ -114,16 +114,15 @@ def _tail(text: str) -> str:
 
 
 def result_row(message: common_pb2.TaskResult) -> list[Any]:
-    """A recorded outcome as children get it."""
-    result = wire.result_from_wire(message)
-    failed = result.failure
+    """A recorded outcome as children get it. There may be a hundred thousand for one task, so no value is made of each in between."""
+    failed = wire.failure_from_wire(message.failure) if message.HasField("failure") else None
     return [
-        result.index,
-        result.state.value,
-        result.attempt,
-        result.result,
-        [(blob.key, blob.size_bytes, blob.sha256) for blob in result.outputs],
+        message.index,
+        message.state,
+        message.attempt,
+        message.result,
+        [(blob.key, blob.size_bytes, blob.sha256) for blob in map(wire.blob_from_wire, message.outputs)],
         failed and [failed.failure_class.value, failed.kind, failed.message, failed.traceback, failed.log_tail],
-        result.worker_id,
-        result.run_us,
+        message.worker_id,
+        message.run_duration.ToMicroseconds(),
     ]
