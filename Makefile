@@ -25,7 +25,7 @@ clouds: $(STAMP) ## run the Clouds pipeline on a farm on this machine (no intern
 	@$(BIN)/python -m clouds --source standin --start 2021-01-01 --end 2021-03-31 --out clouds-out || [ $$? -eq 1 ]
 
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 test-fast: $(STAMP) ## run the tests that take under a quarter of a second
 	@$(BIN)/python -m pytest -m "not slow"

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # must precede the first import of grpc
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,26 @@ def children() -> dict[int, str]:
     return found
 
 
+left_by_workers: list[str] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process that ran some of the tests has ended (`-n`): what it left behind is told by the one that it ran for."""
+    left_by_workers.extend(getattr(node, "workeroutput", {}).get("left", ()))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """No test may leave a process behind."""
-    left = {pid: command for pid, command in children().items() if "resource_tracker" not in command}
+    left = [
+        f"process {pid}: {command[:200]}" for pid, command in children().items() if "resource_tracker" not in command
+    ]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = left
+        return
+    left += left_by_workers
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    for pid, command in left.items():
-        print(f"\nleft behind: process {pid}: {command[:200]}")  # noqa: T201 - the report of the run
+    for one in left:
+        print(f"\nleft behind: {one}")  # noqa: T201 - the report of the run

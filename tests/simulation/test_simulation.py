@@ -20,6 +20,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.timeout(600)
 def test_many_seeds_keep_every_promise_and_reach_every_rare_branch() -> None:
     """Every invariant holds under faults, everything ends once they stop, and nothing that should happen now and then never does."""
     total = run_many(1, SEEDS, os.cpu_count() or 1)
