@@ -15,12 +15,10 @@ from typing import Any
 from antfarm.context import _current as current  # set once per task, without the cost of a context manager
 from services.worker.child.output import AttemptLog
 from services.worker.child.protocol import (
-    CURRENT,
-    DEAD_FROM,
-    DEAD_TO,
     IN_STORAGE,
     IN_TASKS,
     IN_TEMPLATE,
+    may_start,
 )
 from services.worker.child.runner import DECODING_ERRORS, AttemptContext, Job, Runner
 
@@ -63,9 +61,8 @@ class PlainChild:
         started = perf_counter_ns()
         while queue:
             job, (seq, index, attempt, payload, inputs) = queue.popleft()
-            page[CURRENT] = seq
-            if page[DEAD_FROM] < seq <= page[DEAD_TO]:
-                continue  # taken back
+            if not may_start(page, seq):
+                continue
             self._seq = seq
             context = AttemptContext(runner, job, seq, index, attempt)
             current.set(context)

@@ -18,8 +18,9 @@ From the child (`OUT_...`):
 the next: what the pipe holds survives the child's death, so the first task without a result is the one to blame.
 
 The page holds unsigned 64-bit words, each written by one side only. The agent takes back tasks that wait behind a long one by setting
-DEAD_FROM and DEAD_TO: tasks with DEAD_FROM < seq <= DEAD_TO are not started. Should the child start one in the same instant, that task runs
-twice and its first result counts, which is why tasks that may start only once are never fed behind others.
+DEAD_FROM and DEAD_TO: tasks with DEAD_FROM < seq <= DEAD_TO are not started (`take_back`, `may_start`). Should the child start one in the same
+instant, that task runs twice and its first result counts, which is why tasks that may start only once are never fed behind others. The other way
+round must not happen: a task that the agent takes for started is started, or nobody would ever run it.
 """
 
 from __future__ import annotations
@@ -81,3 +82,21 @@ class Template(TypedDict, total=False):
     common: bytes
     memory_bytes: int
     shared_inputs: dict[int, Any]
+
+
+def take_back(page: memoryview, first: int, last: int) -> int:
+    """The agent's side: tasks up to `last` that are not started are not to be. Seq of the task that counts as started last, `first` at least.
+
+    The range begins before it ends, and `may_start` reads it the other way round: whichever way the two meet, the child that has said what it
+    starts sees either the old end, or the new beginning, which is not before that task.
+    """
+    started = max(page[CURRENT], first)
+    page[DEAD_FROM] = started
+    page[DEAD_TO] = last
+    return started
+
+
+def may_start(page: memoryview, seq: int) -> bool:
+    """The child's side: say that this task is started, unless it was taken back."""
+    page[CURRENT] = seq
+    return seq > page[DEAD_TO] or page[DEAD_FROM] >= seq

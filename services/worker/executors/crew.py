@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 from antfarm.model import SECOND_NS
-from services.worker.child.protocol import CANCEL, COOPERATIVE, CURRENT, DEAD_FROM, DEAD_TO, IN_CANCEL
+from services.worker.child.protocol import CANCEL, COOPERATIVE, IN_CANCEL, take_back
 from services.worker.core.attempt import Attempt
 from services.worker.core.lane import Lane
 from services.worker.executors.feeder import Feeder
@@ -99,11 +99,7 @@ class Crew:
 
     def take_back(self, lane: Lane) -> int:
         """Tell the child not to start what it was fed and has not started. Seq of the task that it started last."""
-        page = self._children[lane.number].page
-        started = max(page[CURRENT], lane.fed[0].seq)
-        page[DEAD_TO] = lane.next_seq - 1
-        page[DEAD_FROM] = started
-        return started
+        return take_back(self._children[lane.number].page, lane.fed[0].seq, lane.next_seq - 1)
 
     def listens(self, lane: Lane, attempt: Attempt) -> bool:
         """Whether the attempt would notice a request to stop."""
