@@ -95,8 +95,8 @@ class Ledger:
     unstarted: dict[Token, None] = field(default_factory=dict)
     """At-most-once tokens whose holder said that it never started, or does not hold it."""
     accepted: dict[Token, None] = field(default_factory=dict)
-    purged: dict[Key, tuple[int, int]] = field(default_factory=dict)
-    """Tasks that ended and were purged since -> their winners."""
+    purged: dict[Key, tuple[int, int] | None] = field(default_factory=dict)
+    """Tasks that ended and were purged since -> their winners, None of those that did not succeed."""
     purged_jobs: dict[str, None] = field(default_factory=dict)
     cancelled: dict[str, None] = field(default_factory=dict)
     """Jobs whose cancel was acknowledged."""
@@ -494,7 +494,7 @@ class Checks:
             return  # its records went with the purge, and a restored journal is read again
         for index in range(ledger.sizes.pop(job_id)):
             task = ledger.tasks.pop((job_id, index))
-            ledger.purged[job_id, index] = task.winner
+            ledger.purged[job_id, index] = task.winner if task.state is TaskState.SUCCEEDED else None
             demand(task.state is not None, "I1", job_id, index, "was purged before it ended")
             ledger.starts.pop((job_id, index), None)
         ledger.cancelled.pop(job_id, None)

@@ -147,7 +147,7 @@ def _reconcile(
         remember_revoked(turn, worker, token)
     if not spare:
         worker.stopping = {
-            token: 0 if frames_received is None else frame
+            token: frame
             for token, frame in worker.stopping.items()
             if token in held or (frames_received is not None and frame > frames_received)
         }
@@ -160,9 +160,10 @@ def _reconcile(
     for attempt in ghosts:
         # The incarnation that it was sent to does not have it, and would have it until a final verdict: it never arrived.
         give_back(turn, attempt, Past.LOST, never_started=True)
-    if frames_received is None:
+    if frames_received is None:  # numbers of frames of the stream before say nothing on this one
         for attempt in worker.live.values():
             attempt.frame = 0
+        worker.stopping = dict.fromkeys(worker.stopping, 0)
     return revoked
 
 

@@ -497,6 +497,21 @@ def test_a_hello_without_a_number_may_be_a_late_one_and_only_a_heartbeat_says_wh
     farm.drop(effects.Refuse)
 
 
+def test_what_was_told_to_stop_over_an_older_stream_is_not_awaited_for_ever(farm: Harness) -> None:
+    """Also of a worker that does not number its connections: what is not held at the first heartbeat has stopped, or never arrived."""
+    worker = farm.worker("w1", dial=0)
+    farm.create("j", 1)
+    (token,) = worker.take()
+    farm.cancel("j")
+    farm.drop(effects.SendRevoke)
+    assert farm.state.workers["w1"].stopping == {token: 1}
+    worker.held = {}
+    worker.attach()
+    worker.beat()
+    assert farm.state.workers["w1"].is_empty
+    farm.drop(effects.Refuse)
+
+
 def test_who_has_seen_the_farthest_epoch_shuts_nobody_out(farm: Harness) -> None:
     far = farm.worker("w2", max_epoch_seen=EPOCH_SEEN_MAX)
     farm.claim(effects.Audit)
