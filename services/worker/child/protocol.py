@@ -88,7 +88,8 @@ def take_back(page: memoryview, first: int, last: int) -> int:
     """The agent's side: tasks up to `last` that are not started are not to be. Seq of the task that counts as started last, `first` at least.
 
     The range begins before it ends, and `may_start` reads it the other way round: whichever way the two meet, the child that has said what it
-    starts sees either the old end, or the new beginning, which is not before that task.
+    starts sees either the old end, or the new beginning, which is not before that task. That holds where stores and loads keep their order, as on x86; on
+    other processors some hundred instructions of the interpreter lie between two of ours, and nothing stronger can be had from Python.
     """
     started = max(page[CURRENT], first)
     page[DEAD_FROM] = started
