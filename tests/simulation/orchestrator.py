@@ -276,8 +276,8 @@ class Orchestrator:
         return [(SessionId(session), wire) for session, wire in self._sessions.items()]
 
     def said_ns(self, effect: effects.Welcome | effects.AckHeartbeat) -> int:
-        """When that was said which is answered here: a hello may have been on its way for long."""
-        return self.world.kernel.now if isinstance(effect, effects.AckHeartbeat) else self._said_ns[effect.session]
+        """When that was said which is answered here: a hello may have been on its way for long, and what has ended since no heartbeat says."""
+        return self._said_ns[effect.session]
 
     def _tasks_frame(self, effect: effects.SendTasks) -> tuple[str, int, list[Group]]:
         groups: list[Group] = []
