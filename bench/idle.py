@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from antfarm.local import LocalFarm
+from antfarm.program import allow_open_files
 from bench.measure import machine, ratio, spread
 from bench.peers.processes import cpu_s, resident_bytes
 from services.orchestrator.settings import OrchestratorSettings
@@ -86,8 +87,8 @@ def show(count: int, farm: Figures, raw: Figures) -> None:
 
 def demand_descriptors(workers: int) -> None:
     """Raise this process's limit of open files to the hard one, which programs started from now on inherit; end when that is too few."""
+    allow_open_files()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     needed = workers + DESCRIPTORS_BESIDE
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise SystemExit(

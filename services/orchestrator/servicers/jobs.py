@@ -151,11 +151,14 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 ended = job.ended and job.ended_seq <= durable
                 complete = wanted is not None and all_durable(job, wanted, durable)
                 seqs = result_seqs(job, cursor, durable, wanted)
-                at = 0
+                at, count = 0, RECORDS_AT_ONCE
                 while at < len(seqs):
-                    found = await self._driver.read_records(seqs[at : at + RECORDS_AT_ONCE])
+                    found = await self._driver.read_records(seqs[at : at + count])
                     part = first_part(found)
-                    at = bisect_right(seqs, part[-1][0]) if len(part) < len(found) else at + RECORDS_AT_ONCE
+                    if len(part) < len(found):  # large ones: what is too much is read again, so fewer the next time
+                        at, count = bisect_right(seqs, part[-1][0]), min(2 * len(part), RECORDS_AT_ONCE)
+                    else:
+                        at, count = at + count, RECORDS_AT_ONCE
                     del found  # a reader that takes no more keeps the part only
                     for message in _messages(part, job, wanted, cursor):
                         cursor = message.cursor

@@ -270,7 +270,7 @@ class Runner:
 
 DECODING_ERRORS = (UserError, Weather)
 _STATES = {int(state): state for state in model.TaskState}
-"""Calling the enumeration costs half as much as all else that is done with a plain outcome."""
+"""Looked up, because there may be a hundred thousand outcomes for one task."""
 
 
 def all_tasks(allow_pickle: bool) -> dict[str, Task[..., Any]]:
