@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import client_app
@@ -187,7 +188,14 @@ def test_a_generator_is_streamed_in_constant_memory(farm: af.Farm) -> None:
 def test_a_generator_that_fails_leaves_what_was_sent_to_be_cancelled(farm: af.Farm) -> None:
     def numbers() -> Iterator[int]:
         yield from range(10_000)
+        while not is_there("broken-source"):  # on a busy machine nothing of it may have left yet
+            time.sleep(0.01)
         raise RuntimeError("the source broke")
+
+    def is_there(job_id: str) -> bool:
+        with suppress(errors.JobNotFound):
+            return farm.job(job_id).status is not None
+        return False
 
     with pytest.raises(RuntimeError, match="the source broke"):
         farm.map(client_app.square, numbers(), job_id="broken-source")
