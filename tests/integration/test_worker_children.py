@@ -32,9 +32,9 @@ class Nursery:
         self.exits: dict[int, int] = {}
         self.children: list[ChildProcess] = []
 
-    def _on_records(self, number: int, records: list[list[Any]]) -> bool:
+    def _on_records(self, number: int, records: list[list[Any]]) -> float:
         self.records += records
-        return True
+        return 1.0
 
     async def child(self, mode: str = "plain") -> ChildProcess:
         child = ChildProcess(

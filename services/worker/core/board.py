@@ -15,7 +15,7 @@ from services.worker.core.lane import Lane
 
 FEED_LEAD_S = 0.02
 """Work that is fed to a child ahead: enough to hide the agent's reaction time, little enough to take back."""
-FEED_MAX = 256
+FEED_MAX = 2_048
 FEED_BYTES_MAX = 1024 * 1024
 STUCK_NS = SECOND_NS // 20
 """A child busy with one task for this long gives back what waits behind it."""

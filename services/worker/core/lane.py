@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 
 from services.worker.core.attempt import Attempt
 
+HANDLING_S = 20e-6
+"""What the shortest of tasks takes a child besides its run."""
+
 
 class Lane:
     """State of one child. Changed by the board only, but for `ready` and `doomed`, which the driver sets."""
@@ -45,6 +48,14 @@ class Lane:
         if self.is_loop:
             return self.fed
         return (self.fed[0],) if self.fed else ()
+
+    @property
+    def waiting_s(self) -> float:
+        """Plain: how long what waits behind the running task takes, as far as is known. 0: nothing waits, or nobody knows."""
+        waiting = len(self.fed) - 1
+        if self.is_loop or waiting <= 0:
+            return 0.0
+        return waiting * max(self.fed[-1].group.estimate.mean_s or 0.0, HANDLING_S)
 
     def feed(self, attempt: Attempt, now_ns: int) -> None:
         """Note that the attempt goes to the child."""

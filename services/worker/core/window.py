@@ -12,7 +12,8 @@ LEAD_S = 0.1
 """Work that should wait per slot."""
 LONG_S = 1.0
 """Tasks at least this long do not wait at the worker: the round trip costs them nothing."""
-PER_SLOT_MAX = 1_024
+WAITING_MAX = 4_096
+"""Assignments that may wait in all: what one agent brings through in LEAD_S, however many slots share it. Every heartbeat names all of them."""
 WAITING_BYTES_MAX = 32 * 1024 * 1024
 """Payloads that may wait in all."""
 
@@ -24,8 +25,8 @@ def prefetch_per_slot(mean_s: float | None, payload_bytes: float, slots: int) ->
     if mean_s >= LONG_S:
         return 0
     by_time = LEAD_S / max(mean_s, 1e-6)
-    by_bytes = WAITING_BYTES_MAX / max(payload_bytes, 1.0) / max(slots, 1)
-    return max(1, min(int(by_time), int(by_bytes), PER_SLOT_MAX))
+    in_all = min(WAITING_BYTES_MAX / max(payload_bytes, 1.0), WAITING_MAX)
+    return max(1, int(min(by_time, in_all / max(slots, 1))))
 
 
 class WindowSizer:

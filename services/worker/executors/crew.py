@@ -28,7 +28,7 @@ class Crew:
         self,
         spec: ChildSpec,
         *,
-        on_records: Callable[[int, list[list[Any]]], bool],
+        on_records: Callable[[int, list[list[Any]]], float],
         on_noise: Callable[[int, bytes], None],
         on_exit: Callable[[int, int], None],
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import mmap
 import os
@@ -28,11 +29,12 @@ from services.worker.child.protocol import CURRENT, IN_SETUP, IN_STORAGE, PAGE_B
 log = logging.getLogger("antfarm.worker")
 
 READ_BYTES = 1024 * 1024
-BUSY_PAUSE_S = 0.002
-"""A child that has more to run is not listened to for this long: its next results gather in the pipe, and one turn of the agent serves them all.
-A child's last result is taken at once, so tasks that come one by one are never delayed."""
+PAUSE_MAX_S = 0.01
+"""A child that has much to run is not listened to for up to this long: its next results gather in the pipe, and one turn of the agent, one message to
+the orchestrator and one commit serve them all. Nothing is a task's own then; what it costs to be asked is shared by hundreds."""
+PAUSE_SHARE = 0.25
+"""Nor for more than this share of the time that what waits in it takes, so that it does not run dry; with nothing waiting there is no pause."""
 NOISE_BYTES = 64 * 1024
-_F_SETPIPE_SZ = 1031
 _PIPE_BYTES = 1024 * 1024
 _PASSED = [
     "PATH",
@@ -121,7 +123,10 @@ class Warden:
 
 
 class ChildProcess:
-    """A running child. Callbacks come on the loop: records (lists; True when more will follow soon), noise (bytes of its descriptors 1 and 2), one exit."""
+    """A running child.
+
+    Callbacks come on the loop: records (lists; the answer is for how many seconds it has work waiting), noise (bytes of its descriptors 1 and 2), one exit.
+    """
 
     def __init__(
         self,
@@ -130,7 +135,7 @@ class ChildProcess:
         mode: str,
         spec: ChildSpec,
         warden: Warden,
-        on_records: Callable[[int, list[list[Any]]], bool],
+        on_records: Callable[[int, list[list[Any]]], float],
         on_noise: Callable[[int, bytes], None],
         on_exit: Callable[[int, int], None],
     ) -> None:
@@ -153,7 +158,8 @@ class ChildProcess:
         self.page: memoryview = memoryview(self._map).cast("Q")
         for fd in (in_read, self._out):
             with contextlib.suppress(OSError):  # above the user's share of pipe memory; small pipes work too
-                _set_pipe_size(fd)
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self._pause_bytes_max = fcntl.fcntl(self._out, fcntl.F_GETPIPE_SZ) // 4
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "services.worker.child", mode]
@@ -230,8 +236,12 @@ class ChildProcess:
         try:
             self._unpacker.feed(data)
             records = list(self._unpacker)
-            if records and self._on_records(self.number, records):
-                self._pause_reading()
+            if records:
+                waiting_s = self._on_records(self.number, records)
+                if (
+                    waiting_s and len(data) <= self._pause_bytes_max
+                ):  # else the pipe may fill meanwhile, and the child would wait for us
+                    self._pause_reading(min(waiting_s * PAUSE_SHARE, PAUSE_MAX_S))
         except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.BufferFull) as error:
             # User code wrote into our pipe. Nothing that follows can be trusted.
             self._garbage = True
@@ -239,10 +249,10 @@ class ChildProcess:
             self.kill()
         return True
 
-    def _pause_reading(self) -> None:
+    def _pause_reading(self, pause_s: float) -> None:
         if self._process.returncode is None:
             self._loop.remove_reader(self._out)
-            self._loop.call_later(BUSY_PAUSE_S, self._read_on)
+            self._loop.call_later(pause_s, self._read_on)
 
     def _read_on(self) -> None:
         if self._process.returncode is None:
@@ -303,9 +313,3 @@ class ChildProcess:
         self._loop.remove_writer(self._in)
         os.close(self._in)
         self._in = os.open(os.devnull, os.O_WRONLY)
-
-
-def _set_pipe_size(fd: int) -> None:
-    import fcntl
-
-    fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)

@@ -175,11 +175,11 @@ class Driver:
 
     # ---- from the children ------------------------------------------------------------------------------------------
 
-    def _on_records(self, number: int, records: list[list[Any]]) -> bool:
-        """Take what a child says. True when it has more to run, whatever we do meanwhile."""
+    def _on_records(self, number: int, records: list[list[Any]]) -> float:
+        """Take what a child says. For how many seconds it has work waiting, whatever we do meanwhile."""
         lane = self._board.lanes.get(number)
         if lane is None:
-            return False
+            return 0.0
         tally = _Tally()
         try:
             for record in records:
@@ -187,7 +187,7 @@ class Driver:
         finally:
             self._settle(lane, tally)
         self._pump()
-        return bool(tally.ended) and bool(lane.fed) and not lane.is_loop
+        return lane.waiting_s if tally.ended else 0.0
 
     def _on_record(self, lane: Lane, record: list[Any], tally: _Tally) -> None:
         """One record. ValueError or TypeError when it is none, before anything of it counts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -12,7 +13,7 @@ from antfarm.model import SECOND_NS
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.board import FEED_MAX, STALE_NS, Board
 from services.worker.core.estimate import Estimate
-from services.worker.core.lane import Lane
+from services.worker.core.lane import HANDLING_S, Lane
 
 _indices = count()
 
@@ -98,6 +99,27 @@ def test_a_child_is_topped_up_when_half_of_what_was_ahead_is_done() -> None:
     [(_, batch)] = on.dispatch(0)
     assert len(batch) == 5
     assert len(lane.fed) == 11
+
+
+def test_a_child_says_for_how_long_it_has_work_waiting_behind_the_running_task() -> None:
+    on = board(slots=1, lanes=1)
+    [lane] = on.lanes.values()
+    assert lane.waiting_s == 0.0
+    give(on, group(0.03), 5)
+    on.dispatch(0)
+    assert lane.waiting_s == 0.0, "one runs, and what is long does not wait in the child"
+    on = board(slots=1, lanes=1)
+    [lane] = on.lanes.values()
+    give(on, group(0.002), 100)
+    on.dispatch(0)
+    assert lane.waiting_s == pytest.approx(0.020)
+    end(on, lane)
+    assert lane.waiting_s == pytest.approx(0.018)
+    on = board(slots=1, lanes=1)
+    [lane] = on.lanes.values()
+    give(on, group(1e-6), 1_001)
+    on.dispatch(0)
+    assert lane.waiting_s == pytest.approx(1_000 * HANDLING_S), "tasks of no length are not taken for free"
 
 
 def test_order_is_kept_and_seqs_grow() -> None:

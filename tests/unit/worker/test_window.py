@@ -5,17 +5,22 @@ from __future__ import annotations
 import pytest
 
 from services.worker.core.estimate import Estimate
-from services.worker.core.window import PER_SLOT_MAX, WindowSizer, prefetch_per_slot
+from services.worker.core.window import WAITING_MAX, WindowSizer, prefetch_per_slot
 
 
 @pytest.mark.parametrize(
     ("mean_s", "expected"),
-    [(None, 1), (1e-6, PER_SLOT_MAX), (1e-3, 100), (0.01, 10), (0.2, 1), (0.999, 1), (1.0, 0), (60.0, 0)],
+    [(None, 1), (1e-6, WAITING_MAX // 2), (1e-3, 100), (0.01, 10), (0.2, 1), (0.999, 1), (1.0, 0), (60.0, 0)],
 )
 def test_a_tenth_of_a_second_of_work_waits_per_slot_and_long_tasks_do_not_wait(
     mean_s: float | None, expected: int
 ) -> None:
     assert prefetch_per_slot(mean_s, 100, 2) == expected
+
+
+def test_what_waits_is_bounded_for_all_slots_together() -> None:
+    assert prefetch_per_slot(1e-6, 100, 64) == WAITING_MAX // 64
+    assert prefetch_per_slot(1e-6, 100, 2 * WAITING_MAX) == 1
 
 
 def test_waiting_payloads_are_bounded_in_bytes() -> None:
