@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import uvloop
 
-from antfarm.link import Link, WorkerIdentity
+from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.v1 import report_queue_pb2, work_queue_pb2
 
 PROCESSES = 4
@@ -50,7 +50,7 @@ class Answering:
                 self.link.report(
                     group.job_id,
                     group.epoch,
-                    report_queue_pb2.Outcome(
+                    OutcomeParts(
                         index=one.index,
                         attempt=one.attempt,
                         ending=report_queue_pb2.ENDING_SUCCEEDED,

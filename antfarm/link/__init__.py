@@ -6,5 +6,6 @@
 from antfarm.link.client import Link
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.owner import Handler, WorkerIdentity
+from antfarm.link.reports import OutcomeParts
 
-__all__ = ["Handler", "Link", "MemoryOutbox", "Outbox", "WorkerIdentity"]
+__all__ = ["Handler", "Link", "MemoryOutbox", "Outbox", "OutcomeParts", "WorkerIdentity"]

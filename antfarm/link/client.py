@@ -34,7 +34,7 @@ from antfarm.errors import (
 from antfarm.failpoint import failpoint
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.owner import Handler, WorkerIdentity
-from antfarm.link.reports import Reports
+from antfarm.link.reports import OutcomeParts, Reports
 from antfarm.link.session import Session, Token
 from antfarm.link.stream import Call, now_ns, read_frame, serve_until_one_ends, wait_for
 from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS
@@ -143,12 +143,12 @@ class Link:
         self._session.want(window)
         self._say_window()
 
-    def report(self, job_id: str, epoch: int, outcome: report_queue_pb2.Outcome) -> None:
-        """Report the end of an attempt. The outcome is the link's from now on: kept, sent and repeated until its final verdict.
+    def report(self, job_id: str, epoch: int, parts: OutcomeParts) -> None:
+        """Report the end of an attempt: kept, sent and repeated until its final verdict.
 
         An outcome of a token that is not held (revoked and forgotten) is dropped.
         """
-        self._reports.add(job_id, epoch, outcome)
+        self._reports.add(job_id, epoch, parts)
 
     def running(self, word: report_queue_pb2.Running) -> None:
         """Pass on a word of a running attempt. Advisory; while the link is slow or away newer words replace older ones."""
@@ -372,7 +372,7 @@ class Link:
         session, reports = self._session, self._reports
         while True:
             while (frame := reports.next_frame()) is not None:
-                await stream.write(report_queue_pb2.PushReportsRequest(reports=frame))
+                await stream.write(frame)
                 failpoint("link.after_send")
             self._say_window()  # reports that wait may have closed it
             due_ns = session.next_due_ns

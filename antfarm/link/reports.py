@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Required, TypedDict
 
 from google.protobuf.message import DecodeError
 
@@ -18,7 +18,7 @@ from antfarm.failpoint import failpoint
 from antfarm.link.outbox import MemoryOutbox, Outbox
 from antfarm.link.session import Session, Token
 from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX
-from antfarm.v1 import report_queue_pb2
+from antfarm.v1 import common_pb2, report_queue_pb2
 
 log = logging.getLogger("antfarm.link")
 
@@ -30,7 +30,43 @@ REPORT_OVERHEAD_BYTES = 128
 """Counted for each report and word beside its texts."""
 
 Report = tuple[str, int, report_queue_pb2.Outcome, int]
-"""(job_id, epoch, outcome, bytes that it takes)"""
+"""(job_id, epoch, outcome, bytes that it takes). The outcome is a part of the frame in which it left first, and keeps that in memory."""
+
+
+class OutcomeParts(TypedDict, total=False):
+    """The fields of an Outcome under their names. The message itself is made in the frame that it leaves in: made alone and copied it takes three times as long."""
+
+    index: Required[int]
+    attempt: Required[int]
+    ending: Required[int]
+    result: bytes
+    outputs: list[common_pb2.BlobRef]
+    failure: common_pb2.Failure
+    run_us: int
+    never_started: bool
+
+
+class Frame:
+    """A frame of reports as it grows: outcomes grouped by job and epoch, in order within each."""
+
+    __slots__ = ("_groups", "message", "size_bytes")
+
+    def __init__(self) -> None:
+        self.message = report_queue_pb2.PushReportsRequest()
+        self.size_bytes = 0
+        self._groups: dict[tuple[str, int], Any] = {}
+
+    def outcomes(self, job_id: str, epoch: int) -> Any:
+        """The repeated field for outcomes of that job and epoch."""
+        found = self._groups.get((job_id, epoch))
+        if found is None:
+            group = self.message.reports.outcomes.add(job_id=job_id, epoch=epoch)
+            found = self._groups[job_id, epoch] = group.outcomes
+        return found
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so much more goes in; something always goes into an empty one."""
+        return self.size_bytes + size_bytes <= BATCH_BYTES_MAX or not self.size_bytes
 
 
 class Reports:
@@ -44,34 +80,34 @@ class Reports:
         self._outbox = outbox
         self._durable = not isinstance(outbox, MemoryOutbox)
         self._connected = False
-        self._fresh: list[Report] = []  # of this turn of the loop, not yet in the outbox
-        self._ready: deque[tuple[report_queue_pb2.Reports, int]] = (
-            deque()
-        )  # to send on this connection, with sizes; all unacked
+        self._fresh: list[Frame] = []  # of this turn of the loop, not yet in the outbox
+        self._ready: deque[Frame] = deque()  # to send on this connection; all unacked
         self._words: dict[Token, report_queue_pb2.Running] = {}  # newest word per attempt; bounded by what is held
         self._recover()
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
-    def add(self, job_id: str, epoch: int, outcome: report_queue_pb2.Outcome) -> None:
-        """Take the outcome of an attempt that is held; others are dropped."""
-        size = len(outcome.result) + REPORT_OVERHEAD_BYTES
-        if outcome.ending != report_queue_pb2.ENDING_SUCCEEDED or outcome.outputs:
-            size += outcome.ByteSize()
-        token = (job_id, outcome.index, epoch, outcome.attempt)
-        report = (job_id, epoch, outcome, size)
-        number = self._session.report(token, report, size)
-        if number == 0:
+    def add(self, job_id: str, epoch: int, parts: OutcomeParts) -> None:
+        """Take the outcome of an attempt that is held; others are dropped, and so is a second one."""
+        token = (job_id, parts["index"], epoch, parts["attempt"])
+        if self._session.held.get(token, 1):
             return
-        outcome.report_no = number
+        size = _size_bytes(parts)
+        fresh = self._fresh
+        if not fresh:
+            self.settled.clear()
+            asyncio.get_running_loop().call_soon(self.keep)
+            fresh.append(Frame())
+        elif not fresh[-1].has_room(size):
+            fresh.append(Frame())
+        frame = fresh[-1]
+        outcome = frame.outcomes(job_id, epoch).add(**parts)
+        outcome.report_no = self._session.report(token, (job_id, epoch, outcome, size), size)
+        frame.size_bytes += size
         if self._words:
             word = self._words.get(token)
             if word is not None and not word.log:
                 del self._words[token]  # progress of what has ended says nothing any more; its last log lines do
-        if not self._fresh:
-            self.settled.clear()
-            asyncio.get_running_loop().call_soon(self.keep)
-        self._fresh.append(report)
 
     def say(self, word: report_queue_pb2.Running) -> None:
         """Take a word of a running attempt. While it waits, a newer one replaces it and their logs are joined and cut."""
@@ -90,17 +126,16 @@ class Reports:
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
-        batches = list(pack(fresh))
         failpoint("link.before_outbox")
         if self._durable:
             if self._outbox.size_bytes > OUTBOX_BYTES_MAX + 2 * self._session.unacked_bytes:
-                self._outbox.replace([message.SerializeToString() for message, _ in self._all_unacked()])
+                self._outbox.replace([frame.message.reports.SerializeToString() for frame in self._all_unacked()])
             else:
-                for message, _ in batches:
-                    self._outbox.append(message.SerializeToString())
+                for frame in fresh:
+                    self._outbox.append(frame.message.reports.SerializeToString())
         failpoint("link.after_outbox")
         if self._connected:
-            self._ready.extend(batches)
+            self._ready.extend(fresh)
             self.wake.set()
         self.note_verdicts()
 
@@ -155,49 +190,45 @@ class Reports:
         if self._outbox.size_bytes and not self._session.unacked_count:
             self._outbox.replace(())
 
-    def next_frame(self) -> report_queue_pb2.Reports | None:
+    def next_frame(self) -> report_queue_pb2.PushReportsRequest | None:
         """All that waits, up to the size of a frame; None when nothing does."""
         ready, words = self._ready, self._words
         if not ready and not words:
             return None
-        frame, size = ready.popleft() if ready else (report_queue_pb2.Reports(), 0)
-        while ready and size + ready[0][1] <= BATCH_BYTES_MAX:
-            more, more_size = ready.popleft()
-            frame.MergeFrom(more)
-            size += more_size
+        frame = ready.popleft() if ready else Frame()
+        reports, size = frame.message.reports, frame.size_bytes
+        while ready and size + ready[0].size_bytes <= BATCH_BYTES_MAX:
+            more = ready.popleft()
+            reports.MergeFrom(more.message.reports)
+            size += more.size_bytes
         while words and size < BATCH_BYTES_MAX:
             word = words.pop(next(iter(words)))
-            frame.running.append(word)
+            reports.running.append(word)
             size += len(word.log) * 4 + REPORT_OVERHEAD_BYTES
-        return frame
+        return frame.message
 
-    def _all_unacked(self) -> Iterator[tuple[report_queue_pb2.Reports, int]]:
+    def _all_unacked(self) -> Iterator[Frame]:
         reports: list[Any] = [report for _, report in self._session.unacked()]
         return pack(reports)
 
 
-def pack(reports: Iterable[Report]) -> Iterator[tuple[report_queue_pb2.Reports, int]]:
-    """Frames of at most BATCH_BYTES_MAX with their sizes; outcomes grouped by job and epoch, in order within each."""
-    groups: dict[tuple[str, int], list[report_queue_pb2.Outcome]] = {}
-    total = 0
+def pack(reports: Iterable[Report]) -> Iterator[Frame]:
+    """Frames of what was reported before."""
+    frame = Frame()
     for job_id, epoch, outcome, size in reports:
-        if total + size > BATCH_BYTES_MAX and groups:
-            yield _frame(groups), total
-            groups, total = {}, 0
-        total += size
-        group = groups.get((job_id, epoch))
-        if group is None:
-            groups[job_id, epoch] = [outcome]
-        else:
-            group.append(outcome)
-    if groups:
-        yield _frame(groups), total
+        if not frame.has_room(size):
+            yield frame
+            frame = Frame()
+        frame.outcomes(job_id, epoch).append(outcome)
+        frame.size_bytes += size
+    if frame.size_bytes:
+        yield frame
 
 
-def _frame(groups: dict[tuple[str, int], list[report_queue_pb2.Outcome]]) -> report_queue_pb2.Reports:
-    return report_queue_pb2.Reports(
-        outcomes=[
-            report_queue_pb2.OutcomeGroup(job_id=job_id, epoch=epoch, outcomes=outcomes)
-            for (job_id, epoch), outcomes in groups.items()
-        ]
-    )
+def _size_bytes(parts: OutcomeParts) -> int:
+    size = len(parts.get("result", b"")) + REPORT_OVERHEAD_BYTES
+    if "failure" in parts:
+        size += parts["failure"].ByteSize()
+    if "outputs" in parts:
+        size += sum(blob.ByteSize() + 4 for blob in parts["outputs"])
+    return size

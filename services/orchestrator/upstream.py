@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, Weather
 from antfarm.failpoint import failpoint
-from antfarm.link import Link, WorkerIdentity
+from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.link.session import Token
 from antfarm.model import Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
@@ -235,14 +235,14 @@ class Upstream:
         ended = await self._ended_task(seq, local_index)
         if ended.state is TaskState.SUCCEEDED:
             outcome = _outcome(assignment, Ending.SUCCEEDED)
-            outcome.result = ended.result
-            outcome.outputs.extend(wire.blob_to_wire(blob) for blob in ended.outputs)
+            outcome["result"] = ended.result
+            outcome["outputs"] = [wire.blob_to_wire(blob) for blob in ended.outputs]
         else:
             outcome = _outcome(assignment, Ending.FAILED, ended.failure)
-        outcome.run_us = ended.run_us
+        outcome["run_us"] = ended.run_us
         self._report(token, outcome)
 
-    def _report(self, token: Token, outcome: report_queue_pb2.Outcome) -> None:
+    def _report(self, token: Token, outcome: OutcomeParts) -> None:
         if token in self._reported or not self._link.holds(token):
             return
         failpoint("upstream.before_report")
@@ -277,12 +277,13 @@ def _outcome(
     failure: Failure | None = None,
     *,
     never_started: bool = False,
-) -> report_queue_pb2.Outcome:
-    outcome = report_queue_pb2.Outcome(index=assignment.index, attempt=assignment.attempt, never_started=never_started)
-    outcome.ending = int(ending)  # type: ignore[assignment]
+) -> OutcomeParts:
+    outcome = OutcomeParts(
+        index=assignment.index, attempt=assignment.attempt, ending=ending.value, never_started=never_started
+    )
     if ending is Ending.FAILED:
         unknown = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure was recorded")
-        outcome.failure.CopyFrom(wire.failure_to_wire(failure or unknown))
+        outcome["failure"] = wire.failure_to_wire(failure or unknown)
     return outcome
 
 

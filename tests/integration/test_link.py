@@ -12,7 +12,7 @@ import pytest
 from fake_orchestrator import FakeOrchestrator, Token, until
 
 from antfarm.errors import Cycle, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
-from antfarm.link import Link, Outbox, WorkerIdentity
+from antfarm.link import Link, Outbox, OutcomeParts, WorkerIdentity
 from antfarm.link import client as client_module
 from antfarm.v1 import report_queue_pb2 as rq
 from antfarm.v1 import work_queue_pb2
@@ -79,8 +79,8 @@ async def linked(
         await asyncio.gather(run, return_exceptions=True)
 
 
-def succeeded(token: Token, result: bytes = b"1") -> tuple[str, int, rq.Outcome]:
-    return token[0], token[2], rq.Outcome(index=token[1], attempt=token[3], ending=rq.ENDING_SUCCEEDED, result=result)
+def succeeded(token: Token, result: bytes = b"1") -> tuple[str, int, OutcomeParts]:
+    return token[0], token[2], OutcomeParts(index=token[1], attempt=token[3], ending=rq.ENDING_SUCCEEDED, result=result)
 
 
 async def test_hello_says_who_it_is_and_beats_hold_what_it_holds() -> None:
@@ -184,7 +184,7 @@ async def test_revoke_and_drain_reach_the_handler_and_revoked_attempts_are_still
         await until(lambda: handler.drains)
         assert handler.revoked == [(tokens[1], "by a user")]
         assert handler.drains == [4.5]
-        link.report("job", 1, rq.Outcome(index=1, attempt=1, ending=rq.ENDING_REVOKED))
+        link.report("job", 1, OutcomeParts(index=1, attempt=1, ending=rq.ENDING_REVOKED))
         assert (await farm.outcome(tokens[1])).ending == rq.ENDING_REVOKED
 
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,17 @@ class ChaosFarm:
     def losses(self, name: str = "orchestrator") -> list[str]:
         """Workers that the orchestrator has declared lost, by its log, in order."""
         return re.findall(r"lost: worker (\S+) was silent", self.farm.program(name).log.read_text())
+
+    def note_quarantines(self) -> None:
+        """Note each quarantine as a fault of its worker, by the orchestrator's log: what is not known to have begun there is given to others. Before `verdict`."""
+        for clock, name in re.findall(
+            r"(\d\d:\d\d:\d\d) .* quarantine: worker (\S+):", self.farm.program("orchestrator").log.read_text()
+        ):
+            began = datetime.combine(datetime.now().date(), datetime.strptime(clock, "%H:%M:%S").time())
+            if began > datetime.now():  # it was before midnight
+                began -= timedelta(days=1)
+            at = began.timestamp()
+            self.history.faults.append(Fault(f"quarantine of {name}", at, self.farm.program(name).pid, until=at + 1.0))
 
     def verdict(self) -> Verdict:
         """Judge all that has happened. After the load."""

@@ -80,6 +80,7 @@ async def task_failures(directory: Path, rounds: int) -> Report:
             f"{name} is no longer the process it was" for name in WORKERS if farm.farm.program(name).pid != agents[name]
         ]
         started = [pid for number in range(rounds) for pid in _below(directory / f"trouble-{number}.left")]
+        farm.note_quarantines()
         done = f"{rounds * OF_EACH} tasks of each of {len(ENDS)} kinds of trouble"
         report = Report.untouched(done, farm.verdict(), farm.losses())
     left = [*filter(alive, started), *(words for agent in agents.values() for words in leftovers(agent))]

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from antfarm.errors import AntFarmError
-from antfarm.link import Link
+from antfarm.link import Link, OutcomeParts
 from antfarm.link.stream import now_ns
 from antfarm.model import PROCESS_LOST_KIND, Ending, FailureClass
-from antfarm.v1 import report_queue_pb2, work_queue_pb2
+from antfarm.v1 import work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.estimate import Estimate
 from services.worker.runtime import translation
@@ -117,7 +117,7 @@ class Reporter:
             text = f"an input cannot be read: {error}"
             self._end(attempt, translation.failure(attempt, failure_class, "input", text))
 
-    def _end(self, attempt: Attempt, outcome: report_queue_pb2.Outcome) -> None:
+    def _end(self, attempt: Attempt, outcome: OutcomeParts) -> None:
         if attempt.unsent_log:
             self.link.running(translation.word(attempt, now_ns()))
         group = attempt.group

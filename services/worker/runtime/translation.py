@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from antfarm import wire
+from antfarm.link import OutcomeParts
 from antfarm.model import LOG_TAIL_BYTES_MAX, BlobRef, Ending, Failure, FailureClass
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.estimate import Estimate
 
+_SUCCEEDED = int(Ending.SUCCEEDED)
 MEMORY = "memory_bytes"
 """Resource that is also enforced: what a task may take beyond the interpreter and the apps."""
 
@@ -38,17 +40,17 @@ def group_from_wire(message: work_queue_pb2.TaskGroup, *, is_async: bool, estima
     )
 
 
-def success(attempt: Attempt, run_us: int, result: bytes, saved: Sequence[Any] = ()) -> report_queue_pb2.Outcome:
+def success(attempt: Attempt, run_us: int, result: bytes, saved: Sequence[Any] = ()) -> OutcomeParts:
     """The outcome of an attempt that returned."""
-    outcome = report_queue_pb2.Outcome(
-        index=attempt.index,
-        attempt=attempt.attempt,
-        ending=report_queue_pb2.ENDING_SUCCEEDED,
-        result=result,
-        run_us=run_us,
-    )
-    for key, size_bytes, sha256 in saved:
-        outcome.outputs.append(wire.blob_to_wire(BlobRef(key=key, size_bytes=size_bytes, sha256=sha256)))
+    outcome: OutcomeParts = {
+        "index": attempt.index,
+        "attempt": attempt.attempt,
+        "ending": _SUCCEEDED,
+        "result": result,
+        "run_us": run_us,
+    }
+    if saved:
+        outcome["outputs"] = [wire.blob_to_wire(BlobRef(key=k, size_bytes=n, sha256=digest)) for k, n, digest in saved]
     return outcome
 
 
@@ -61,7 +63,7 @@ def failure(
     *,
     run_us: int = 0,
     ending: Ending = Ending.FAILED,
-) -> report_queue_pb2.Outcome:
+) -> OutcomeParts:
     """The outcome of an attempt that failed; texts are cut to their limits."""
     cut = wire.cut_failure(
         Failure(
@@ -72,21 +74,21 @@ def failure(
             log_tail=attempt.log.text if attempt.log else "",
         )
     )
-    return report_queue_pb2.Outcome(
+    return OutcomeParts(
         index=attempt.index,
         attempt=attempt.attempt,
-        ending=ending.value,  # type: ignore[arg-type]
+        ending=ending.value,
         failure=wire.failure_to_wire(cut),
         run_us=run_us,
     )
 
 
-def handed_back(attempt: Attempt, ending: Ending, *, never_started: bool = False) -> report_queue_pb2.Outcome:
+def handed_back(attempt: Attempt, ending: Ending, *, never_started: bool = False) -> OutcomeParts:
     """The outcome of an attempt that was revoked or released."""
-    return report_queue_pb2.Outcome(
+    return OutcomeParts(
         index=attempt.index,
         attempt=attempt.attempt,
-        ending=ending.value,  # type: ignore[arg-type]
+        ending=ending.value,
         never_started=never_started,
     )
 

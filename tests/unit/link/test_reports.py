@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 from antfarm.link.outbox import Outbox
-from antfarm.link.reports import OUTBOX_BYTES_MAX, OUTBOX_KEPT_BYTES, Reports
+from antfarm.link.reports import OUTBOX_BYTES_MAX, OUTBOX_KEPT_BYTES, OutcomeParts, Reports
 from antfarm.link.session import Session
 from antfarm.model import BATCH_BYTES_MAX, LOG_TAIL_BYTES_MAX, VerdictCode
 from antfarm.v1 import report_queue_pb2 as rq
@@ -40,14 +40,14 @@ def make(outbox: Kept | None = None, tasks: int = 5000) -> tuple[Session, Report
     return session, Reports(session, kept), kept
 
 
-def outcome(index: int, result: bytes = b"1") -> rq.Outcome:
-    return rq.Outcome(index=index, attempt=1, ending=rq.ENDING_SUCCEEDED, result=result)
+def outcome(index: int, result: bytes = b"1") -> OutcomeParts:
+    return OutcomeParts(index=index, attempt=1, ending=rq.ENDING_SUCCEEDED, result=result)
 
 
 def frames(reports: Reports) -> list[rq.Reports]:
     found = []
     while (frame := reports.next_frame()) is not None:
-        found.append(frame)
+        found.append(frame.reports)
     return found
 
 
