@@ -147,11 +147,11 @@ def test_a_simulated_worker_answers_each_task_with_its_argument() -> None:
     for index in range(2):
         group.assignments.add(index=index, attempt=1, payload=encode_call([index]))
     answering.on_tasks([group])
-    assert [(job, epoch, one.index, one.result) for job, epoch, one in reports] == [
+    assert [(job, epoch, one["index"], one["result"]) for job, epoch, one in reports] == [
         ("j", 3, 0, b"0"),
         ("j", 3, 1, b"1"),
     ]
-    assert {one.ending for *_, one in reports} == {report_queue_pb2.ENDING_SUCCEEDED}
+    assert {one["ending"] for *_, one in reports} == {report_queue_pb2.ENDING_SUCCEEDED}
     assert (host.frames, host.tasks) == (1, 2)
 
 
