@@ -187,9 +187,9 @@ class ChaosFarm:
         self._begun += more.count(b"begin ")
         return self._begun
 
-    async def progress(self, executions: int = 1) -> None:
-        """Wait until so many more executions have begun: the farm works, and the next fault hits work."""
-        goal = self.begun() + executions
+    async def progress(self, executions: int = 1, *, since: int | None = None) -> None:
+        """Wait until so many more executions have begun: the farm works, and the next fault hits work. `since`: more than that, not than now."""
+        goal = (self.begun() if since is None else since) + executions
 
         def there() -> bool:
             raise_failed(self._clients)
