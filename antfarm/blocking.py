@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
+from antfarm.loop import new_event_loop
+
 T = TypeVar("T")
 
 
@@ -20,7 +22,7 @@ class LoopThread:
     """An event loop that turns in a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="antfarm-loop", daemon=True)
         self._thread.start()
 

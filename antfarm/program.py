@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from antfarm import failpoint
 from antfarm.errors import AntFarmError, UserError, Weather
+from antfarm.loop import new_event_loop
 
 EXIT_OK = 0
 EXIT_TASKS_FAILED = 1
@@ -94,11 +95,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoRetu
 
 
 def _run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    try:
-        import uvloop
-    except ImportError:  # optional: everything also runs on the standard loop
-        return asyncio.run(main())
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main())
 
 

@@ -115,7 +115,6 @@ class Orchestrator:
             storage_address=settings.storage,
         )
         self._upstream = self._make_upstream(journal) if settings.upstream else None
-        self._stopping = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._server = self._make_server(journal)
 
@@ -144,7 +143,7 @@ class Orchestrator:
             log.warning("insecure: anybody who reaches %s can run tasks here", settings.host)
         server = net.make_server([ErrorInterceptor()])
         logbook = Logbook()
-        job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(driver, self._stopping), server)
+        job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(driver), server)
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskServicer(driver, logbook), server)
         work_queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(WorkQueueServicer(driver, self.sessions), server)
         report_queue_pb2_grpc.add_ReportQueueServiceServicer_to_server(
@@ -203,7 +202,7 @@ class Orchestrator:
         return program.EXIT_OK
 
     async def _stop_serving(self) -> None:
-        self._stopping.set()
+        self.driver.dismiss()
         self.sessions.close_all(Unavailable("the orchestrator is stopping: attach again"))
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.stop(STOP_GRACE_S)

@@ -76,6 +76,9 @@ class Peer:
 class Driver:
     """Stands where the driver stands: an event is handled, durable and answered before the call returns."""
 
+    dismissed = True
+    """Whoever follows is told so at the end of what is there."""
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.clock = self
@@ -142,11 +145,10 @@ class Farm:
         self.sessions = Sessions(self.world.state, owner=b"o", orchestrator_id="me", storage_address="")
         self.open: list[Session] = []
         self.driver.deliver.append(self.sessions.deliver)
-        stopping, logbook = asyncio.Event(), Logbook(tasks_max=50)
-        stopping.set()  # whoever follows is told so at the end of what is there
+        logbook = Logbook(tasks_max=50)
         self.work = WorkQueueServicer(self.driver, self.sessions)
         self.reports = ReportQueueServicer(self.driver, self.sessions, logbook)
-        self.jobs = JobServicer(self.driver, stopping)
+        self.jobs = JobServicer(self.driver)
         self.tasks = TaskServicer(self.driver, logbook)
         self.workers = WorkerServicer(self.driver)
         self.system = SystemServicer(self.driver, orchestrator_id="me", storage_address="", warnings=())

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from fake_orchestrator import until
 
-from services.worker.child.protocol import OUT_DONE, OUT_READY
+from services.worker.child.protocol import CURRENT, OUT_DONE, OUT_READY
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.estimate import Estimate
+from services.worker.executors import process
 from services.worker.executors.feeder import Feeder
 from services.worker.executors.process import ChildProcess, ChildSpec, Warden, child_environment
 
@@ -29,12 +30,13 @@ class Nursery:
             apps=(str(TASKS),), installed_apps=False, scratch=scratch, env=child_environment(os.environ)
         )
         self.records: list[list[Any]] = []
+        self.waiting_s = 1.0
         self.exits: dict[int, int] = {}
         self.children: list[ChildProcess] = []
 
     def _on_records(self, number: int, records: list[list[Any]]) -> float:
         self.records += records
-        return 1.0
+        return self.waiting_s
 
     async def child(self, mode: str = "plain") -> ChildProcess:
         child = ChildProcess(
@@ -102,6 +104,47 @@ async def test_results_written_before_a_crash_arrive_and_the_page_names_the_culp
     assert nursery.exits[child.number] == -9
     assert [record[1] for record in nursery.records] == list(range(1, 1001))
     assert child.started_last == 1001
+
+
+async def test_a_child_with_much_to_do_is_not_listened_to_for_a_while_unless_somebody_wants_to_know(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PAUSE_MAX_S", 3600.0)
+    nursery.waiting_s = 0.0
+    child = await nursery.child()
+    nursery.waiting_s = 7200.0
+    feeder = Feeder()
+    child.feed(feeder.pack(attempts("noop", 1)))
+    await until(lambda: nursery.records)
+    child.feed(feeder.pack(attempts("noop", 2, first_seq=2)))
+    await until(lambda: child.page[CURRENT] == 3)  # so the result of 2 lies in the pipe
+    assert [record[1] for record in nursery.records] == [1]
+    child.listen()
+    assert [record[1] for record in nursery.records][:2] == [1, 2]
+
+
+async def test_what_fills_a_good_part_of_the_pipe_is_followed_by_no_pause(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PAUSE_MAX_S", 3600.0)
+    nursery.waiting_s = 0.0
+    child = await nursery.child()
+    nursery.waiting_s = 7200.0
+    monkeypatch.setattr(child, "_pause_bytes_max", 0)
+    feeder = Feeder()
+    for seq in (1, 2, 3):
+        child.feed(feeder.pack(attempts("noop", 1, first_seq=seq)))
+        await until(lambda seq=seq: [record[1] for record in nursery.records] == list(range(1, seq + 1)))
+
+
+async def test_nothing_waits_no_pause(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PAUSE_MAX_S", 3600.0)
+    nursery.waiting_s = 0.0
+    child = await nursery.child()
+    feeder = Feeder()
+    for seq in (1, 2, 3):
+        child.feed(feeder.pack(attempts("noop", 1, first_seq=seq)))
+        await until(lambda seq=seq: [record[1] for record in nursery.records] == list(range(1, seq + 1)))
 
 
 async def test_an_idle_child_that_is_closed_ends_with_code_0(nursery: Nursery) -> None:

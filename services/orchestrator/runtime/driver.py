@@ -75,6 +75,7 @@ class Driver:
         self._requests: dict[int, asyncio.Future[Answer]] = {}
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
+        self.dismissed = False
         self._disk_low = False
         self._backing_up = False
         self.stalled = False
@@ -278,6 +279,11 @@ class Driver:
         watchers.discard(event)
         if not watchers:
             self._watchers.pop(job, None)
+
+    def dismiss(self) -> None:
+        """Wake all who watch, for the last time: the program stops, as `dismissed` says."""
+        self.dismissed = True
+        self._wake(dict.fromkeys(self._watchers))
 
     def _wake(self, touched: dict[int, None]) -> None:
         for job in touched:

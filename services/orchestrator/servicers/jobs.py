@@ -36,11 +36,10 @@ WATCH_PAUSE_S = 0.05
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
-    """Translates jobs; `stopping` ends the streams that would outlive the server."""
+    """Translates jobs."""
 
-    def __init__(self, driver: Driver, stopping: asyncio.Event) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._stopping = stopping
         self._explainer = Explainer(driver)
 
     # ---- submission -------------------------------------------------------------------------------------------------
@@ -171,13 +170,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def _wait(self, changed: asyncio.Event, job: Job) -> None:
         """Wait for a change. Unavailable when the server stops, JobNotFound when the job is purged meanwhile."""
-        waiting = [asyncio.create_task(changed.wait()), asyncio.create_task(self._stopping.wait())]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
-        if self._stopping.is_set():
+        if not self._driver.dismissed:
+            await changed.wait()
+        if self._driver.dismissed:
             raise Unavailable("the orchestrator is stopping: call again")
         if self._driver.core.state.jobs.get(job.number) is not job:
             raise JobNotFound(f"job {job.job_id} was purged")

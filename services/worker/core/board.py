@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from antfarm.model import SECOND_NS
-from services.worker.core.attempt import Attempt
+from services.worker.core.attempt import Attempt, Group
 from services.worker.core.lane import Lane
 
-FEED_LEAD_S = 0.02
-"""Work that is fed to a child ahead: enough to hide the agent's reaction time, little enough to take back."""
-FEED_MAX = 2_048
+FEED_SHORT_S = 0.02
+"""Tasks that take longer are not fed ahead: another child may be free first, and the agent's reaction costs them little."""
+FEED_LEAD_S = 0.1
+"""Work that is fed to a child ahead: enough that its results can be taken many at a time, little enough to take back."""
+FEED_MAX = 1_024
 FEED_BYTES_MAX = 1024 * 1024
 STUCK_NS = SECOND_NS // 20
 """A child busy with one task for this long gives back what waits behind it."""
@@ -162,7 +164,7 @@ class Board:
         """Attempts to wait in the child behind its running one, of a like kind, as many as are soon run."""
         waiting = self.waiting_plain
         group = waiting[0].group
-        depth = group.estimate.depth(FEED_LEAD_S, FEED_MAX)
+        depth = _depth(group)
         if len(lane.fed) > 1 + depth // 2:
             return []
         room = min(1 + depth - len(lane.fed), share)
@@ -171,7 +173,7 @@ class Board:
             head = waiting[0]
             if head.group is not group:
                 group = head.group
-                if group.estimate.depth(FEED_LEAD_S, FEED_MAX) < len(lane.fed):
+                if _depth(group) < len(lane.fed):
                     break
             if group.cost != lane.cost or group.at_most_once:
                 break
@@ -250,3 +252,11 @@ class Board:
         if now_ns - oldest <= STALE_NS:
             return []
         return self.withdraw(lambda attempt: now_ns - attempt.since_ns > STALE_NS)
+
+
+def _depth(group: Group) -> int:
+    """How many tasks of a kind wait in a child behind the running one."""
+    mean_s = group.estimate.mean_s
+    if mean_s is None or mean_s > FEED_SHORT_S:
+        return 0
+    return min(int(FEED_LEAD_S / max(mean_s, 1e-6)), FEED_MAX)

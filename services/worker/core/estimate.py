@@ -21,9 +21,3 @@ class Estimate:
             self.mean_s = mean_s
         else:
             self.mean_s += (1.0 - DECAY**count) * (mean_s - self.mean_s)
-
-    def depth(self, lead_s: float, depth_max: int) -> int:
-        """How many tasks fill `lead_s`: 0 when one takes longer or nothing is known, at most `depth_max`."""
-        if self.mean_s is None:
-            return 0
-        return min(int(lead_s / max(self.mean_s, 1e-6)), depth_max)

@@ -97,6 +97,11 @@ class Crew:
         """Send attempts to the lane's child."""
         self._children[lane.number].feed(self._feeders[lane.number].pack(attempts))
 
+    def listen(self) -> None:
+        """Take what all children have said, also those that are not listened to just now."""
+        for child in list(self._children.values()):
+            child.listen()
+
     def take_back(self, lane: Lane) -> int:
         """Tell the child not to start what it was fed and has not started. Seq of the task that it started last."""
         return take_back(self._children[lane.number].page, lane.fed[0].seq, lane.next_seq - 1)

@@ -29,10 +29,10 @@ from services.worker.child.protocol import CURRENT, IN_SETUP, IN_STORAGE, PAGE_B
 log = logging.getLogger("antfarm.worker")
 
 READ_BYTES = 1024 * 1024
-PAUSE_MAX_S = 0.01
+PAUSE_MAX_S = 0.05
 """A child that has much to run is not listened to for up to this long: its next results gather in the pipe, and one turn of the agent, one message to
-the orchestrator and one commit serve them all. Nothing is a task's own then; what it costs to be asked is shared by hundreds."""
-PAUSE_SHARE = 0.25
+the orchestrator and one commit serve them all."""
+PAUSE_SHARE = 0.5
 """Nor for more than this share of the time that what waits in it takes, so that it does not run dry; with nothing waiting there is no pause."""
 NOISE_BYTES = 64 * 1024
 _PIPE_BYTES = 1024 * 1024
@@ -148,6 +148,7 @@ class ChildProcess:
         self._unpacker = msgpack.Unpacker(max_buffer_size=RECORD_BYTES_MAX + READ_BYTES)
         self._unwritten = bytearray()
         self._garbage = False
+        self._resting: asyncio.TimerHandle | None = None  # while it is not listened to
         self.started_last = 0  # once it is dead: seq of the task that it started last
         in_read, self._in = os.pipe()
         self._out, out_write = os.pipe()
@@ -237,11 +238,10 @@ class ChildProcess:
             self._unpacker.feed(data)
             records = list(self._unpacker)
             if records:
-                waiting_s = self._on_records(self.number, records)
-                if (
-                    waiting_s and len(data) <= self._pause_bytes_max
-                ):  # else the pipe may fill meanwhile, and the child would wait for us
-                    self._pause_reading(min(waiting_s * PAUSE_SHARE, PAUSE_MAX_S))
+                pause_s = min(self._on_records(self.number, records) * PAUSE_SHARE, PAUSE_MAX_S)
+                # A pipe that is this full in no time may be full before the pause is over, and the child would wait for us.
+                if pause_s and len(data) <= self._pause_bytes_max:
+                    self._pause_reading(pause_s)
         except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.BufferFull) as error:
             # User code wrote into our pipe. Nothing that follows can be trusted.
             self._garbage = True
@@ -252,11 +252,19 @@ class ChildProcess:
     def _pause_reading(self, pause_s: float) -> None:
         if self._process.returncode is None:
             self._loop.remove_reader(self._out)
-            self._loop.call_later(pause_s, self._read_on)
+            self._resting = self._loop.call_later(pause_s, self._read_on)
 
     def _read_on(self) -> None:
+        self._resting = None
         if self._process.returncode is None:
             self._loop.add_reader(self._out, self._read)
+
+    def listen(self) -> None:
+        """End a pause: take what the pipe holds now."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._read_on()
+            self._read()
 
     def _read_noise(self) -> bool:
         try:
@@ -288,6 +296,9 @@ class ChildProcess:
     def _ended(self) -> None:
         """It is dead. What it had written still counts; what it had started goes with it."""
         self.kill()
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         for fd in (self._pidfd, self._out, self._noise):
             self._loop.remove_reader(fd)
         self._loop.remove_writer(self._in)

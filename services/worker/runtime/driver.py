@@ -374,6 +374,7 @@ class Driver:
 
     def _tick(self) -> None:
         self._ticking = None
+        self._crew.listen()  # nobody is judged by the clock for what has been over for a while
         now = now_ns()
         lease_over = self._link.self_lease_over
         drained = self._stop_running_at_ns is not None and now > self._stop_running_at_ns
