@@ -52,6 +52,8 @@ def chart(growth: Growth) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12" fill="#222">',
+        "<title>AntFarm as the work grows</title>",
+        f"<desc>{escape('Throughput, and round trip of one task, against ' + ', '.join(column.title for column in columns))}</desc>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
         _text(LEFT, 24, "AntFarm as the work grows", size=15, weight="bold"),
         _text(LEFT, 44, said, colour="#555"),

@@ -81,7 +81,9 @@ def chart(record: Record, measure: str) -> str:
     scale = (WIDTH - LEFT - 110) / math.log10(high / low)
     height = ROW * len(bars) + 50
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
+        f"<title>{escape(measure)}</title>",
+        f"<desc>{escape('; '.join(f'{name}: {value:,.0f}' for name, value in bars))}</desc>",
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="12" y="22" font-size="15" fill="#222">{escape(measure)} (logarithmic; {escape(record.date[:10])}, {escape(record.machine)})</text>',
     ]
