@@ -82,7 +82,8 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoRetu
     """
     try:
         failpoint.arm(os.environ)
-        code = _run_loop(main)
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            code = runner.run(main())
     except UserError as error:
         _die(program, error, EXIT_USAGE)
     except Weather as error:
@@ -92,11 +93,6 @@ def run(main: Callable[[], Coroutine[Any, Any, int]], *, program: str) -> NoRetu
     except KeyboardInterrupt:
         _die(program, AntFarmError("interrupted"), EXIT_CANCELLED)
     sys.exit(code)
-
-
-def _run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
 
 
 def _die(program: str, error: BaseException, code: int) -> NoReturn:

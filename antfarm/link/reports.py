@@ -196,15 +196,15 @@ class Reports:
         if not ready and not words:
             return None
         frame = ready.popleft() if ready else Frame()
-        reports, size = frame.message.reports, frame.size_bytes
-        while ready and size + ready[0].size_bytes <= BATCH_BYTES_MAX:
+        reports = frame.message.reports
+        while ready and frame.has_room(ready[0].size_bytes):
             more = ready.popleft()
             reports.MergeFrom(more.message.reports)
-            size += more.size_bytes
-        while words and size < BATCH_BYTES_MAX:
+            frame.size_bytes += more.size_bytes
+        while words and frame.size_bytes < BATCH_BYTES_MAX:
             word = words.pop(next(iter(words)))
             reports.running.append(word)
-            size += len(word.log) * 4 + REPORT_OVERHEAD_BYTES
+            frame.size_bytes += len(word.log) * 4 + REPORT_OVERHEAD_BYTES
         return frame.message
 
     def _all_unacked(self) -> Iterator[Frame]:

@@ -78,6 +78,13 @@ def attempts(type_: str, count: int, first_seq: int = 1) -> list[Attempt]:
     return made
 
 
+async def each_result_arrives_at_once(nursery: Nursery, child: ChildProcess) -> None:
+    feeder = Feeder()
+    for seq in (1, 2, 3):
+        child.feed(feeder.pack(attempts("noop", 1, first_seq=seq)))
+        await until(lambda seq=seq: [record[1] for record in nursery.records] == list(range(1, seq + 1)))
+
+
 @pytest.mark.slow
 async def test_a_child_runs_all_that_it_is_fed_in_order(nursery: Nursery) -> None:
     count = 60_000
@@ -131,20 +138,14 @@ async def test_what_fills_a_good_part_of_the_pipe_is_followed_by_no_pause(
     child = await nursery.child()
     nursery.waiting_s = 7200.0
     monkeypatch.setattr(child, "_pause_bytes_max", 0)
-    feeder = Feeder()
-    for seq in (1, 2, 3):
-        child.feed(feeder.pack(attempts("noop", 1, first_seq=seq)))
-        await until(lambda seq=seq: [record[1] for record in nursery.records] == list(range(1, seq + 1)))
+    await each_result_arrives_at_once(nursery, child)
 
 
 async def test_nothing_waits_no_pause(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PAUSE_MAX_S", 3600.0)
     nursery.waiting_s = 0.0
     child = await nursery.child()
-    feeder = Feeder()
-    for seq in (1, 2, 3):
-        child.feed(feeder.pack(attempts("noop", 1, first_seq=seq)))
-        await until(lambda seq=seq: [record[1] for record in nursery.records] == list(range(1, seq + 1)))
+    await each_result_arrives_at_once(nursery, child)
 
 
 async def test_an_idle_child_that_is_closed_ends_with_code_0(nursery: Nursery) -> None:

@@ -296,9 +296,6 @@ class ChildProcess:
     def _ended(self) -> None:
         """It is dead. What it had written still counts; what it had started goes with it."""
         self.kill()
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
         for fd in (self._pidfd, self._out, self._noise):
             self._loop.remove_reader(fd)
         self._loop.remove_writer(self._in)
