@@ -18,6 +18,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "installing into .venv (once) ..."
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q antfarm services clouds
 	@touch $@
 
 clouds: $(STAMP) ## run the Clouds pipeline on a farm on this machine (no internet needed)

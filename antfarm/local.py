@@ -13,16 +13,19 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import antfarm
+from antfarm import net
 from antfarm.errors import AntFarmError, InvalidArgument, NotFound, Unavailable
 from antfarm.program import STOP_WITH_STDIN
 
@@ -44,9 +47,14 @@ class Program:
     role: str
     arguments: tuple[str, ...]
     log: Path
+    host: str = ""
     port: int | None = None
     address: str = ""
     process: subprocess.Popen[bytes] | None = None
+    log_begin: int = 0
+    """Where in the log this process begins, in bytes."""
+    reserved: socket.socket | None = None
+    """Keeps others from the port until the program listens."""
 
     @property
     def running(self) -> bool:
@@ -57,6 +65,12 @@ class Program:
     def pid(self) -> int:
         """Process id; 0 when it does not run."""
         return self.process.pid if self.process is not None and self.running else 0
+
+    def release(self) -> None:
+        """The port is its own by now, or nobody's."""
+        if self.reserved is not None:
+            self.reserved.close()
+            self.reserved = None
 
 
 class LocalFarm:
@@ -81,6 +95,8 @@ class LocalFarm:
         """Descriptors that programs started from now on keep open, e.g. a lock that stands for them."""
         self.environment: dict[str, str] = {}
         """Variables that programs started from now on have beside those of this process."""
+        self._starting: list[Program] | None = None
+        """What `together` has started and not waited for."""
         try:
             (self.state_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -95,6 +111,19 @@ class LocalFarm:
         self.stop()
 
     # ---- starting ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Start programs side by side: within the block each `start_...` returns at once, with the address that the program will have.
+
+        The end of the block waits until all serve. When one of them cannot start, its error is raised there, and those that do not serve yet are killed.
+        """
+        started = self._starting = []
+        try:
+            yield
+        finally:
+            self._starting = None
+        self._await_ready(started)
 
     @property
     def address(self) -> str:
@@ -111,7 +140,7 @@ class LocalFarm:
     ) -> str:
         """Start Storage on the directory `<state_dir>/<name>` and return its address."""
         arguments = ("--host", host, "--backend", f"file:{self._directory(name)}", *options)
-        return self._launch(self._make(name, "storage", "services.storage", arguments, port=port))
+        return self._launch(self._make(name, "storage", "services.storage", arguments, host=host, port=port))
 
     def start_orchestrator(
         self,
@@ -136,7 +165,9 @@ class LocalFarm:
         if upstream:
             arguments += ["--upstream", upstream, "--as", as_ if isinstance(as_, str) else ",".join(as_)]
         role = "down-stream" if upstream else "orchestrator"
-        return self._launch(self._make(name, role, "services.orchestrator", (*arguments, *options), port=port))
+        return self._launch(
+            self._make(name, role, "services.orchestrator", (*arguments, *options), host=host, port=port)
+        )
 
     def start_worker(
         self,
@@ -174,7 +205,9 @@ class LocalFarm:
         path.mkdir(exist_ok=True, mode=0o700)
         return path
 
-    def _make(self, name: str, role: str, module: str, arguments: Sequence[str], port: int | None = None) -> Program:
+    def _make(
+        self, name: str, role: str, module: str, arguments: Sequence[str], *, host: str = "", port: int | None = None
+    ) -> Program:
         if name in self.programs:
             raise InvalidArgument(f"the farm has a program named {name} already")
         program = Program(
@@ -182,16 +215,22 @@ class LocalFarm:
             role=role,
             arguments=("-P", "-m", module, *arguments),  # -P: a `services` directory where the user stands is not ours
             log=self.state_dir / "logs" / f"{name}.log",
+            host=host,
             port=port,
         )
         self.programs[name] = program
         return program
 
     def _launch(self, program: Program) -> str:
+        """Start its process, and wait until it serves unless `together` will. Returns its address."""
         command = [sys.executable, *program.arguments]
         if program.port is not None:
+            if program.port == 0:
+                program.reserved = reserve(program.host)
+                program.port = program.reserved.getsockname()[1]  # the same one after a restart
+            program.address = net.join_address(program.host, program.port)
             command += ["--port", str(program.port)]
-        offset = program.log.stat().st_size if program.log.exists() else 0
+        program.log_begin = program.log.stat().st_size if program.log.exists() else 0
         with program.log.open("ab") as log:
             program.process = subprocess.Popen(
                 command,
@@ -202,33 +241,47 @@ class LocalFarm:
                 pass_fds=self.inherit,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others in order
             )
-        try:
-            program.address = self._await_ready(program, offset)
-        except BaseException:
-            self._end(program, kill=True)
-            raise
-        if program.port == 0:
-            program.port = int(program.address.rpartition(":")[2])  # the same one after a restart
+        if self._starting is not None:
+            self._starting.append(program)
+        else:
+            self._await_ready([program])
         return program.address
 
-    def _await_ready(self, program: Program, offset: int) -> str:
-        """The address in the ready line. Raises with the tail of the log when the program ends or takes too long."""
+    def _await_ready(self, programs: Sequence[Program]) -> None:
+        """Wait for the ready line of each. Raises with the tail of its log when one ends, or when none becomes ready in time; kills the rest then."""
+        pending = list(programs)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            ended = not program.running
-            text = _read_from(program.log, offset)
-            for line in text.splitlines(keepends=True):
-                found = _READY.search(line)
-                if found and line.endswith("\n"):
-                    return found.group(1)
-            if ended:
-                raise _start_error(program, text)
-            self._check_others(program)
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"{program.name} was not ready within {START_TIMEOUT_S:.0f} s; its log: {program.log}"
-                )
-            time.sleep(_POLL_S)
+        try:
+            while pending:
+                for program in list(pending):
+                    if self._is_ready(program):
+                        pending.remove(program)
+                        deadline = time.monotonic() + START_TIMEOUT_S
+                self._check_others(pending)
+                if pending and time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"{pending[0].name} was not ready within {START_TIMEOUT_S:.0f} s; its log: {pending[0].log}"
+                    )
+                if pending:
+                    time.sleep(_POLL_S)
+        except BaseException:
+            for program in pending:
+                self._end(program, kill=True)
+            raise
+
+    def _is_ready(self, program: Program) -> bool:
+        """True once its ready line is there. Raises when it has ended without one."""
+        ended = not program.running
+        text = _read_from(program.log, program.log_begin)
+        for line in text.splitlines(keepends=True):
+            found = _READY.search(line)
+            if found and line.endswith("\n"):
+                program.address = found.group(1)
+                program.release()
+                return True
+        if ended:
+            raise _start_error(program, text)
+        return False
 
     # ---- looking and ending -----------------------------------------------------------------------------------------
 
@@ -261,11 +314,11 @@ class LocalFarm:
 
     def check(self) -> None:
         """Raise Unavailable with the end of its log when a program has died that nobody stopped."""
-        self._check_others(None)
+        self._check_others(())
 
-    def _check_others(self, one: Program | None) -> None:
+    def _check_others(self, starting: Sequence[Program]) -> None:
         for program in list(self.programs.values()):  # others may be started in other threads meanwhile
-            if program is not one and program.process is not None and not program.running:
+            if program not in starting and program.process is not None and not program.running:
                 raise Unavailable(f"{program.name} died: {_last_line(program.log)} (log: {program.log})")
 
     def stop(self, *, grace_s: float | None = None) -> None:
@@ -316,8 +369,26 @@ class LocalFarm:
             return process.returncode
         finally:
             program.process = None
+            program.release()
             if process.stdin is not None:
                 process.stdin.close()
+
+
+def reserve(host: str) -> socket.socket:
+    """A free port of the host that nobody else is given until it is closed; a program that is told its number can listen on it.
+
+    Linux lets two sockets have one address when both ask for SO_REUSEADDR and the first does not listen; gRPC asks for it.
+    """
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((host.strip("[]"), 0))
+    except OSError as error:
+        reserved.close()
+        raise InvalidArgument(
+            f"cannot listen on {host}: {error.strerror or error}; the host must be a name or address of this machine"
+        ) from None
+    return reserved
 
 
 def _environment() -> dict[str, str]:

@@ -19,7 +19,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,14 +181,10 @@ def _farm() -> Iterator[tuple[LocalFarm, Farm]]:
 
 def _start_workers(local: LocalFarm, count: int) -> None:
     """Start so many more, a few at a time: the start of one is mostly its imports."""
-    taken = sum(program.role == "worker" for program in local.programs.values())
-    with ThreadPoolExecutor(STARTS_AT_ONCE) as threads:
-        started = [
-            threads.submit(local.start_worker, f"worker-{taken + number + 1}", slots=1, app=["bench.tasks"])
-            for number in range(count)
-        ]
-        for one in started:
-            one.result()
+    for begun in range(0, count, STARTS_AT_ONCE):
+        with local.together():
+            for _ in range(min(STARTS_AT_ONCE, count - begun)):
+                local.start_worker(slots=1, app=["bench.tasks"])
 
 
 def _few_workers(growth: Growth, points: Sequence[Point], plan: Plan) -> None:

@@ -116,31 +116,18 @@ def start(farm: LocalFarm, *, workers: int, download_workers: int = 1, options: 
     """
     for name, value in _ALLOCATOR.items():
         os.environ.setdefault(name, value)  # children take it over
-    if not farm.storage_address:
-        farm.start_storage()
-    top = farm.start_orchestrator("top", options=options)
-    _together(
-        *(
-            partial(farm.start_orchestrator, stage, upstream=top, as_=types, options=options)
-            for stage, types in STAGES.items()
+    with farm.together():
+        if not farm.storage_address:
+            farm.start_storage()
+        top = farm.start_orchestrator("top", options=options)
+        download, analysis = (
+            farm.start_orchestrator(stage, upstream=top, as_=types, options=options) for stage, types in STAGES.items()
         )
-    )
-    download, analysis = (farm.program(stage).address for stage in STAGES)
-    _together(
-        *(
-            partial(farm.start_worker, f"download-{number + 1}", connect=download, slots=8)
-            for number in range(download_workers)
-        ),
-        *(partial(farm.start_worker, f"analysis-{number + 1}", connect=analysis, slots=1) for number in range(workers)),
-    )
+        for number in range(download_workers):
+            farm.start_worker(f"download-{number + 1}", connect=download, slots=8)
+        for number in range(workers):
+            farm.start_worker(f"analysis-{number + 1}", connect=analysis, slots=1)
     return top
-
-
-def _together(*starts: Callable[[], object]) -> None:
-    """Run the starts side by side; raises what the first of them raised, once all have ended."""
-    with ThreadPoolExecutor(len(starts)) as threads:
-        for started in [threads.submit(one) for one in starts]:
-            started.result()
 
 
 def whole(start: Callable[[], T]) -> T:

@@ -79,10 +79,11 @@ def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
         for word in (f"--tls-{name}", getattr(options, f"tls_{name}"))
     ]
     serving = [*tls, *(["--insecure"] if options.insecure else [])]
-    farm.start_storage(port=options.storage_port, host=options.host, options=serving)
-    farm.start_orchestrator(port=options.port, host=options.host, options=serving)
-    for _ in range(options.workers):
-        farm.start_worker(slots=options.slots, app=options.app, allow_pickle=options.allow_pickle, options=tls)
+    with farm.together():
+        farm.start_storage(port=options.storage_port, host=options.host, options=serving)
+        farm.start_orchestrator(port=options.port, host=options.host, options=serving)
+        for _ in range(options.workers):
+            farm.start_worker(slots=options.slots, app=options.app, allow_pickle=options.allow_pickle, options=tls)
 
 
 def _announce(farm: LocalFarm, options: argparse.Namespace, state: Path) -> None:

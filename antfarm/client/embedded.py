@@ -64,6 +64,7 @@ class EmbeddedFarm:
         self._allow_pickle = allow_pickle
         self._programs = LocalFarm(directory)
         self._owns = False
+        self._has_worker = False
         self._closing = threading.Event()
         self._guard = threading.Thread(target=self._watch, name="antfarm-guard", daemon=True)
         self.address = ""
@@ -76,7 +77,6 @@ class EmbeddedFarm:
         made = cls(directory or default_directory(), slots=slots, allow_pickle=allow_pickle)
         try:
             made._join()
-            made._start_worker()
             made._guard.start()
         except BaseException:
             made.close()
@@ -115,6 +115,7 @@ class EmbeddedFarm:
             known = _read(self._directory)
             if known.get("orchestrator") and _alive(known.get("pid", 0)):
                 self.address = known["orchestrator"]
+                self._start_worker()
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(
@@ -131,14 +132,17 @@ class EmbeddedFarm:
         return True
 
     def _run(self) -> None:
-        """Start Storage and the orchestrator, under their former addresses where these are free."""
+        """Start Storage and the orchestrator, under their former addresses where these are free, and this process's worker if it has none."""
         known = _read(self._directory)
         self._write({})
         self._sweep()
-        self._programs.inherit = (self._lock,)
-        storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
-        self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
-        self._programs.inherit = ()
+        with self._programs.together():
+            self._programs.inherit = (self._lock,)
+            storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
+            self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
+            self._programs.inherit = ()
+            if not self._has_worker:
+                self._start_worker()
         self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
 
     def _watch(self) -> None:
@@ -171,6 +175,7 @@ class EmbeddedFarm:
             allow_pickle=self._allow_pickle,
             options=["--drain-s", str(_DRAIN_S)],
         )
+        self._has_worker = True
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import antfarm
+from antfarm import local
 from antfarm.errors import InvalidArgument, NotFound, Unavailable
 from antfarm.local import LocalFarm
 
@@ -63,6 +65,66 @@ def test_a_program_that_refuses_to_start_says_why_in_one_line(tmp_path: Path) ->
             farm.start_storage("second", port=int(address.rpartition(":")[2]))
         assert "\n" not in str(caught.value)
         assert farm.program("second").pid == 0
+
+
+def test_programs_start_side_by_side_under_addresses_that_are_known_before_they_serve(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path) as farm:
+        with farm.together():
+            addresses = [farm.start_storage(), farm.start_orchestrator()]
+            worker = farm.start_worker(slots=1)
+            logs = [program.log for program in farm.programs.values()]
+            assert not any("ready on" in log.read_text() for log in logs)  # nobody was waited for: they have just begun
+            pids = [program.pid for program in farm.programs.values()]
+        assert all(f"ready on {address}" in log.read_text() for address, log in zip(addresses, logs, strict=False))
+        assert f"worker {worker} ready on {addresses[1]}" in logs[2].read_text()
+        assert [program.pid for program in farm.programs.values()] == pids
+        assert [program.reserved for program in farm.programs.values()] == [None] * 3
+        assert farm.start_storage("late").rpartition(":")[0] == "127.0.0.1"  # alone again: it is waited for
+
+
+def test_when_one_of_several_cannot_start_its_own_line_is_raised_and_none_is_left(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def start(farm: LocalFarm) -> None:
+        with farm.together():
+            farm.start_storage()
+            farm.start_orchestrator(options=["--heartbeat-s", "never"])
+            farm.start_worker(slots=1)
+            pids.extend(program.pid for program in farm.programs.values())
+
+    with LocalFarm(tmp_path) as farm:
+        with pytest.raises(InvalidArgument, match=r"^orchestrator did not start: .*--heartbeat-s") as caught:
+            start(farm)
+        assert "\n" not in str(caught.value)
+        assert not alive(pids[1])
+        assert not alive(pids[2])
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_an_error_within_the_block_is_not_kept_waiting(tmp_path: Path) -> None:
+    def start(farm: LocalFarm) -> None:
+        with farm.together():
+            farm.start_storage()
+            farm.program("other")
+
+    with LocalFarm(tmp_path) as farm:
+        with pytest.raises(NotFound, match="no program named other"):
+            start(farm)
+        assert "ready on" not in farm.program("storage").log.read_text()
+        assert farm.start_orchestrator().rpartition(":")[0] == "127.0.0.1"
+
+
+def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
+    with local.reserve("127.0.0.1") as reserved:
+        port = reserved.getsockname()[1]
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.socket() as told:  # as gRPC does
+            told.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            told.bind(("127.0.0.1", port))
+            told.listen()
+    with pytest.raises(InvalidArgument, match=r"cannot listen on 192\.0\.2\.1: .*address of this machine"):
+        local.reserve("192.0.2.1")
 
 
 def test_a_dead_program_is_noticed(tmp_path: Path) -> None:

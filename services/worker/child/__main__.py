@@ -37,7 +37,7 @@ def _first_frame(channel: Channel) -> Setup:
 
 
 def _child(mode: str) -> tuple[Any, type[Runner]]:
-    # Only what is needed is imported: a plain child starts a fifth faster without asyncio.
+    # Only what is needed is imported: a plain child starts a quarter faster without asyncio.
     if mode == "plain":
         from services.worker.child.plain import PlainChild
 
