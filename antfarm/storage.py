@@ -247,9 +247,8 @@ class _Read:
                     self._storage.read_once(self._key, start, (self._end or start) - start)
                 ) as messages:
                     async for message in messages:
-                        await self._take(message)
-                        if message.chunk:
-                            yield message.chunk
+                        if chunk := await self._take(message):
+                            yield chunk
                 break
             except (Unavailable, Overloaded) as error:
                 if self._position > start:
@@ -259,15 +258,17 @@ class _Read:
         if self._digest is not None and (self.blob is None or await self._digest.sha256() != self.blob.sha256):
             raise DataLoss(f"blob {self._key}: what arrived does not match its digest; use nothing of it")
 
-    async def _take(self, message: blob_pb2.ReadBlobResponse) -> None:
+    async def _take(self, message: blob_pb2.ReadBlobResponse) -> bytes:
         if message.HasField("blob"):
             found = wire.blob_from_wire(message.blob)
             if self.blob is not None and self.blob != found:
                 raise DataLoss(f"blob {self._key} has other content than its reference says")
             self.blob = found
-        self._position += len(message.chunk)
+        chunk = message.chunk  # once: each look at it copies it
+        self._position += len(chunk)
         if self._digest is not None:
-            await self._digest.update(message.chunk)
+            await self._digest.update(chunk)
+        return chunk
 
 
 class Storage:

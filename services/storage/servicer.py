@@ -211,14 +211,15 @@ class _Announced:
             return b""
         if not frame.HasField("chunk"):
             raise InvalidArgument(f"blob {self.key}: after the header come chunks, then a finish frame")
-        if len(frame.chunk) > CHUNK_BYTES_MAX:
-            raise InvalidArgument(f"blob {self.key}: a chunk of {len(frame.chunk)} bytes is above {CHUNK_BYTES_MAX}")
-        self._received_bytes += len(frame.chunk)
+        chunk = frame.chunk  # once: each look at it copies it
+        if len(chunk) > CHUNK_BYTES_MAX:
+            raise InvalidArgument(f"blob {self.key}: a chunk of {len(chunk)} bytes is above {CHUNK_BYTES_MAX}")
+        self._received_bytes += len(chunk)
         if self.size_bytes is not None and self._received_bytes > self.size_bytes:
             raise DigestMismatch(
                 f"blob {self.key}: more than the announced {self.size_bytes} bytes came; nothing was kept"
             )
-        return frame.chunk
+        return chunk
 
     def _finish(self, finish: blob_pb2.WriteBlobFinish) -> None:
         self._finished = True

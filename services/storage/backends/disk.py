@@ -111,6 +111,11 @@ class Step(Generic[T]):
         """True from `start` until the result is taken."""
         return self._task is not None
 
+    @property
+    def done(self) -> bool:
+        """True when the result can be taken without a wait."""
+        return self._task is not None and self._task.done()
+
     def start(self, work: Coroutine[Any, Any, T]) -> None:
         """Begin; the result of the step before was taken."""
         assert self._task is None, "one step at a time"

@@ -22,6 +22,8 @@ BLOCK_BYTES = 512 * 1024
 """Content under one checksum, and the size of the pieces that are read. Larger costs memory and cache misses, smaller costs calls."""
 _GATHER_BYTES = 256 * 1024
 """Smaller chunks are put together before they go to a thread, which costs more than hashing them."""
+_SYNC_BYTES = 32 * 1024 * 1024
+"""What is sent to the disk at a time while more arrives. The kernel by itself would begin when the whole blob is there and be waited for."""
 
 log = logging.getLogger("antfarm.storage")
 
@@ -46,6 +48,10 @@ class DigestedFile(io.FileIO):
         view = memoryview(piece)
         while view:
             view = view[super().write(view) :]
+
+    def sync(self) -> None:
+        """Make durable what was written up to now. A failure is final, as in `seal`."""
+        os.fdatasync(self.fileno())
 
     def seal(self, key: str) -> None:
         """Add what follows the content, and make the file durable. A failure is final: the file is dropped, not synced again."""
@@ -111,6 +117,8 @@ class FileWriter:
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._writing = Step[None]()
+        self._unsynced_bytes = 0
+        self._syncing = Step[None]()
         self._committing = Step[Written]()
         self._dropped = False
 
@@ -128,6 +136,15 @@ class FileWriter:
             piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
             self._gathered, self._gathered_bytes = [], 0
             self._writing.start(self._write(piece))
+            self._unsynced_bytes += len(piece)
+        await self._sync_behind()
+
+    async def _sync_behind(self) -> None:
+        if self._syncing.done:
+            await self._syncing.result()
+        if self._unsynced_bytes >= _SYNC_BYTES and not self._syncing.running:
+            self._unsynced_bytes = 0
+            self._syncing.start(self._disk.run(self._file.sync))
 
     async def _write(self, piece: bytes) -> None:
         with translated():
@@ -137,6 +154,8 @@ class FileWriter:
         """See `BlobWriter`. Once begun it runs to its end, even when the caller is cancelled."""
         while self._gathered or self._writing.running:
             await self._pass_on()
+        if self._syncing.running:
+            await self._syncing.result()
         checksums = self._file.checksums
         blob = BlobRef(key=self._key, size_bytes=checksums.size_bytes, sha256=checksums.sha256())
         check_announced(blob, size_bytes, sha256)
@@ -164,6 +183,7 @@ class FileWriter:
 
     async def _abort(self) -> None:
         await self._writing.settle()
+        await self._syncing.settle()
         await self._committing.settle()
         await self._drop()
 

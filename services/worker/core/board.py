@@ -15,7 +15,7 @@ from services.worker.core.lane import Lane
 
 FEED_SHORT_S = 0.02
 """Tasks that take longer are not fed ahead: another child may be free first, and the agent's reaction costs them little."""
-FEED_LEAD_S = 0.1
+FEED_LEAD_S = 0.15
 """Work that is fed to a child ahead: enough that its results can be taken many at a time, little enough to take back."""
 FEED_MAX = 1_024
 FEED_BYTES_MAX = 1024 * 1024

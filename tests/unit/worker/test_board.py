@@ -71,11 +71,11 @@ def test_each_idle_child_gets_one_and_what_is_unknown_or_long_is_not_fed_ahead()
         on.check()
 
 
-def test_short_tasks_are_fed_ahead_for_a_tenth_of_a_second_shared_between_the_children() -> None:
+def test_short_tasks_are_fed_ahead_for_150_ms_shared_between_the_children() -> None:
     on = board()
     give(on, group(0.01), 100)
     on.dispatch(0)
-    assert fed(on) == [11, 11], "the running one and 100 ms ahead"
+    assert fed(on) == [16, 16], "the running one and 150 ms ahead"
     on = board()
     give(on, group(1e-5), 100)
     on.dispatch(0)
@@ -92,13 +92,13 @@ def test_a_child_is_topped_up_when_half_of_what_was_ahead_is_done() -> None:
     give(on, group(0.01), 100)
     [lane] = on.lanes.values()
     on.dispatch(0)
-    for _ in range(4):
+    for _ in range(7):
         end(on, lane)
     assert on.dispatch(0) == []
     end(on, lane)
     [(_, batch)] = on.dispatch(0)
-    assert len(batch) == 5
-    assert len(lane.fed) == 11
+    assert len(batch) == 8
+    assert len(lane.fed) == 16
 
 
 def test_a_child_says_for_how_long_it_has_work_waiting_behind_the_running_task() -> None:
@@ -112,9 +112,9 @@ def test_a_child_says_for_how_long_it_has_work_waiting_behind_the_running_task()
     [lane] = on.lanes.values()
     give(on, group(0.01), 100)
     on.dispatch(0)
-    assert lane.waiting_s == pytest.approx(0.10)
+    assert lane.waiting_s == pytest.approx(0.15)
     end(on, lane)
-    assert lane.waiting_s == pytest.approx(0.09)
+    assert lane.waiting_s == pytest.approx(0.14)
     on = board(slots=1, lanes=1)
     [lane] = on.lanes.values()
     give(on, group(1e-6), 1_001)

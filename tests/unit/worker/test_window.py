@@ -10,9 +10,9 @@ from services.worker.core.window import WAITING_MAX, WindowSizer, prefetch_per_s
 
 @pytest.mark.parametrize(
     ("mean_s", "expected"),
-    [(None, 1), (1e-6, WAITING_MAX // 2), (1e-3, 200), (0.01, 20), (0.2, 1), (0.999, 1), (1.0, 0), (60.0, 0)],
+    [(None, 1), (1e-6, WAITING_MAX // 2), (1e-3, 250), (0.01, 25), (0.25, 1), (0.999, 1), (1.0, 0), (60.0, 0)],
 )
-def test_a_fifth_of_a_second_of_work_waits_per_slot_and_long_tasks_do_not_wait(
+def test_a_quarter_of_a_second_of_work_waits_per_slot_and_long_tasks_do_not_wait(
     mean_s: float | None, expected: int
 ) -> None:
     assert prefetch_per_slot(mean_s, 100, 2) == expected
@@ -32,9 +32,9 @@ def test_the_window_learns_from_ends_and_sees_long_tasks_before_they_end() -> No
     sizer = WindowSizer()
     assert sizer.window(4, 0.0) == 8
     sizer.ended(10_000 * 1000, 1000)
-    assert sizer.window(4, 0.0) == 4 + 4 * 20
+    assert sizer.window(4, 0.0) == 4 + 4 * 25
     assert sizer.window(4, 5.0) == 4
-    assert sizer.window(4, 0.0) == 84
+    assert sizer.window(4, 0.0) == 104
 
 
 def test_tasks_that_take_a_part_of_a_slot_widen_it() -> None:
