@@ -98,9 +98,8 @@ class AsyncStorage:
                             break
                         await call.write(blob_pb2.WriteBlobRequest(chunk=piece))
                     else:
-                        digest = content.digest
-                        finish = blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
-                        await call.write(blob_pb2.WriteBlobRequest(finish=finish))
+                        if not content.sha256:  # else the header has said it all
+                            await call.write(blob_pb2.WriteBlobRequest(finish=await _finish(content.digest)))
                 await call.done_writing()
             except asyncio.InvalidStateError:
                 pass  # the call ended between two writes: it holds the answer
@@ -204,6 +203,10 @@ class AsyncStorage:
         if told or not isinstance(found, Unavailable):
             return found
         return Unavailable(f"storage at {self.address} cannot be reached: {found}")
+
+
+async def _finish(digest: Digest) -> blob_pb2.WriteBlobFinish:
+    return blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
 
 
 async def _repeated(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -416,6 +416,7 @@ async def test_streams_above_the_bound_are_refused(tmp_path: Path) -> None:
         stub = blob_pb2_grpc.BlobServiceStub(channel)
         held = stub.WriteBlob()
         await held.write(blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key="held")))
+        await held.write(blob_pb2.WriteBlobRequest(chunk=bytes(256 * 1024)))
         await wait_until(lambda: os.listdir(tmp_path / "s/tmp") != [])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.WriteBlob(iter(frames(HEADER(key="k"), FINISH())))

@@ -43,6 +43,10 @@ class Footer:
         """Number of blocks; the last may be short."""
         return -(-self.blob.size_bytes // self.block_bytes)
 
+    def bytes_of_block(self, index: int) -> int:
+        """How long a block is."""
+        return min(self.block_bytes, self.blob.size_bytes - index * self.block_bytes)
+
     def checksum_offset(self, index: int) -> int:
         """Where in the file the checksum of a block lies."""
         return self.blob.size_bytes + index * CHECKSUM_BYTES

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from aiofiles.threadpool import wrap
 
-from antfarm.errors import AntFarmError, BlobNotFound
+from antfarm.errors import BlobNotFound
 from antfarm.failpoint import failpoint
 from antfarm.model import BlobRef
 from services.storage.backends.base import Written, check_announced, conflict, damaged
@@ -93,13 +93,12 @@ class CheckedFile(io.FileIO):
 
 
 class FileWriter:
-    """See `BlobWriter`. Owns the file `name` in the directory `tmp_fd` and removes it in every case."""
+    """See `BlobWriter`. Owns the file `name` in the directory `tmp_fd`, which the first piece makes, and removes it in every case."""
 
     def __init__(
         self,
         *,
         key: str,
-        file: DigestedFile,
         name: str,
         tmp_fd: int,
         tree: Tree,
@@ -107,110 +106,124 @@ class FileWriter:
         verify: Callable[[str], Awaitable[BlobRef]],
     ) -> None:
         self._key = key
-        self._file = file
+        self._file: DigestedFile | None = None
         self._name = name
         self._tmp_fd = tmp_fd
         self._tree = tree
         self._disk = disk
         self._verify = verify
-        self._async_file = wrap(file, executor=disk.pool)
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
         self._writing = Step[None]()
         self._unsynced_bytes = 0
         self._syncing = Step[None]()
         self._committing = Step[Written]()
-        self._dropped = False
 
     async def write(self, chunk: bytes) -> None:
         """See `BlobWriter`."""
         self._gathered.append(chunk)
         self._gathered_bytes += len(chunk)
-        if self._gathered_bytes >= _GATHER_BYTES:
-            await self._pass_on()
-
-    async def _pass_on(self) -> None:
-        if self._writing.running:
-            await self._writing.result()
-        if self._gathered:
-            piece = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
-            self._gathered, self._gathered_bytes = [], 0
-            self._writing.start(self._write(piece))
-            self._unsynced_bytes += len(piece)
-        await self._sync_behind()
-
-    async def _sync_behind(self) -> None:
-        if self._syncing.done:
-            await self._syncing.result()
+        if self._gathered_bytes < _GATHER_BYTES:
+            return
+        await self._written()
+        self._unsynced_bytes += self._gathered_bytes
+        self._writing.start(self._disk.run(self._write, self._taken()))
         if self._unsynced_bytes >= _SYNC_BYTES and not self._syncing.running:
             self._unsynced_bytes = 0
-            self._syncing.start(self._disk.run(self._file.sync))
+            self._syncing.start(self._disk.run(self._sync))
 
-    async def _write(self, piece: bytes) -> None:
-        with translated():
-            await self._async_file.write(piece)
+    async def _written(self) -> None:
+        """Wait for the piece before; raise what has gone wrong by now."""
+        if self._writing.running:
+            await self._writing.result()
+        if self._syncing.done:
+            await self._syncing.result()
+
+    def _taken(self) -> bytes:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        return gathered[0] if len(gathered) == 1 else b"".join(gathered)
+
+    def _write(self, piece: bytes) -> None:
+        if self._file is None:
+            self._file = DigestedFile(self._name, self._tmp_fd)
+        self._file.write(piece)
+
+    def _sync(self) -> None:
+        if self._file is not None:  # else the piece that makes it has not come to its thread yet
+            self._file.sync()
 
     async def commit(self, *, size_bytes: int | None = None, sha256: bytes = b"") -> Written:
         """See `BlobWriter`. Once begun it runs to its end, even when the caller is cancelled."""
-        while self._gathered or self._writing.running:
-            await self._pass_on()
+        await self._written()
         if self._syncing.running:
             await self._syncing.result()
+        self._committing.start(self._commit(size_bytes, sha256))
+        return await self._committing.result()
+
+    async def _commit(self, size_bytes: int | None, sha256: bytes) -> Written:
+        blob, added = await self._disk.run(self._land, self._taken(), size_bytes, sha256)
+        while not added:
+            try:
+                standing = await self._verify(self._key)
+            except BlobNotFound:  # deleted since
+                added = await self._disk.run(self._add)
+                continue
+            if standing != blob:
+                raise conflict(self._key)
+            await self._disk.run(self._drop)
+            return Written(blob=blob, existed=True)
+        return Written(blob=blob, existed=False)
+
+    def _land(self, rest: bytes, size_bytes: int | None, sha256: bytes) -> tuple[BlobRef, bool]:
+        """All in one visit to a thread: write what is left, make the file durable when it is what was announced, and add it."""
+        self._write(rest)
+        assert self._file is not None
         checksums = self._file.checksums
         blob = BlobRef(key=self._key, size_bytes=checksums.size_bytes, sha256=checksums.sha256())
         check_announced(blob, size_bytes, sha256)
-        self._committing.start(self._commit(blob))
-        return await self._committing.result()
+        self._file.seal(self._key)
+        return blob, self._add()
 
-    async def _commit(self, blob: BlobRef) -> Written:
-        await self._disk.run(self._file.seal, self._key)
-        while not await self._disk.run(self._tree.add, self._key, self._tmp_fd, self._name):
-            try:
-                standing = await self._verify(self._key)
-            except BlobNotFound:
-                continue  # deleted since
-            if standing != blob:
-                raise conflict(self._key)
-            await self._drop()
-            return Written(blob=blob, existed=True)
-        failpoint("storage.before_reply")
-        await self._drop()
-        return Written(blob=blob, existed=False)
+    def _add(self) -> bool:
+        """Give the file its key, and drop its other name. False when the key is taken."""
+        added = self._tree.add(self._key, self._tmp_fd, self._name)
+        if added:
+            failpoint("storage.before_reply")
+            self._drop()
+        return added
 
     async def abort(self) -> None:
         """See `BlobWriter`. Runs to its end even when the caller is cancelled."""
-        await completed(self._abort())
+        if self._writing.running or self._syncing.running or self._committing.running or self._file is not None:
+            await completed(self._abort())
 
     async def _abort(self) -> None:
         await self._writing.settle()
         await self._syncing.settle()
         await self._committing.settle()
-        await self._drop()
+        await self._disk.run(self._drop)
 
-    async def _drop(self) -> None:
+    def _drop(self) -> None:
         """Remove our own name of the file. A failure only costs its space until the next start."""
-        if self._dropped:
+        file, self._file = self._file, None
+        if file is None:
             return
-        self._dropped = True
         try:
-            await self._disk.run(self._close_and_unlink)
-        except AntFarmError as error:
+            file.close()
+            os.unlink(self._name, dir_fd=self._tmp_fd)
+        except OSError as error:
             log.warning("tmp/%s stays until the next start: %s", self._name, error)
-
-    def _close_and_unlink(self) -> None:
-        self._file.close()
-        os.unlink(self._name, dir_fd=self._tmp_fd)
 
 
 class FileReader:
     """See `BlobReader`. Owns the file."""
 
-    def __init__(self, *, file: CheckedFile, offset: int, end: int, disk: Disk) -> None:
+    def __init__(self, *, file: CheckedFile, offset: int, end: int, first: bytes, disk: Disk) -> None:
         self._file = file
+        self._first = first
         self._footer = file.footer
         self._position = offset
         self._end = end
-        self._disk = disk
         self._async_file = wrap(file, executor=disk.pool)
         self._loading = Step[bytes]()
 
@@ -225,9 +238,9 @@ class FileReader:
             self._file.check_whole()
             return b""
         index, skipped = divmod(self._position, self._footer.block_bytes)
-        if not self._loading.running:
-            self._loading.start(self._load(index))
-        block = await self._loading.result()
+        block, self._first = self._first, b""
+        if not block:
+            block = await self._loading.result()
         piece = block[skipped : self._end - index * self._footer.block_bytes]
         self._position += len(piece)
         if self._position < self._end:
@@ -236,14 +249,11 @@ class FileReader:
 
     async def _load(self, index: int) -> bytes:
         with translated():
-            left = self.blob.size_bytes - index * self._footer.block_bytes
-            block: bytes = await self._async_file.read(min(self._footer.block_bytes, left))
+            block: bytes = await self._async_file.read(self._footer.bytes_of_block(index))
             return block
 
     async def close(self) -> None:
         """See `BlobReader`. Runs to its end even when the caller is cancelled."""
-        await completed(self._close())
-
-    async def _close(self) -> None:
-        await self._loading.settle()
-        await self._disk.run(self._file.close)
+        if self._loading.running:
+            await completed(self._loading.settle())
+        self._file.close()  # of a file that is only read: nothing to wait for

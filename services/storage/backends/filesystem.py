@@ -19,11 +19,14 @@ from antfarm.model import BlobRef
 from services.storage.backends.base import Aged
 from services.storage.backends.blobfile import TAIL_BYTES_MAX, Footer, read_footer
 from services.storage.backends.disk import Disk, acquired, reading
-from services.storage.backends.filestream import CheckedFile, DigestedFile, FileReader, FileWriter
+from services.storage.backends.filestream import CheckedFile, FileReader, FileWriter
 from services.storage.backends.statedir import StateDir, open_state_dir
 from services.storage.backends.tree import Tree
 
 T = TypeVar("T")
+
+_CHECKED_BYTES_MIN = 256 * 1024
+"""Whether the disk has room for less is found out by writing it."""
 
 
 class FilesystemBackend:
@@ -46,34 +49,35 @@ class FilesystemBackend:
 
     async def open_write(self, key: str, *, size_bytes: int | None = None) -> FileWriter:
         """See `Backend`."""
-        return await acquired(self._open_write(key, size_bytes), FileWriter.abort)
-
-    async def _open_write(self, key: str, size_bytes: int | None) -> FileWriter:
-        name, tmp_fd = secrets.token_hex(16), self._directory.tmp_fd
-        if size_bytes is not None:
+        tmp_fd = self._directory.tmp_fd
+        if size_bytes is not None and size_bytes > _CHECKED_BYTES_MIN:
             await self._disk.run(_check_space, tmp_fd, size_bytes)
-
-        file = await self._disk.run(DigestedFile, name, tmp_fd)
-        return FileWriter(
-            key=key, file=file, name=name, tmp_fd=tmp_fd, tree=self._tree, disk=self._disk, verify=self.verify
-        )
+        name = secrets.token_hex(16)
+        return FileWriter(key=key, name=name, tmp_fd=tmp_fd, tree=self._tree, disk=self._disk, verify=self.verify)
 
     async def open_read(self, key: str, *, offset: int = 0, length: int = 0) -> FileReader:
         """See `Backend`."""
         return await acquired(self._open_read(key, offset, length), FileReader.close)
 
     async def _open_read(self, key: str, offset: int, length: int) -> FileReader:
-        file, end = await self._disk.run(self._open_checked, key, offset, length)
-        return FileReader(file=file, offset=offset, end=end, disk=self._disk)
+        file, end, first = await self._disk.run(self._open_checked, key, offset, length)
+        return FileReader(file=file, offset=offset, end=end, first=first, disk=self._disk)
 
-    def _open_checked(self, key: str, offset: int, length: int) -> tuple[CheckedFile, int]:
+    def _open_checked(self, key: str, offset: int, length: int) -> tuple[CheckedFile, int, bytes]:
+        """The file, where the range ends, and the first block: most blobs are no longer."""
         fd, footer = self._open_blob(key)
         size_bytes = footer.blob.size_bytes
         if offset > size_bytes:
             os.close(fd)
             raise OutOfRange(f"blob {key} has {size_bytes} bytes; there is nothing at offset {offset}")
         end = min(offset + length, size_bytes) if length else size_bytes
-        return CheckedFile(fd, footer, offset // footer.block_bytes, whole=offset == 0 and end == size_bytes), end
+        index = offset // footer.block_bytes
+        file = CheckedFile(fd, footer, index, whole=offset == 0 and end == size_bytes)
+        try:
+            return file, end, file.read(footer.bytes_of_block(index)) if offset < end else b""
+        except BaseException:
+            file.close()
+            raise
 
     def _open_blob(self, key: str) -> tuple[int, Footer]:
         fd = self._tree.open(key)
