@@ -61,7 +61,7 @@ _PASSED = [
     "HTTPS_PROXY",
     "NO_PROXY",
 ]
-_PASSED_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "CUDA_", "NVIDIA_", "XDG_", "COVERAGE_")
+_PASSED_PREFIXES = ("LC_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "CUDA_", "NVIDIA_", "XDG_", "COVERAGE_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

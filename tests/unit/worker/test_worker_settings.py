@@ -56,16 +56,20 @@ def test_children_get_an_allow_list_and_what_the_operator_names() -> None:
         "PATH": "/bin",
         "LC_ALL": "C",
         "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
         "AWS_SECRET": "s",
         "ANTFARM_TOKEN": "t",
         "PYTHONPATH": "/mine",
         "DATA": "/data",
     }
     seen = child_environment(environment, ["DATA", "MISSING", "MODE=fast=1"])
-    assert {name: seen.get(name) for name in ("PATH", "LC_ALL", "OMP_NUM_THREADS", "DATA", "MODE")} == {
+    assert {
+        name: seen.get(name) for name in ("PATH", "LC_ALL", "OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "DATA", "MODE")
+    } == {
         "PATH": "/bin",
         "LC_ALL": "C",
         "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
         "DATA": "/data",
         "MODE": "fast=1",
     }
