@@ -15,6 +15,7 @@ os.environ.setdefault(
 # Its own lines would tell of every stranger's handshake, in a form of their own; what concerns us comes as an error.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+import asyncio
 import errno
 import ipaddress
 import re
@@ -31,6 +32,8 @@ from antfarm.model import MESSAGE_BYTES_MAX
 
 Options = Sequence[tuple[str, str | int]]
 
+_LISTENS_TIMEOUT_S = 1.0
+"""For a host that does not even refuse."""
 DIAL_TIMEOUT_S = 5.0
 """How long a program waits for its first connection before it says that the address cannot be reached."""
 
@@ -141,6 +144,18 @@ def parse_address(text: str, *, default_port: int | None = None) -> str:
 def join_address(host: str, port: int) -> str:
     """`host:port`, with the brackets that an IPv6 host needs."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+async def listens(address: str) -> bool:
+    """True when somebody takes connections there. Costs next to nothing where nobody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_LISTENS_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 def is_loopback(host: str) -> bool:

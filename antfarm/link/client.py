@@ -47,6 +47,8 @@ ATTACH_TIMEOUT_S = 10.0
 ID_IN_USE_PATIENCE_S = 5.0
 """How long WORKER_ID_IN_USE is dialled against: an earlier process of this worker may just have died unnoticed."""
 GOODBYE_TIMEOUT_S = 2.0
+LOOK_NS = SECOND_NS // 10
+"""How often it is looked whether somebody listens where nobody did."""
 _INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
 
 
@@ -191,13 +193,22 @@ class Link:
                     end = error
                 if end is not None:
                     self._judge_end(end, attached=self._heard_ns != attached_before)
-                refused = str(end) == wire.CONNECTION_REFUSED
-                deadline_ns = now_ns() + self._session.disconnected(refused=refused)
-                while self._goodbye is None and (left_ns := deadline_ns - now_ns()) > 0:
-                    await wait_for(self._wake, left_ns)
+                await self._pause(refused=str(end) == wire.CONNECTION_REFUSED)
         finally:
             self._reports.tidy()
             self._ended.set()
+
+    async def _pause(self, *, refused: bool) -> None:
+        """Until the next dial. Where nobody listened it ends as soon as somebody does: to look costs a small part of a dial."""
+        now = now_ns()
+        deadline_ns, look_ns = now + self._session.disconnected(refused=refused), now + LOOK_NS
+        while self._goodbye is None and now < deadline_ns:
+            await wait_for(self._wake, min(deadline_ns, look_ns) - now if refused else deadline_ns - now)
+            if refused and now_ns() >= look_ns:
+                if await net.listens(self.address):
+                    return
+                look_ns = now_ns() + LOOK_NS
+            now = now_ns()
 
     # ---- one connection ---------------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from fake_orchestrator import FakeOrchestrator, Token, until
 from antfarm.errors import Cycle, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link import Link, Outbox, OutcomeParts, WorkerIdentity
 from antfarm.link import client as client_module
+from antfarm.link.session import Dice
+from antfarm.model import SECOND_NS
 from antfarm.v1 import report_queue_pb2 as rq
 from antfarm.v1 import work_queue_pb2
 
@@ -64,12 +66,16 @@ class Kept(Outbox):
 
 @asynccontextmanager
 async def linked(
-    orchestrator: FakeOrchestrator, *, window: int = 8, outbox: Outbox | None = None
+    orchestrator: FakeOrchestrator, *, window: int = 8, outbox: Outbox | None = None, dice: Dice | None = None
 ) -> AsyncIterator[tuple[Link, Recorder]]:
     handler = Recorder()
     identity = WorkerIdentity(worker_id="w", slots=2, window=window, task_types=("t",), labels={"zone": "a"})
     link = Link(
-        addresses=[orchestrator.address], identity=identity, handler=handler, outbox=outbox, dice=random.Random(1)
+        addresses=[orchestrator.address],
+        identity=identity,
+        handler=handler,
+        outbox=outbox,
+        dice=dice or random.Random(1),
     )
     run = asyncio.create_task(link.run())
     try:
@@ -77,6 +83,16 @@ async def linked(
     finally:
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
+
+
+class Pauses:
+    """Dice that say how long each pause is, in seconds."""
+
+    def __init__(self, *pauses_s: float) -> None:
+        self.pauses_s = list(pauses_s)
+
+    def uniform(self, a: float, b: float, /) -> float:
+        return self.pauses_s.pop(0) * SECOND_NS
 
 
 def succeeded(token: Token, result: bytes = b"1") -> tuple[str, int, OutcomeParts]:
@@ -115,6 +131,17 @@ async def test_a_report_is_forgotten_at_its_final_verdict_only() -> None:
         assert await link.settled(10)
         assert len(farm.outcomes[token]) == 3
         assert link.held_count == 0
+
+
+async def test_who_begins_to_listen_where_nobody_did_is_dialled_before_the_pause_is_over() -> None:
+    pauses = Pauses(0.0, 600.0)
+    async with FakeOrchestrator() as farm, linked(farm, dice=pauses) as (link, _):
+        await farm.attached()
+        await farm.stop()
+        await until(lambda: not pauses.pauses_s, what="the dial after the first pause was refused")
+        assert not link.attached
+        await farm.start()
+        await farm.attached(2)
 
 
 async def test_reports_wait_for_an_orchestrator_that_is_away_and_held_work_is_said_again() -> None:

@@ -334,3 +334,13 @@ async def test_channels_belong_to_the_running_loop() -> None:
     async with net.open_channel("127.0.0.1:1") as channel:
         assert isinstance(channel, grpc.aio.Channel)
     assert asyncio.get_running_loop().is_running()
+
+
+async def test_whether_somebody_listens_is_seen_without_a_dial() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert not await net.listens(address)
+        server.listen()
+        assert await net.listens(address)
+    assert not await net.listens(address)
