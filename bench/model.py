@@ -11,18 +11,20 @@ that one number stands for all three.
 
 **Throughput.** A task takes the farm the longest of
 
-- *cores*: the sum of all programs' costs, divided by the cores that are kept busy (fewer than there are: somebody always waits for somebody) without those
-  that heartbeats take;
+- *cores*: the sum of all programs' costs, divided by the cores that are kept busy (fewer than there are: somebody always waits for somebody, most of all where
+  one worker alone hands its frames to and fro), and what a byte of its payload makes everybody wait for the disk;
 - *a program*: the largest cost of one program, divided by its processes: a program is one thread;
 - *the journal*: commit / tasks in a commit + write x payload_bytes. Commits run beside everything else, each with all that gathered during the last.
 
 A job of N tasks takes `trip + N x that + fill`. *trip* is the round trip of one task; *fill* is there because the first batch has to pass through all
-programs one after the other before they all work at once: (sum of costs by process - that) for each task of the client's first message.
+programs one after the other before they all work at once: (sum of costs by process - that) for each task of the client's first message. Heartbeats are not
+counted: under load they are read together with what else has come, and cost a small part of what an idle farm pays for them.
 
 **Latency.** The round trip of one task is the sum of its hops on an idle farm. It is submitted, and that is durable (one call and one commit); then the client
 opens the stream of results (one call) while the task is on its way: to the worker, through a pipe to its child and back, to the orchestrator, into the
 journal, to the client. The longer of the two counts. Each worker adds its share of one pass of placement, and heartbeats make everything wait
-a little: 1 / (1 - their share of a core). What a byte costs all programs is added.
+a little: 1 / (1 - their share of a core). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
+(*warm*) is the mean of the points for calibration.
 
 **Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from four points of the farm
 itself, marked * in the table: two workers (costs a task, cores kept busy), two workers with large payloads (costs a byte), one and some hundred simulated
@@ -36,7 +38,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from antfarm.client.writer import BATCH_TASKS_MAX
@@ -105,7 +107,12 @@ class Model:
     simulated: dict[str, Cost]
     busy_real: float
     """Cores that are kept busy."""
+    busy_one: float
+    """The same with one simulated worker."""
     busy_simulated: float
+    """The same with several."""
+    wait_us_byte: float
+    """What a byte of payload makes everybody wait for the disk."""
     frame: float
     """Tasks that a frame of work holds with one worker."""
     deal: float
@@ -117,7 +124,8 @@ class Model:
     pipe_ms: float
     turn_worker_us: float
     beat_us: float
-    beat_worker_us: float
+    warm: float = 1.0
+    """What the hops of a task cost in a row, of what they cost alone."""
 
     # ---- throughput -------------------------------------------------------------------------------------------------
 
@@ -138,11 +146,9 @@ class Model:
         payload_bytes = point.payload_bytes or NUMBER_BYTES
         costs = self.costs(point)
         cpu_us = sum(cost for cost, _ in costs.values())
-        beats = point.workers * (self.beat_us + self.beat_worker_us) / BEAT_US
-        busy = self.busy_simulated if point.axis == SIMULATED else self.busy_real
         serial = {name: cost / processes for name, (cost, processes) in costs.items()}
         bounds = {
-            "cores": cpu_us / max(busy - beats, 0.05),
+            "cores": cpu_us / self._busy(point) + self.wait_us_byte * payload_bytes,
             **serial,
             "journal": self.commit_us / self.deal + self.write_us_byte * payload_bytes,
         }
@@ -152,7 +158,12 @@ class Model:
         fill_us = first * max(sum(serial.values()) - task_us, 0.0)
         seconds = trip_ms / 1e3 + (point.tasks * task_us + fill_us) / 1e6
         tasks_s = point.tasks / seconds
-        return Prediction(tasks_s=tasks_s, cpu_us=cpu_us + 1e6 * beats / tasks_s, p50_ms=trip_ms, bound=bound)
+        return Prediction(tasks_s=tasks_s, cpu_us=cpu_us, p50_ms=trip_ms, bound=bound)
+
+    def _busy(self, point: Point) -> float:
+        if point.axis != SIMULATED:
+            return self.busy_real
+        return self.busy_one if point.workers == 1 else self.busy_simulated
 
     # ---- latency ----------------------------------------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class Model:
         hops_ms += point.workers * self.turn_worker_us / 1e3
         hops_ms += sum(cost.byte_us for cost in costs.values()) * point.payload_bytes / 1e3
         beats = point.workers * self.beat_us / BEAT_US
-        return hops_ms / max(1 - beats, 0.05)
+        return self.warm * hops_ms / max(1 - beats, 0.05)
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------------
@@ -215,11 +226,14 @@ def calibrate(run: Growth) -> Model:
     frame = statistics.median(at.one.frame_tasks)
     deal = statistics.median(at.many.frame_tasks) * at.many.workers
     simulated = {program: _simulated_cost(program, at, frame, deal) for program in PRETENDED}
-    return Model(
+    busy = _busy(at.few)
+    cold = Model(
         real={program: _real_cost(program, at, frame, deal, simulated) for program in REAL},
         simulated=simulated,
-        busy_real=statistics.fmean((_busy(at.few), _busy(at.large))),
-        busy_simulated=statistics.fmean((_busy(at.one), _busy(at.many))),
+        busy_real=busy,
+        busy_one=_busy(at.one),
+        busy_simulated=_busy(at.many),
+        wait_us_byte=max(1e6 / at.large.rate - _cpu_us(at.large) / busy, 0.0) / at.large.payload_bytes,
         frame=frame,
         deal=deal,
         commit_us=run.constant(constants.COMMIT_MS) * 1e3,
@@ -229,7 +243,9 @@ def calibrate(run: Growth) -> Model:
         pipe_ms=run.constant(constants.PIPE_MS),
         turn_worker_us=run.constant(constants.TURN_WORKER_US),
         beat_us=run.constant(constants.BEAT_US),
-        beat_worker_us=run.constant(constants.BEAT_WORKER_US),
+    )
+    return replace(
+        cold, warm=statistics.fmean(statistics.median(point.p50_ms) / cold.trip_ms(point) for point in at.points)
     )
 
 
@@ -295,7 +311,12 @@ def _told_constants(run: Growth, model: Model) -> Iterator[str]:
     yield ""
     yield "| constant | value |"
     yield "|---|---|"
-    yield f"| cores kept busy, with workers / with simulated ones | {model.busy_real:.2f} / {model.busy_simulated:.2f} of {run.cores} |"
+    yield (
+        "| cores kept busy, with workers / with one simulated one / with more "
+        f"| {model.busy_real:.2f} / {model.busy_one:.2f} / {model.busy_simulated:.2f} of {run.cores} |"
+    )
+    yield f"| what a KiB makes everybody wait for the disk, µs | {model.wait_us_byte * 1024:.2f} |"
+    yield f"| hops in a row, of what they cost alone | {model.warm:.2f} |"
     yield f"| tasks in a frame of one worker / dealt out at a time | {model.frame:,.0f} / {model.deal:,.0f} |"
     for name in run.constants:
         yield f"| {name} | {run.constant(name):.3g} |"

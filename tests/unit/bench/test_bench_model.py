@@ -35,7 +35,9 @@ FARM = Model(
         HOSTS: Cost(task_us=7, byte_us=0, message_us=300),
     },
     busy_real=1.8,
+    busy_one=1.3,
     busy_simulated=1.8,
+    wait_us_byte=0.004,
     frame=600,
     deal=2_800,
     commit_us=400,
@@ -45,7 +47,7 @@ FARM = Model(
     pipe_ms=0.1,
     turn_worker_us=2.0,
     beat_us=0.0,
-    beat_worker_us=0.0,
+    warm=0.8,
 )
 """What the runs below are made of. Nothing measured: any numbers do."""
 CONSTANTS = {
@@ -94,6 +96,9 @@ def test_it_finds_the_costs() -> None:
     assert found.real[ORCHESTRATOR].byte_us == pytest.approx(0.01, rel=0.02)
     assert found.real[AGENTS].message_us == pytest.approx(300, rel=0.02)
     assert found.deal == pytest.approx(2_800)
+    assert found.busy_one == pytest.approx(1.3, rel=0.02)
+    assert found.wait_us_byte == pytest.approx(0.004, rel=0.1)
+    assert found.warm == pytest.approx(0.8, rel=0.02)
 
 
 def test_five_points_are_enough_to_predict_all_others() -> None:
