@@ -7,7 +7,6 @@ constants of its run. The farm is a tree of two levels: one orchestrator on top,
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ PAYLOAD_BYTES, RESULT_BYTES = 100, 20
 CHILDREN = 10_000
 BUSY, BUSY_BEATS = 0.5, 0.1
 DEFAULTS = OrchestratorSettings()
-OPEN = "(to be measured)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +36,19 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table. `exact` needs no measurement; `open` does."""
+    """A line of the table. `exact` needs no measurement; `measured` does."""
 
     name: str
     formula: str
     exact: Callable[[], str] | None = None
-    open: Callable[[Measured], str] | None = None
+    measured: Callable[[Measured], str] | None = None
 
-    def value(self, measured: Measured | None) -> str:
+    def value(self, measured: Measured) -> str:
         """What the last cell says."""
         if self.exact is not None:
             return self.exact()
-        assert self.open is not None
-        return OPEN if measured is None else self.open(measured)
+        assert self.measured is not None
+        return self.measured(measured)
 
 
 # ---- exact ------------------------------------------------------------------------------------------------------------
@@ -136,16 +134,16 @@ ROWS = (
     Row("whole run", "N / λ", lambda: f"{TASKS / demand_s() / 3600:.1f} h"),
     Row("parents P, tasks of the top", "N / n", lambda: f"{TASKS // CHILDREN:,}"),
     Row("parents that begin", "λ / n", lambda: f"{demand_s() / CHILDREN:.1f} /s"),
-    Row("leaf's CPU for a task c", "task + byte·p + message", open=lambda m: f"{leaf_task_us(m):.0f} µs"),
-    Row("leaves for the rate", "λ·c / u", open=lambda m: f"{leaves_for_rate(m):.1f}"),
-    Row("leaves for heartbeats", "W·beat / (H·v)", open=lambda m: f"{leaves_for_beats(m):.1f}"),
-    Row("leaves for placement", "√(λ·W·look / u)", open=lambda m: f"{leaves_for_placement(m):.1f}"),
-    Row("leaves K", "the largest, rounded up", open=lambda m: f"{leaves(m)}"),
-    Row("nodes of a leaf", "W / K", open=_leaf(lambda k: NODES / k, "{:,.0f}")),
-    Row("heartbeats at a leaf", "W / (K·H)", open=_leaf(lambda k: NODES / k / DEFAULTS.heartbeat_s, "{:,.0f} /s")),
-    Row("heartbeats at the top", "K / H", open=_leaf(lambda k: k / DEFAULTS.heartbeat_s, "{:.1f} /s")),
-    Row("commits at a leaf", "min(λ / K, 1 / commit)", open=lambda m: f"{commits_s(m):,.0f} /s"),
-    Row("outcomes in a commit", "λ / (K·commits)", open=lambda m: f"{demand_s() / leaves(m) / commits_s(m):.1f}"),
+    Row("leaf's CPU for a task c", "task + byte·p + message", measured=lambda m: f"{leaf_task_us(m):.0f} µs"),
+    Row("leaves for the rate", "λ·c / u", measured=lambda m: f"{leaves_for_rate(m):.1f}"),
+    Row("leaves for heartbeats", "W·beat / (H·v)", measured=lambda m: f"{leaves_for_beats(m):.1f}"),
+    Row("leaves for placement", "√(λ·W·look / u)", measured=lambda m: f"{leaves_for_placement(m):.1f}"),
+    Row("leaves K", "the largest, rounded up", measured=lambda m: f"{leaves(m)}"),
+    Row("nodes of a leaf", "W / K", measured=_leaf(lambda k: NODES / k, "{:,.0f}")),
+    Row("heartbeats at a leaf", "W / (K·H)", measured=_leaf(lambda k: NODES / k / DEFAULTS.heartbeat_s, "{:,.0f} /s")),
+    Row("heartbeats at the top", "K / H", measured=_leaf(lambda k: k / DEFAULTS.heartbeat_s, "{:.1f} /s")),
+    Row("commits at a leaf", "min(λ / K, 1 / commit)", measured=lambda m: f"{commits_s(m):,.0f} /s"),
+    Row("outcomes in a commit", "λ / (K·commits)", measured=lambda m: f"{demand_s() / leaves(m) / commits_s(m):.1f}"),
     Row("memory of a queued task q", "1 + 20 + 8 + ⌈33 + p⌉₁₆", lambda: f"{memory_queued_bytes()} bytes"),
     Row("memory of an ended task e", "1 + 20 + 8", lambda: f"{memory_ended_bytes()} bytes"),
     Row("memory of a leaf's queue", "h·n·q", lambda: f"{held_parents() * CHILDREN * memory_queued_bytes() / 1e6:.0f} MB"),
@@ -154,19 +152,14 @@ ROWS = (
     Row("journal of a task j", "p + added + r + alone + row", lambda: f"{journal_bytes():.0f} bytes"),
     Row("journal of a leaf, at most", "(h + k)·n·j", lambda: f"{(held_parents() + kept_parents()) * CHILDREN * journal_bytes() / 1e6:.0f} MB"),
     Row("written by all leaves", "N·j", lambda: f"{TASKS * journal_bytes() / 1e9:.0f} GB"),
-    Row("written by a leaf", "λ·j / K", open=_leaf(lambda k: demand_s() * journal_bytes() / k / 1e3, "{:,.0f} kB/s")),
+    Row("written by a leaf", "λ·j / K", measured=_leaf(lambda k: demand_s() * journal_bytes() / k / 1e3, "{:,.0f} kB/s")),
     Row("plans through Storage", "P·n·p·4/3", lambda: f"{TASKS * PAYLOAD_BYTES * 4 / 3 / 1e9:.0f} GB"),
 )  # fmt: skip
 
 
-def table(measured: Measured | None) -> Iterator[str]:
-    """Markdown; without a measurement the open cells say so."""
+def table(measured: Measured) -> Iterator[str]:
+    """Markdown."""
     yield "| what | formula | value |"
     yield "|---|---|---|"
     for row in ROWS:
         yield f"| {row.name} | {row.formula} | {row.value(measured)} |"
-
-
-if __name__ == "__main__":
-    print("\n".join(table(None)))
-    sys.exit(0)

@@ -350,9 +350,10 @@ def _error(predicted: float, measured: float) -> float:
     return predicted / measured - 1
 
 
-def _told_limits(model: Model) -> Iterator[str]:
+def measured(model: Model) -> limits.Measured:
+    """What the table of limits needs of a model."""
     orchestrator = model.real[ORCHESTRATOR]
-    measured = limits.Measured(
+    return limits.Measured(
         task_us=orchestrator.task_us,
         byte_us=orchestrator.byte_us,
         message_us=orchestrator.message_us,
@@ -360,9 +361,12 @@ def _told_limits(model: Model) -> Iterator[str]:
         turn_worker_us=model.turn_worker_us,
         commit_us=model.commit_us,
     )
+
+
+def _told_limits(model: Model) -> Iterator[str]:
     yield "For 10,000 nodes and 10^9 tasks (docs/limits.md):"
     yield ""
-    yield from limits.table(measured)
+    yield from limits.table(measured(model))
 
 
 if __name__ == "__main__":
