@@ -252,18 +252,19 @@ class LocalFarm:
         pending = list(programs)
         deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            while pending:
+            while True:
                 for program in list(pending):
                     if self._is_ready(program):
                         pending.remove(program)
                         deadline = time.monotonic() + START_TIMEOUT_S
+                if not pending:
+                    return
                 self._check_others(pending)
-                if pending and time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise Unavailable(
                         f"{pending[0].name} was not ready within {START_TIMEOUT_S:.0f} s; its log: {pending[0].log}"
                     )
-                if pending:
-                    time.sleep(_POLL_S)
+                time.sleep(_POLL_S)
         except BaseException:
             for program in pending:
                 self._end(program, kill=True)

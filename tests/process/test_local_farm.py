@@ -101,6 +101,19 @@ def test_when_one_of_several_cannot_start_its_own_line_is_raised_and_none_is_lef
     assert not any(alive(pid) for pid in pids)
 
 
+def test_a_program_that_has_served_was_started_even_when_it_is_gone_by_now(tmp_path: Path) -> None:
+    (tmp_path / "brief.py").write_text("print('brief ready on 127.0.0.1:1')\n")
+    with LocalFarm(tmp_path / "farm") as farm:
+        farm.environment = {"PYTHONPATH": str(tmp_path)}
+        with farm.together():
+            brief = farm._make("brief", "storage", "brief", ())
+            farm._launch(brief)
+            wait_until(lambda: not brief.running)
+        assert brief.address == "127.0.0.1:1"
+        with pytest.raises(Unavailable, match="brief died: brief ready on"):
+            farm.check()
+
+
 def test_an_error_within_the_block_is_not_kept_waiting(tmp_path: Path) -> None:
     def start(farm: LocalFarm) -> None:
         with farm.together():
