@@ -73,7 +73,8 @@ async def _all_attached(notes: Path, offset: int = 0) -> float:
     first: dict[str, float] = {}
 
     def there() -> bool:
-        for line in notes.read_text()[offset:].splitlines() if notes.exists() else ():
+        whole, _, _ = notes.read_text()[offset:].rpartition("\n") if notes.exists() else ("", "", "")
+        for line in whole.splitlines():  # without the last line while it is being written
             name, at = line.split()
             first.setdefault(name, float(at))
         return len(first) == HERD
