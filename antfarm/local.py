@@ -225,10 +225,7 @@ class LocalFarm:
         """Start its process, and wait until it serves unless `together` will. Returns its address."""
         command = [sys.executable, *program.arguments]
         if program.port is not None:
-            if program.port == 0:
-                program.reserved = reserve(program.host)
-                program.port = program.reserved.getsockname()[1]  # the same one after a restart
-            program.address = net.join_address(program.host, program.port)
+            self._reserve(program, program.port)
             command += ["--port", str(program.port)]
         program.log_begin = program.log.stat().st_size if program.log.exists() else 0
         with program.log.open("ab") as log:
@@ -246,6 +243,17 @@ class LocalFarm:
         else:
             self._await_ready([program])
         return program.address
+
+    def _reserve(self, program: Program, port: int) -> None:
+        try:
+            program.reserved = reserve(program.host, port)
+        except OSError as error:
+            raise InvalidArgument(
+                f"{program.name} did not start: cannot listen on {net.join_address(program.host, port)}: {error.strerror or error}; "
+                "choose another port, or a host that is a name or address of this machine"
+            ) from None
+        program.port = program.reserved.getsockname()[1]  # the same one after a restart
+        program.address = net.join_address(program.host, program.port)
 
     def _await_ready(self, programs: Sequence[Program]) -> None:
         """Wait for the ready line of each. Raises with the tail of its log when one ends, or when none becomes ready in time; kills the rest then."""
@@ -375,20 +383,18 @@ class LocalFarm:
                 process.stdin.close()
 
 
-def reserve(host: str) -> socket.socket:
-    """A free port of the host that nobody else is given until it is closed; a program that is told its number can listen on it.
+def reserve(host: str, port: int = 0) -> socket.socket:
+    """A port of the host, 0 for a free one, that nobody else is given until it is closed; a program that is told its number can listen on it. OSError.
 
     Linux lets two sockets have one address when both ask for SO_REUSEADDR and the first does not listen; gRPC asks for it.
     """
     reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind((host.strip("[]"), 0))
-    except OSError as error:
+        reserved.bind((host.strip("[]"), port))
+    except OSError:
         reserved.close()
-        raise InvalidArgument(
-            f"cannot listen on {host}: {error.strerror or error}; the host must be a name or address of this machine"
-        ) from None
+        raise
     return reserved
 
 

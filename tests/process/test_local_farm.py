@@ -136,8 +136,17 @@ def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
             told.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             told.bind(("127.0.0.1", port))
             told.listen()
-    with pytest.raises(InvalidArgument, match=r"cannot listen on 192\.0\.2\.1: .*address of this machine"):
-        local.reserve("192.0.2.1")
+            with pytest.raises(OSError, match="in use"):
+                local.reserve("127.0.0.1", port)
+
+
+def test_a_host_of_another_machine_is_refused_in_one_line(tmp_path: Path) -> None:
+    with (
+        LocalFarm(tmp_path) as farm,
+        pytest.raises(InvalidArgument, match=r"^storage did not start: cannot listen on 192\.0\.2\.1:0: .*") as caught,
+    ):
+        farm.start_storage(host="192.0.2.1")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dead_program_is_noticed(tmp_path: Path) -> None:
