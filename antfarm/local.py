@@ -246,12 +246,9 @@ class LocalFarm:
 
     def _reserve(self, program: Program, port: int) -> None:
         try:
-            program.reserved = reserve(program.host, port)
-        except OSError as error:
-            raise InvalidArgument(
-                f"{program.name} did not start: cannot listen on {net.join_address(program.host, port)}: {error.strerror or error}; "
-                "choose another port, or a host that is a name or address of this machine"
-            ) from None
+            program.reserved = net.reserve(program.host, port)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{program.name} did not start: {error}") from None
         program.port = program.reserved.getsockname()[1]  # the same one after a restart
         program.address = net.join_address(program.host, program.port)
 
@@ -381,21 +378,6 @@ class LocalFarm:
             program.release()
             if process.stdin is not None:
                 process.stdin.close()
-
-
-def reserve(host: str, port: int = 0) -> socket.socket:
-    """A port of the host, 0 for a free one, that nobody else is given until it is closed; a program that is told its number can listen on it. OSError.
-
-    Linux lets two sockets have one address when both ask for SO_REUSEADDR and the first does not listen; gRPC asks for it.
-    """
-    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind((host.strip("[]"), port))
-    except OSError:
-        reserved.close()
-        raise
-    return reserved
 
 
 def _environment() -> dict[str, str]:

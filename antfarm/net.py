@@ -195,7 +195,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None, *, inse
     InvalidArgument in one line when the port is taken, the host is not ours, or `check_bind` refuses.
     """
     check_bind(host, tls, insecure=insecure)
-    _probe_port(host, port)
+    reserve(host, port).close()  # gRPC reports a failed bind without its cause
     address = join_address(host, port)
     try:
         if tls is None:
@@ -209,26 +209,31 @@ def bind(server: grpc.aio.Server, host: str, port: int, tls: Tls | None, *, inse
     return int(bound)
 
 
-def _probe_port(host: str, port: int) -> None:
-    # gRPC reports a failed bind without its cause; a plain socket tells a taken port from a foreign host.
+def reserve(host: str, port: int = 0) -> socket.socket:
+    """A port of the host, 0 for a free one, that nobody else is given until it is closed; a program that is told its number can listen on it.
+
+    Linux lets two sockets have one address when both ask for SO_REUSEADDR and the first does not listen; gRPC asks for it. InvalidArgument in one
+    line when the port is taken or none, or the host is not ours.
+    """
     if not 0 <= port < 65536:
         raise InvalidArgument(f"--port {port}: not a port; take one from 1 to 65535, or 0 for any free one")
     bare = host.strip("[]")
-    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((bare, port))
-        except OSError as error:
-            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-                advice = "--host must be a name or address of this machine"
-            elif error.errno == errno.EACCES:
-                advice = "choose a --port above 1023"
-            else:
-                advice = "choose another --port or stop the program that has it"
-            raise InvalidArgument(
-                f"cannot listen on {join_address(host, port)}: {error.strerror or error}; {advice}"
-            ) from None
+    reserved = socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((bare, port))
+    except OSError as error:
+        reserved.close()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            advice = "--host must be a name or address of this machine"
+        elif error.errno == errno.EACCES:
+            advice = "choose a --port above 1023"
+        else:
+            advice = "choose another --port or stop the program that has it"
+        raise InvalidArgument(
+            f"cannot listen on {join_address(host, port)}: {error.strerror or error}; {advice}"
+        ) from None
+    return reserved
 
 
 def peer_identity(auth_context: Mapping[str, Sequence[bytes]]) -> tuple[str, str] | None:

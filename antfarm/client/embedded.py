@@ -13,14 +13,13 @@ import logging
 import os
 import re
 import shutil
-import socket
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-from antfarm import apps
+from antfarm import apps, net
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm
 
@@ -64,7 +63,6 @@ class EmbeddedFarm:
         self._allow_pickle = allow_pickle
         self._programs = LocalFarm(directory)
         self._owns = False
-        self._has_worker = False
         self._closing = threading.Event()
         self._guard = threading.Thread(target=self._watch, name="antfarm-guard", daemon=True)
         self.address = ""
@@ -141,7 +139,7 @@ class EmbeddedFarm:
             storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
             self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
             self._programs.inherit = ()
-            if not self._has_worker:
+            if not any(program.role == "worker" for program in self._programs.programs.values()):
                 self._start_worker()
         self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
 
@@ -175,7 +173,6 @@ class EmbeddedFarm:
             allow_pickle=self._allow_pickle,
             options=["--drain-s", str(_DRAIN_S)],
         )
-        self._has_worker = True
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
 
@@ -227,10 +224,8 @@ def _free_port(address: str) -> int:
     port = address.rpartition(":")[2]
     if not port.isdigit():
         return 0
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(port)))
-        except OSError:
-            return 0
+    try:
+        net.reserve("127.0.0.1", int(port)).close()
+    except InvalidArgument:
+        return 0
     return int(port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from antfarm.model import TaskState
 from services.orchestrator.core import records as r
 from services.orchestrator.core.records import Record
+from services.orchestrator.journal.base import Journal
 
 Row = tuple[int, Record]
 
@@ -23,6 +24,15 @@ def record_of(seq: int, payload_bytes: int = 300) -> Record:
 def rows(first: int, end: int, payload_bytes: int = 300) -> list[Row]:
     """Records first..end-1."""
     return [(seq, record_of(seq, payload_bytes)) for seq in range(first, end)]
+
+
+def append_batches(journal: Journal, count: int, seq: int = 1) -> int:
+    """Append so many batches, the first from that number on; the number that comes next."""
+    for _ in range(count):
+        batch = batch_from(seq)
+        journal.append(batch)
+        seq = batch[-1][0] + 1
+    return seq
 
 
 def batch_from(seq: int) -> list[Row]:

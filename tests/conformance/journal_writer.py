@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from journal_records import batch_from
+from journal_records import append_batches
 
 from services.orchestrator.journal.sqlite import SqliteJournal
 
@@ -13,7 +13,5 @@ if __name__ == "__main__":
     journal = SqliteJournal(Path(sys.argv[1]))
     seq = max((seq for seq, _ in journal.replay()), default=0) + 1
     while True:
-        batch = batch_from(seq)
-        journal.append(batch)
-        seq = batch[-1][0] + 1
+        seq = append_batches(journal, 1, seq)
         print(seq - 1, flush=True)  # noqa: T201 - what its reader waits for

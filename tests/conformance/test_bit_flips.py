@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from journal_records import batch_from, rows
+from journal_records import append_batches, rows
 
 from antfarm.errors import DataLoss, InvalidArgument
 from services.orchestrator.journal.base import JournalBroken
@@ -31,13 +31,9 @@ def flip(path: Path, bit: int) -> None:
 def crashed(directory: Path) -> tuple[list, str]:
     """A journal as SIGKILL leaves it: a part in the main file, a part in the log. All its records were acknowledged."""
     journal = SqliteJournal(directory / "live")
-    seq = 1
-    for number in range(40):
-        batch = batch_from(seq)
-        journal.append(batch)
-        seq = batch[-1][0] + 1
-        if number == 20:
-            journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    seq = append_batches(journal, 21)
+    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    seq = append_batches(journal, 19, seq)
     shutil.copytree(directory / "live", directory / "crashed")
     identity = journal.orchestrator_id
     journal.close()

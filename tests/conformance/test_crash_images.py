@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from journal_records import batch_from, rows
+from journal_records import append_batches, rows
 
 from services.orchestrator.journal import sqlite
 from services.orchestrator.journal.sqlite import SqliteJournal
@@ -48,9 +48,7 @@ def history(directory: Path) -> list[tuple[int, bytes, bytes]]:
     journal = SqliteJournal(directory)
     states, seq = [], 1
     for _ in range(COMMITS):
-        batch = batch_from(seq)
-        journal.append(batch)
-        seq = batch[-1][0] + 1
+        seq = append_batches(journal, 1, seq)
         states.append((seq - 1, (directory / MAIN).read_bytes(), (directory / WAL).read_bytes()))
     journal.close()
     return states

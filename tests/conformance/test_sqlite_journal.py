@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from journal_records import Row, batch_from, rows
+from journal_records import Row, append_batches, batch_from, rows
 
 from antfarm.errors import InvalidArgument
 from services.orchestrator.journal.base import JournalBroken, JournalFull
@@ -57,11 +57,7 @@ def refusal(directory: Path) -> str:
 def small_journal(directory: Path, batches: int = 12) -> list[Row]:
     """A journal that was closed in good order: everything is in the main file. What it holds."""
     journal = SqliteJournal(directory)
-    seq = 1
-    for _ in range(batches):
-        batch = batch_from(seq)
-        journal.append(batch)
-        seq = batch[-1][0] + 1
+    seq = append_batches(journal, batches)
     journal.close()
     assert not (directory / WAL).exists()
     return rows(1, seq)
@@ -99,10 +95,7 @@ def test_the_log_does_not_grow_from_kill_to_kill(tmp_path: Path, monkeypatch: py
     for life in range(40):
         journal = SqliteJournal(tmp_path / str(life))
         assert list(journal.replay()) == rows(1, seq)
-        for _ in range(3):
-            batch = batch_from(seq)
-            journal.append(batch)
-            seq = batch[-1][0] + 1
+        seq = append_batches(journal, 3, seq)
         (tmp_path / str(life + 1)).mkdir()
         for name in (MAIN, WAL):
             shutil.copyfile(tmp_path / str(life) / name, tmp_path / str(life + 1) / name)
@@ -132,9 +125,7 @@ class Crashed:
         """(length of the log, last record) after each acknowledged batch."""
         seq = 1
         for _ in range(batches):
-            batch = batch_from(seq)
-            journal.append(batch)
-            seq = batch[-1][0] + 1
+            seq = append_batches(journal, 1, seq)
             self.ends.append((os.path.getsize(directory / "live" / WAL), seq - 1))
         assert (directory / "live" / MAIN).read_bytes() == self.main, "nothing was moved from the log meanwhile"
         self.log = (directory / "live" / WAL).read_bytes()

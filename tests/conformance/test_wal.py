@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from journal_records import batch_from
+from journal_records import append_batches
 
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.sqlite import SqliteJournal
@@ -19,11 +19,7 @@ PAGE_BYTES = 24 + 4096
 def left(tmp_path: Path) -> Path:
     """The directory of a journal as SIGKILL leaves it."""
     journal = SqliteJournal(tmp_path / "live")
-    seq = 1
-    for _ in range(10):
-        batch = batch_from(seq)
-        journal.append(batch)
-        seq = batch[-1][0] + 1
+    append_batches(journal, 10)
     shutil.copytree(tmp_path / "live", tmp_path / "left")
     journal.close()
     return tmp_path / "left"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import antfarm
-from antfarm import local
 from antfarm.errors import InvalidArgument, NotFound, Unavailable
 from antfarm.local import LocalFarm
 
@@ -127,25 +125,21 @@ def test_an_error_within_the_block_is_not_kept_waiting(tmp_path: Path) -> None:
         assert farm.start_orchestrator().rpartition(":")[0] == "127.0.0.1"
 
 
-def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
-    with local.reserve("127.0.0.1") as reserved:
-        port = reserved.getsockname()[1]
-        with socket.socket() as other, pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", port))
-        with socket.socket() as told:  # as gRPC does
-            told.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            told.bind(("127.0.0.1", port))
-            told.listen()
-            with pytest.raises(OSError, match="in use"):
-                local.reserve("127.0.0.1", port)
-
-
 def test_a_host_of_another_machine_is_refused_in_one_line(tmp_path: Path) -> None:
     with (
         LocalFarm(tmp_path) as farm,
         pytest.raises(InvalidArgument, match=r"^storage did not start: cannot listen on 192\.0\.2\.1:0: .*") as caught,
     ):
         farm.start_storage(host="192.0.2.1")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_port_is_refused_in_one_line(tmp_path: Path) -> None:
+    with (
+        LocalFarm(tmp_path) as farm,
+        pytest.raises(InvalidArgument, match=r"^storage did not start: --port 70000: not a port; ") as caught,
+    ):
+        farm.start_storage(port=70_000)
     assert "\n" not in str(caught.value)
 
 

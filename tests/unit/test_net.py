@@ -344,3 +344,16 @@ async def test_whether_somebody_listens_is_seen_without_a_dial() -> None:
         server.listen()
         assert await net.listens(address)
     assert not await net.listens(address)
+
+
+def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
+    with net.reserve("127.0.0.1") as reserved:
+        port = reserved.getsockname()[1]
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.socket() as told:  # as gRPC does
+            told.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            told.bind(("127.0.0.1", port))
+            told.listen()
+            with pytest.raises(errors.InvalidArgument, match="in use"):
+                net.reserve("127.0.0.1", port)

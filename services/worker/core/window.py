@@ -9,7 +9,7 @@ from __future__ import annotations
 from services.worker.core.estimate import Estimate
 
 LEAD_S = 0.25
-"""Work that should wait per slot: what is fed to its child ahead, and as much again while results and new assignments are on their way."""
+"""Work that should wait per slot: what is fed to its child ahead, and the rest for as long as results and new assignments are on their way."""
 LONG_S = 1.0
 """Tasks at least this long do not wait at the worker: the round trip costs them nothing."""
 WAITING_MAX = 4_096
