@@ -118,7 +118,7 @@ bench-clouds: $(STAMP) ## measure Clouds over a year of pictures beside a bare l
 	@$(BIN)/python -m bench.clouds
 
 crash-images: $(STAMP) ## open ten thousand images of a journal as crashes leave them
-	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q tests/conformance/test_crash_images.py
+	@ANTFARM_CRASH_IMAGES=10000 $(BIN)/python -m pytest -q --timeout 900 tests/conformance/test_crash_images.py
 
 bit-flips: $(STAMP) ## flip a thousand single bits in journals and blobs, one at a time
 	@ANTFARM_BIT_FLIPS=1000 $(BIN)/python -m pytest -q -s tests/conformance/test_bit_flips.py
