@@ -121,6 +121,8 @@ class Checks:
         """Incarnations of twins."""
         self.reported_ns: dict[tuple[str, Token], int] = {}
         """(orchestrator, attempt) -> when its end was first reported."""
+        self.told: dict[tuple[str, int, int, int], Token] = {}
+        """(orchestrator, job, task, record of its end) -> the parent that was told this failure."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -315,8 +317,17 @@ class Checks:
             demand(
                 ended or beside_a_backup or ran_out, "I5", token, "failed and was told ACCEPTED before that is durable"
             )
-            demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
-            ledger.accepted[token] = None
+            if ended:  # what costs nothing is not recorded, and may be accepted again after a restart
+                demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
+                ledger.accepted[token] = None
+
+    def parent_reported(self, owner: Orchestrator, effect: effects.ReportParent) -> None:
+        """A parent's end is told up-stream: one failure under one token, or it is counted twice."""
+        if effect.result_of is None or effect.state is TaskState.SUCCEEDED:
+            return
+        token = (*effect.parent, effect.epoch, effect.attempt)
+        before = self.told.setdefault((owner.name, *effect.result_of), token)
+        demand(before == token, "I9", token, "is told the failure of", before)
 
     def audited(self, owner: Orchestrator, text: str) -> None:
         """A line of the audit log."""

@@ -294,6 +294,12 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a newer token from above is told the failure of the older one",
+        f"{CORE}.parents",
+        "    _clear_failed(turn, parent)\n    _started",
+        "    if known is None:\n        _clear_failed(turn, parent)\n    _started",
+    ),
+    Mutant(
         "tokens of earlier epochs of this life are not known",
         f"{CORE}.reports",
         "if turn.state.knows_epoch(epoch) or not",

@@ -388,6 +388,7 @@ class Orchestrator:
             case effects.ReadPlan():
                 self.process.later(self._storage_ns(), self._read_plan, effect)
             case effects.ReportParent():
+                self.world.checks.parent_reported(self, effect)
                 outcome = self._parent_outcome(effect)
                 if outcome is not None:
                     self._report((job_id, index, effect.epoch, effect.attempt), outcome)

@@ -47,7 +47,7 @@ def base(key: tuple[str, int]) -> str:
 
 
 def assigned(turn: Turn, event: events.ParentAssigned) -> None:
-    """A task came from up-stream. A newer token takes over what an older one began; what could be no job here is reported as failed, and not bound."""
+    """A task came from up-stream. A newer token takes over what an older one began and has not failed; what could be no job here is reported as failed, and not bound."""
     known = turn.state.parents.get((event.job_id, event.index))
     if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):
         return
@@ -71,8 +71,7 @@ def assigned(turn: Turn, event: events.ParentAssigned) -> None:
         )
     )
     parent = turn.state.parents[event.job_id, event.index]
-    if known is None:
-        _clear_failed(turn, parent)
+    _clear_failed(turn, parent)
     _started(turn, parent)
     advance(turn, parent)
 
@@ -85,7 +84,10 @@ def _report_failure(turn: Turn, key: tuple[str, int], token: tuple[int, int], fa
 
 
 def _clear_failed(turn: Turn, parent: Parent) -> None:
-    """The parent comes again after its failure was acknowledged: the stage that failed is done anew, what succeeded stays."""
+    """The parent comes again: up-stream has counted its failure, or gave up the attempt that had it. The stage that failed is done anew, what succeeded stays.
+
+    Up-stream's verdict is no condition: the newer token often overtakes it, and the old failure would be counted a second time.
+    """
     for stage in STAGES:
         job = _job(turn.state, parent, stage)
         if job is not None:
