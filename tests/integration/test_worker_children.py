@@ -14,7 +14,9 @@ from fake_orchestrator import until
 from services.worker.child.protocol import CURRENT, OUT_DONE, OUT_READY
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.estimate import Estimate
+from services.worker.core.lane import Lane
 from services.worker.executors import process
+from services.worker.executors.crew import Crew
 from services.worker.executors.feeder import Feeder
 from services.worker.executors.process import ChildProcess, ChildSpec, Warden, child_environment
 
@@ -38,6 +40,10 @@ class Nursery:
         self.records += records
         return self.waiting_s
 
+    def _listen(self) -> None:
+        for child in self.children:
+            child.listen()
+
     async def child(self, mode: str = "plain") -> ChildProcess:
         child = ChildProcess(
             number=len(self.children),
@@ -45,6 +51,7 @@ class Nursery:
             spec=self.spec,
             warden=self.warden,
             on_records=self._on_records,
+            on_pause=lambda pause_s: asyncio.get_running_loop().call_later(pause_s, self._listen),
             on_noise=lambda number, data: None,
             on_exit=self.exits.__setitem__,
         )
@@ -128,6 +135,39 @@ async def test_a_child_with_much_to_do_is_not_listened_to_for_a_while_unless_som
     assert [record[1] for record in nursery.records] == [1]
     child.listen()
     assert [record[1] for record in nursery.records][:2] == [1, 2]
+
+
+async def test_the_first_pause_that_is_over_ends_those_of_all_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one turn of the agent and one message serve them all, however many there are."""
+    monkeypatch.setattr(process, "PAUSE_MAX_S", 3600.0)
+    spec = ChildSpec(apps=(str(TASKS),), installed_apps=False, scratch=tmp_path, env=child_environment(os.environ))
+    waiting_s = {1: 0.0, 2: 0.0}
+    said: dict[int, list[int]] = {1: [], 2: []}
+    exits: dict[int, int] = {}
+
+    def on_records(number: int, records: list[list[Any]]) -> float:
+        said[number] += [record[1] for record in records if record[0] == OUT_DONE]
+        return waiting_s[number]
+
+    crew = Crew(spec, on_records=on_records, on_noise=lambda number, data: None, on_exit=exits.__setitem__)
+    lanes = [Lane(number, is_loop=False) for number in (1, 2)]
+    try:
+        for lane in lanes:
+            assert crew.start(is_loop=False, now_ns=0) == lane.number
+            crew.feed(lane, attempts("noop", 1))
+        await until(lambda: said == {1: [1], 2: [1]})
+        waiting_s.update({1: 7200.0, 2: 0.2})
+        crew.feed(lanes[0], attempts("noop", 1, first_seq=2))
+        await until(lambda: said[1] == [1, 2])  # from now on it is not listened to
+        crew.feed(lanes[0], attempts("noop", 1, first_seq=3))
+        crew.feed(lanes[1], attempts("noop", 1, first_seq=2))
+        await until(lambda: said[1] == [1, 2, 3])
+    finally:
+        crew.kill_all()
+        await until(lambda: len(exits) == 2)
+        crew.close()
 
 
 async def test_what_fills_a_good_part_of_the_pipe_is_followed_by_no_pause(

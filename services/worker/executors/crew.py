@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -34,7 +35,15 @@ class Crew:
     ) -> None:
         self._spec = spec
         self._warden = Warden()
-        self._callbacks = {"on_records": on_records, "on_noise": on_noise, "on_exit": on_exit}
+        self._callbacks = {
+            "on_records": on_records,
+            "on_pause": self._pause,
+            "on_noise": on_noise,
+            "on_exit": on_exit,
+        }
+        self._loop = asyncio.get_running_loop()
+        self._listening: asyncio.Handle | None = None  # to those that are not listened to now, at that time of the loop
+        self._listening_at = 0.0
         self._children: dict[int, ChildProcess] = {}
         self._feeders: dict[int, Feeder] = {}
         self._next_number = 1
@@ -97,8 +106,20 @@ class Crew:
         """Send attempts to the lane's child."""
         self._children[lane.number].feed(self._feeders[lane.number].pack(attempts))
 
+    def _pause(self, pause_s: float) -> None:
+        """A child is not listened to for that long. The first pause that is over ends all: one turn, one message and one commit serve every child."""
+        at = self._loop.time() + pause_s
+        if self._listening is not None:
+            if self._listening_at <= at:
+                return
+            self._listening.cancel()
+        self._listening, self._listening_at = self._loop.call_at(at, self.listen), at
+
     def listen(self) -> None:
         """Take what all children have said, also those that are not listened to just now."""
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
         for child in list(self._children.values()):
             child.listen()
 
@@ -138,4 +159,6 @@ class Crew:
 
     def close(self) -> None:
         """End the warden; the children must be dead."""
+        if self._listening is not None:
+            self._listening.cancel()
         self._warden.close()

@@ -32,7 +32,7 @@ READ_BYTES = 1024 * 1024
 PAUSE_MAX_S = 0.05
 """A child that has much to run is not listened to for up to this long: its next results gather in the pipe, and one turn of the agent, one message to
 the orchestrator and one commit serve them all."""
-PAUSE_SHARE = 0.5
+PAUSE_SHARE = 0.6
 """Nor for more than this share of the time that what waits in it takes, so that it does not run dry; with nothing waiting there is no pause."""
 NOISE_BYTES = 64 * 1024
 _PIPE_BYTES = 1024 * 1024
@@ -125,7 +125,8 @@ class Warden:
 class ChildProcess:
     """A running child.
 
-    Callbacks come on the loop: records (lists; the answer is for how many seconds it has work waiting), noise (bytes of its descriptors 1 and 2), one exit.
+    Callbacks come on the loop: records (lists; the answer is for how many seconds it has work waiting), a pause (it is not listened to, and `listen` is due
+    in so many seconds), noise (bytes of its descriptors 1 and 2), one exit.
     """
 
     def __init__(
@@ -136,19 +137,20 @@ class ChildProcess:
         spec: ChildSpec,
         warden: Warden,
         on_records: Callable[[int, list[list[Any]]], float],
+        on_pause: Callable[[float], None],
         on_noise: Callable[[int, bytes], None],
         on_exit: Callable[[int, int], None],
     ) -> None:
         """Start it. OSError when the system refuses another process."""
         self.number = number
         self._warden = warden
-        self._on_records, self._on_noise, self._on_exit = on_records, on_noise, on_exit
+        self._on_records, self._on_pause, self._on_noise, self._on_exit = on_records, on_pause, on_noise, on_exit
         self._loop = asyncio.get_running_loop()
         self._scratch = spec.scratch / f"{os.getpid()}-{number}"
         self._unpacker = msgpack.Unpacker(max_buffer_size=RECORD_BYTES_MAX + READ_BYTES)
         self._unwritten = bytearray()
         self._garbage = False
-        self._resting: asyncio.TimerHandle | None = None  # while it is not listened to
+        self._paused = False  # it is not listened to
         self.started_last = 0  # once it is dead: seq of the task that it started last
         in_read, self._in = os.pipe()
         self._out, out_write = os.pipe()
@@ -252,18 +254,14 @@ class ChildProcess:
     def _pause_reading(self, pause_s: float) -> None:
         if self._process.returncode is None:
             self._loop.remove_reader(self._out)
-            self._resting = self._loop.call_later(pause_s, self._read_on)
-
-    def _read_on(self) -> None:
-        self._resting = None
-        if self._process.returncode is None:
-            self._loop.add_reader(self._out, self._read)
+            self._paused = True
+            self._on_pause(pause_s)
 
     def listen(self) -> None:
         """End a pause: take what the pipe holds now."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._read_on()
+        if self._paused and self._process.returncode is None:
+            self._paused = False
+            self._loop.add_reader(self._out, self._read)
             self._read()
 
     def _read_noise(self) -> bool:

@@ -373,7 +373,8 @@ class Driver:
             self._idle.set()
 
     def _tick(self) -> None:
-        self._ticking = None
+        # The next one is set first, so that it ends the pauses that begin now: set last, each would end just before it, and there would be two messages.
+        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._crew.listen()  # nobody is judged by the clock for what has been over for a while
         now = now_ns()
         lease_over = self._link.self_lease_over
@@ -387,6 +388,9 @@ class Driver:
         self._reporter.released(self._board.stale(now))
         self._resize()
         self._pump()
+        if self._at_rest:
+            self._ticking.cancel()
+            self._ticking = None
 
     def _look_after(self, lane: Lane, attempt: Attempt, now: int, *, lease_over: bool, drained: bool) -> None:
         """One running attempt at a tick."""
