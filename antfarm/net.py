@@ -34,6 +34,8 @@ Options = Sequence[tuple[str, str | int]]
 
 _LISTENS_TIMEOUT_S = 1.0
 """For a host that does not even refuse."""
+CALL_ENDED = (asyncio.InvalidStateError, grpc.aio.InternalError)
+"""What gRPC raises when something is written to a call that has ended, or its writing is closed. The call's status, if anybody reads it, says why."""
 DIAL_TIMEOUT_S = 5.0
 """How long a program waits for its first connection before it says that the address cannot be reached."""
 

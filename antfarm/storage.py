@@ -101,7 +101,7 @@ class AsyncStorage:
                         if not content.sha256:  # else the header has said it all
                             await call.write(blob_pb2.WriteBlobRequest(finish=await _finish(content.digest)))
                 await call.done_writing()
-            except asyncio.InvalidStateError:
+            except net.CALL_ENDED:
                 pass  # the call ended between two writes: it holds the answer
             return wire.blob_from_wire((await call).blob)
         except grpc.aio.AioRpcError as error:

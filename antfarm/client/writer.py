@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import grpc.aio
 
-from antfarm import model
+from antfarm import model, net
 from antfarm.client.connection import Connection
 from antfarm.errors import AntFarmError, JobClosed
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
@@ -155,9 +155,7 @@ class JobWriter:
         """Send the batches in one call; what went wrong, or None when all of them are durable."""
         call = self._connection.jobs.AppendTasks()
         try:
-            with suppress(
-                asyncio.InvalidStateError, grpc.aio.InternalError
-            ):  # it ended while we wrote: its status says why
+            with suppress(*net.CALL_ENDED):  # its status says why
                 for request in window:
                     await call.write(request)
                 await call.done_writing()

@@ -191,6 +191,8 @@ class Link:
                     end = wire.error_from_rpc(error)
                 except (AntFarmError, TimeoutError) as error:
                     end = error
+                except net.CALL_ENDED:
+                    end = Unavailable("its stream has ended")
                 if end is not None:
                     self._judge_end(end, attached=self._heard_ns != attached_before)
                 await self._pause(refused=str(end) == wire.CONNECTION_REFUSED)

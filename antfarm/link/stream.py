@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from antfarm import net
 from antfarm.errors import AntFarmError, Unavailable
 from antfarm.model import SECOND_NS
 
@@ -62,7 +63,7 @@ async def serve_until_one_ends(*coroutines: Any) -> None:
     errors = [ending for ending in endings if isinstance(ending, Exception)]
     if errors:
         error = min(errors, key=_rank)
-        if isinstance(error, asyncio.InvalidStateError):  # a writer found out before the readers were told how it ended
+        if isinstance(error, net.CALL_ENDED):  # a writer found out before the readers were told how it ended
             raise Unavailable("its stream has ended") from error
         raise error
 
@@ -71,6 +72,6 @@ def _rank(error: Exception) -> int:
     """Our own defects first, then what the peer says, then what a lost connection says, last writes into a stream that is over."""
     if isinstance(error, grpc.aio.AioRpcError):
         return 2 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) else 1
-    if isinstance(error, asyncio.InvalidStateError | grpc.aio.UsageError):
+    if isinstance(error, (*net.CALL_ENDED, grpc.aio.UsageError)):
         return 3
     return 1 if isinstance(error, AntFarmError) else 0

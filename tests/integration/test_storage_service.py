@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from grpc.aio._call import StreamUnaryCall  # the class behind the public name, which is abstract
 
 from antfarm import __version__, net, storage, wire
 from antfarm.errors import (
@@ -496,6 +497,20 @@ async def test_a_read_goes_on_where_it_was_cut(tmp_path: Path, monkeypatch: pyte
             received += piece
         await client.aclose()
     assert received == content
+
+
+async def test_a_call_that_breaks_while_its_writing_is_closed_says_by_its_status_why(
+    client: AsyncStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC raises an error of its own there when the connection has gone and the call does not know yet."""
+    closing = StreamUnaryCall.done_writing
+
+    async def breaks(call: StreamUnaryCall) -> None:
+        await closing(call)
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+    monkeypatch.setattr(StreamUnaryCall, "done_writing", breaks)
+    assert await client.put("a/b", b"content") == ref("a/b", b"content")
 
 
 async def test_a_write_from_an_iterator_is_not_repeated(tmp_path: Path) -> None:

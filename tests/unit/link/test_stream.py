@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc.aio
 import pytest
 
 from antfarm.errors import IncarnationLost, Unavailable
@@ -26,3 +27,9 @@ async def test_what_the_peer_said_comes_before_what_a_write_ran_into() -> None:
         await serve_until_one_ends(
             fails(asyncio.InvalidStateError("RPC already finished.")), fails(IncarnationLost("attach as a new one"))
         )
+
+
+async def test_so_is_closing_what_has_broken_in_that_moment() -> None:
+    never = asyncio.Event()
+    with pytest.raises(Unavailable, match="its stream has ended"):
+        await serve_until_one_ends(never.wait(), fails(grpc.aio.InternalError('Failed "execute_batch"')))
