@@ -232,7 +232,10 @@ class Upstream:
             self._report(token, _outcome(assignment, Ending.FAILED, effect.failure))
             return
         _, local_index, seq = effect.result_of
-        ended = await self._ended_task(seq, local_index)
+        try:
+            ended = await self._ended_task(seq, local_index)
+        except ValueError:
+            return  # it came again under a newer token meanwhile, and is done anew
         if ended.state is TaskState.SUCCEEDED:
             outcome = _outcome(assignment, Ending.SUCCEEDED)
             outcome["result"] = ended.result

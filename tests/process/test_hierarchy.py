@@ -15,9 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from fake_orchestrator import FakeOrchestrator
-from farm_app import after, work
+from farm_app import after, broken, work
 from farm_bench import APP, H_S, LEASE_S, Notes, connect, kill_and_restart, local_farm, until
 
+import antfarm as af
 from antfarm import wire
 from antfarm.client.farm import AsyncFarm
 from antfarm.errors import TaskFailed
@@ -136,6 +137,20 @@ async def test_a_type_without_a_plan_is_relayed_and_waits_for_workers_that_come_
         assert await stage.result(20) == ["a", sum_of_squares(5), []]
         assert notes.count("work-") == 45
         assert notes.often()["plan-a"] == notes.often()["summary-a"] == 1
+
+
+async def test_a_task_that_fails_at_the_bottom_is_tried_as_often_as_it_may_and_not_at_each_level_anew(
+    farm: LocalFarm, notes: Notes
+) -> None:
+    top = await asyncio.to_thread(farm.start_orchestrator, "top")
+    middle = await start_below(farm, "middle", top, "farm_app.broken")
+    low = await start_below(farm, "low", middle, "farm_app.broken")
+    await start_worker(farm, "w1", low)
+    async with await connect(top) as client:
+        often = broken.options(retries=af.Retry(max_attempts=3, backoff="1ms"))
+        with pytest.raises(TaskFailed, match="1 is odd"):
+            await client.submit(often, 1, path=notes.path).result(20)
+        assert notes.often() == {"work-1": 3}
 
 
 async def test_each_level_is_killed_while_it_works_and_nothing_is_repeated(farm: LocalFarm, notes: Notes) -> None:

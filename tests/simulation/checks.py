@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Key = tuple[str, int]
+ORCHESTRATOR = "orchestrator-"
+"""What the names of down-stream orchestrators begin with, as workers."""
 PROBES = (
     *("ACCEPTED", "DUPLICATE", "SUPERSEDED", "FENCED", "UNKNOWN_TASK"),
     *("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED"),
@@ -347,7 +349,7 @@ class Checks:
         link = self.world.link_of(worker_id)
         if link is None or link.session.incarnation != worker.incarnation:
             return  # another process of it knocks, and is refused while the old one may live
-        network, direction = self.world.network, (worker_id.removeprefix("orchestrator-"), owner.name)
+        network, direction = self.world.network, (worker_id.removeprefix(ORCHESTRATOR), owner.name)
         # A word that waits in the socket came too late when the silence before it was longer than the lease.
         silent_ns = max(kernel.now - network.arrived_ns.get(direction, 0), network.silence_ns.get(direction, 0))
         if kernel.now - owner.undisturbed_since_ns < worker.lease_ns:
@@ -442,18 +444,28 @@ class Checks:
             self.did["late successes"] += (ended.epoch, ended.attempt) in task.failed
             self.did["adopted successes"] += ended.epoch < ledger.epoch
         if ended.state is TaskState.DEAD_LETTER and ended.failure is not None:
-            self._dead_letter(owner, ledger, task, key, ended)
+            self._dead_letter(owner, ledger, task, key, worker_id, ended)
         if ended.state is TaskState.FAILED and ended.failure is not None:
             demand(ended.failure.failure_class is not FailureClass.BENIGN, "I17", key, "failed by a benign end")
         task.state, task.winner, task.outputs = ended.state, (ended.epoch, ended.attempt), ended.outputs
         self.did[ended.state.name] += 1
 
-    def _dead_letter(self, owner: Orchestrator, ledger: Ledger, task: Task, key: Key, ended: records.EndedTask) -> None:
+    def _dead_letter(
+        self,
+        owner: Orchestrator,
+        ledger: Ledger,
+        task: Task,
+        key: Key,
+        worker_id: str,
+        ended: records.EndedTask,
+    ) -> None:
         failure, config = ended.failure, owner.config
         assert failure is not None
         if ledger.specs[key[0]].template.at_most_once:
             return
-        if failure.failure_class is FailureClass.CRASH:
+        if failure.failure_class is FailureClass.CRASH and not worker_id.startswith(
+            ORCHESTRATOR
+        ):  # whose own ledger counts
             crashes = task.counts[FailureClass.CRASH] + 1
             demand(crashes >= config.crashes_max, "I18", key, "is called poison after", crashes, "crashes")
             beside = self.died_with.get((owner.name, (*key, ended.epoch, ended.attempt)), 1)
@@ -492,6 +504,8 @@ class Checks:
         counted = (record.app_failures, record.crashes, record.infra_failures)
         seen = tuple(task.counts[c] for c in (FailureClass.APP, FailureClass.CRASH, FailureClass.INFRA))
         demand(counted == seen, "I17", token, "counts say", counted, "and its failures", seen)
+        if not record.lost and failure_class is not FailureClass.INFRA:
+            demand(not record.worker_id.startswith(ORCHESTRATOR), "I17", token, "had its retries below and goes on")
         template = ledger.specs[job_id].template
         demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")
         demand(record.infra_failures <= owner.config.infra_failures_max, "I17", token, "goes on beyond its budget")

@@ -248,7 +248,7 @@ MUTANTS = (
     Mutant(
         "poison though others were there",
         f"{CORE}.isolation",
-        "return alone is not None and alone.running and alone.worker is attempt.worker and not attempt.worker.stopping",
+        "return alone_there and not worker.stopping and not worker.orchestrator",
         "return True",
     ),
     Mutant(
@@ -298,6 +298,12 @@ MUTANTS = (
         f"{CORE}.parents",
         "    _clear_failed(turn, parent)\n    _started",
         "    if known is None:\n        _clear_failed(turn, parent)\n    _started",
+    ),
+    Mutant(
+        "what failed below is tried again above",
+        f"{CORE}.reports",
+        "judged = attempt.worker.orchestrator and not lost",
+        "judged = False",
     ),
     Mutant(
         "tokens of earlier epochs of this life are not known",

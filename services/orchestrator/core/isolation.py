@@ -52,11 +52,10 @@ def requeue(turn: Turn, job: Job, index: int) -> None:
 
 
 def ran_alone(state: State, attempt: Attempt) -> bool:
-    """True when nothing else ran on the attempt's worker. A down-stream orchestrator runs nothing itself, and has isolated what it was given."""
-    alone = state.alone.get((attempt.job.number, attempt.index))
-    if attempt.worker.orchestrator:
-        return True
-    return alone is not None and alone.running and alone.worker is attempt.worker and not attempt.worker.stopping
+    """True when nothing else ran on the attempt's worker. Of a down-stream orchestrator nobody can say that."""
+    worker, alone = attempt.worker, state.alone.get((attempt.job.number, attempt.index))
+    alone_there = alone is not None and alone.running and alone.worker is worker
+    return alone_there and not worker.stopping and not worker.orchestrator
 
 
 def is_proven(turn: Turn, attempt: Attempt, note: TaskNote) -> bool:

@@ -312,7 +312,8 @@ def recall(turn: Turn, worker: Worker) -> None:
 def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
     """Count a failure on the retries, the crash limit or the infrastructure budget, by its class; the task ends or goes on.
 
-    That of a backup counts nowhere: it must not end a task that would have gone well without it.
+    That of a backup counts nowhere: it must not end a task that would have gone well without it. What an orchestrator below reports as failed or crashed
+    has had its retries there, and ends here too: they would multiply from level to level.
     """
     job, index = attempt.job, attempt.index
     if job.backups.get(index) is attempt:
@@ -322,12 +323,13 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
     app, crashes, infra = note.app_failures, note.crashes, note.infra_failures
     suspected = note.suspected
     template = job.template
+    judged = attempt.worker.orchestrator and not lost
     match failure.failure_class:
         case FailureClass.CRASH:
             crashes, suspected = crashes + 1, suspected + 1
-            final = crashes >= turn.config.crashes_max and isolation.is_proven(turn, attempt, note)
-            state = TaskState.DEAD_LETTER
-            if final:
+            proven = crashes >= turn.config.crashes_max and isolation.is_proven(turn, attempt, note)
+            final, state = judged or proven, TaskState.DEAD_LETTER
+            if proven:
                 failure = isolation.poison(failure, attempt, note)
         case FailureClass.INFRA:
             infra += 1
@@ -336,7 +338,7 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
             final, state = infra > turn.config.infra_failures_max, TaskState.DEAD_LETTER
         case FailureClass.APP:
             app += 1
-            final, state = app >= template.retry.max_attempts, TaskState.FAILED
+            final, state = judged or app >= template.retry.max_attempts, TaskState.FAILED
         case _:
             final, state = True, TaskState.FAILED
     if final or template.at_most_once:
@@ -452,7 +454,7 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
         _remember(job.note(index), attempt, Past.LOST)
         orphan(turn, job, index)
         return
-    alone = isolation.ran_alone(turn.state, attempt) and not attempt.worker.orchestrator
+    alone = isolation.ran_alone(turn.state, attempt)
     blame = FailureClass.CRASH if alone else FailureClass.INFRA
     failure = Failure(failure_class=blame, kind="node lost", message=cause)
     _count_failure(turn, attempt, failure, run_us=0, lost=True)

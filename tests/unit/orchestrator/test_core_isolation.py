@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from orchestrator_harness import SWEEP_NS, Harness, Token, Worker
 
-from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId, VerdictCode
+from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId, RetryPolicy, VerdictCode
 from services.orchestrator.core import effects, records
 from services.orchestrator.core.state import State
 
@@ -52,10 +52,21 @@ def test_a_down_stream_orchestrator_runs_nothing_so_its_loss_makes_nobody_a_susp
     worker.die()
     assert counts(farm, "j") == (0, 1, 0)
     worker.take()
-    worker.fail(("j", 0, 1, 2), FailureClass.CRASH)
-    worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
-    worker.fail(next_start(farm, worker)[1], FailureClass.CRASH)
-    assert farm.states("j") == "D"
+    worker.fail(("j", 0, 1, 2), FailureClass.INFRA)
+    assert counts(farm, "j") == (0, 2, 0)
+
+
+@pytest.mark.parametrize(("failure_class", "state"), [(FailureClass.CRASH, "D"), (FailureClass.APP, "F")])
+def test_what_failed_or_crashed_below_had_its_retries_there(
+    farm: Harness, failure_class: FailureClass, state: str
+) -> None:
+    """Or every level would multiply them; and what is poison would kill as many workers again."""
+    worker = farm.worker(orchestrator=True)
+    farm.create("j", 1, retry=RetryPolicy(max_attempts=4))
+    (token,) = worker.take()
+    worker.fail(token, failure_class)
+    assert farm.states("j") == state
+    assert worker.take() == []
 
 
 def test_a_long_task_whose_one_slot_worker_is_killed_three_times_has_not_crashed(farm: Harness) -> None:
