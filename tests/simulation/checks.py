@@ -461,11 +461,11 @@ class Checks:
     ) -> None:
         failure, config = ended.failure, owner.config
         assert failure is not None
-        if ledger.specs[key[0]].template.at_most_once:
-            return
-        if failure.failure_class is FailureClass.CRASH and not worker_id.startswith(
-            ORCHESTRATOR
-        ):  # whose own ledger counts
+        sent = ledger.sent.get((*key, ended.epoch, ended.attempt))
+        reported = sent is not None and sent.ending is Ending.FAILED
+        if ledger.specs[key[0]].template.at_most_once or (reported and worker_id.startswith(ORCHESTRATOR)):
+            return  # what was given up below was counted there
+        if failure.failure_class is FailureClass.CRASH:
             crashes = task.counts[FailureClass.CRASH] + 1
             demand(crashes >= config.crashes_max, "I18", key, "is called poison after", crashes, "crashes")
             beside = self.died_with.get((owner.name, (*key, ended.epoch, ended.attempt)), 1)
@@ -504,7 +504,7 @@ class Checks:
         counted = (record.app_failures, record.crashes, record.infra_failures)
         seen = tuple(task.counts[c] for c in (FailureClass.APP, FailureClass.CRASH, FailureClass.INFRA))
         demand(counted == seen, "I17", token, "counts say", counted, "and its failures", seen)
-        if not record.lost and failure_class is not FailureClass.INFRA:
+        if not record.lost:
             demand(not record.worker_id.startswith(ORCHESTRATOR), "I17", token, "had its retries below and goes on")
         template = ledger.specs[job_id].template
         demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")

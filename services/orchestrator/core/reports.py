@@ -312,7 +312,7 @@ def recall(turn: Turn, worker: Worker) -> None:
 def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int, lost: bool = False) -> None:
     """Count a failure on the retries, the crash limit or the infrastructure budget, by its class; the task ends or goes on.
 
-    That of a backup counts nowhere: it must not end a task that would have gone well without it. What an orchestrator below reports as failed or crashed
+    That of a backup counts nowhere: it must not end a task that would have gone well without it. What an orchestrator below reports as failed
     has had its retries there, and ends here too: they would multiply from level to level.
     """
     job, index = attempt.job, attempt.index
@@ -327,9 +327,9 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
     match failure.failure_class:
         case FailureClass.CRASH:
             crashes, suspected = crashes + 1, suspected + 1
-            proven = crashes >= turn.config.crashes_max and isolation.is_proven(turn, attempt, note)
-            final, state = judged or proven, TaskState.DEAD_LETTER
-            if proven:
+            final = crashes >= turn.config.crashes_max and isolation.is_proven(turn, attempt, note)
+            state = TaskState.DEAD_LETTER
+            if final:
                 failure = isolation.poison(failure, attempt, note)
         case FailureClass.INFRA:
             infra += 1
@@ -338,10 +338,10 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
             final, state = infra > turn.config.infra_failures_max, TaskState.DEAD_LETTER
         case FailureClass.APP:
             app += 1
-            final, state = judged or app >= template.retry.max_attempts, TaskState.FAILED
+            final, state = app >= template.retry.max_attempts, TaskState.FAILED
         case _:
             final, state = True, TaskState.FAILED
-    if final or template.at_most_once:
+    if final or judged or template.at_most_once:
         _end(turn, attempt, state, failure, run_us)
         return
     turn.state.finish(attempt)
@@ -480,7 +480,7 @@ def running(turn: Turn, event: events.Running) -> None:
         attempt.started = True
         attempt.started_ns = turn.now - event.running_for_ns
         run_ns = attempt.job.template.timeouts.run_ns
-        if run_ns is not None:
+        if run_ns is not None and not worker.orchestrator:  # where it may only wait so far, and has retries of its own
             due = attempt.started_ns + run_ns + turn.config.lease_ns
             turn.state.arm(due, "backstop", attempt.job.number, attempt.index, attempt.epoch, attempt.attempt)
     if event.progress is not None:

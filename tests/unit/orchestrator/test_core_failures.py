@@ -249,6 +249,16 @@ def test_the_backstop_ends_an_attempt_that_its_worker_does_not(farm: Harness) ->
     assert worker.report(token) is VerdictCode.SUPERSEDED
 
 
+def test_the_backstop_is_not_for_what_an_orchestrator_below_has_bound_and_may_not_run_yet(farm: Harness) -> None:
+    below = farm.worker(orchestrator=True)
+    farm.create("j", 1, timeouts=Timeouts(run_ns=10 * SECOND_NS))
+    (token,) = below.take()
+    below.running(token)
+    farm.wait(60, beating=[below])
+    assert farm.job("j").live[0].token == token
+    assert below.report(token) is VerdictCode.ACCEPTED
+
+
 def test_the_backstop_revokes_again_with_the_next_heartbeat_when_its_word_was_lost(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 1, retry=retrying(2, 0.0), timeouts=Timeouts(run_ns=SECOND_NS))

@@ -51,15 +51,13 @@ def test_a_down_stream_orchestrator_runs_nothing_so_its_loss_makes_nobody_a_susp
     worker.take()
     worker.die()
     assert counts(farm, "j") == (0, 1, 0)
-    worker.take()
-    worker.fail(("j", 0, 1, 2), FailureClass.INFRA)
-    assert counts(farm, "j") == (0, 2, 0)
+    assert len(worker.take()) == 1
 
 
-@pytest.mark.parametrize(("failure_class", "state"), [(FailureClass.CRASH, "D"), (FailureClass.APP, "F")])
-def test_what_failed_or_crashed_below_had_its_retries_there(
-    farm: Harness, failure_class: FailureClass, state: str
-) -> None:
+@pytest.mark.parametrize(
+    ("failure_class", "state"), [(FailureClass.CRASH, "D"), (FailureClass.INFRA, "D"), (FailureClass.APP, "F")]
+)
+def test_what_failed_below_had_its_retries_there(farm: Harness, failure_class: FailureClass, state: str) -> None:
     """Or every level would multiply them; and what is poison would kill as many workers again."""
     worker = farm.worker(orchestrator=True)
     farm.create("j", 1, retry=RetryPolicy(max_attempts=4))
