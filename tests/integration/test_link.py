@@ -7,9 +7,11 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_orchestrator import FakeOrchestrator, Token, until
+from grpc.aio._call import StreamStreamCall  # the class behind the public name, which is abstract
 
 from antfarm.errors import Cycle, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link import Link, Outbox, OutcomeParts, WorkerIdentity
@@ -291,6 +293,22 @@ async def test_what_no_dial_can_cure_ends_the_link_with_its_reason(
         link = Link(addresses=[farm.address], identity=identity, handler=Recorder())
         with pytest.raises(type(error), match=str(error)):
             await asyncio.wait_for(link.run(), 20)
+
+
+async def test_a_call_that_ended_before_its_hello_is_weather(monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, writes = StreamStreamCall.write, 0
+
+    async def breaks_once(call: StreamStreamCall, frame: Any) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 1:
+            raise asyncio.InvalidStateError("RPC already finished.")
+        await writing(call, frame)
+
+    monkeypatch.setattr(StreamStreamCall, "write", breaks_once)
+    async with FakeOrchestrator() as farm, linked(farm) as (link, _):
+        await farm.attached()
+        assert link.attached
 
 
 async def test_goodbye_is_said_and_ends_the_link() -> None:

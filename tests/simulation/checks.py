@@ -444,31 +444,24 @@ class Checks:
             self.did["late successes"] += (ended.epoch, ended.attempt) in task.failed
             self.did["adopted successes"] += ended.epoch < ledger.epoch
         if ended.state is TaskState.DEAD_LETTER and ended.failure is not None:
-            self._dead_letter(owner, ledger, task, key, worker_id, ended)
+            self._dead_letter(owner, ledger, task, key, ended)
         if ended.state is TaskState.FAILED and ended.failure is not None:
             demand(ended.failure.failure_class is not FailureClass.BENIGN, "I17", key, "failed by a benign end")
         task.state, task.winner, task.outputs = ended.state, (ended.epoch, ended.attempt), ended.outputs
         self.did[ended.state.name] += 1
 
-    def _dead_letter(
-        self,
-        owner: Orchestrator,
-        ledger: Ledger,
-        task: Task,
-        key: Key,
-        worker_id: str,
-        ended: records.EndedTask,
-    ) -> None:
-        failure, config = ended.failure, owner.config
+    def _dead_letter(self, owner: Orchestrator, ledger: Ledger, task: Task, key: Key, ended: records.EndedTask) -> None:
+        failure, config, token = ended.failure, owner.config, (*key, ended.epoch, ended.attempt)
         assert failure is not None
-        sent = ledger.sent.get((*key, ended.epoch, ended.attempt))
+        sent = ledger.sent.get(token)
         reported = sent is not None and sent.ending is Ending.FAILED
-        if ledger.specs[key[0]].template.at_most_once or (reported and worker_id.startswith(ORCHESTRATOR)):
+        below = ledger.issued.get(token, "").startswith(ORCHESTRATOR)
+        if ledger.specs[key[0]].template.at_most_once or (reported and below):
             return  # what was given up below was counted there
         if failure.failure_class is FailureClass.CRASH:
             crashes = task.counts[FailureClass.CRASH] + 1
             demand(crashes >= config.crashes_max, "I18", key, "is called poison after", crashes, "crashes")
-            beside = self.died_with.get((owner.name, (*key, ended.epoch, ended.attempt)), 1)
+            beside = self.died_with.get((owner.name, token), 1)
             demand(beside == 1, "I18", key, "is called poison, and", beside, "tasks ran on the worker that died last")
         elif failure.failure_class is FailureClass.INFRA:
             losses = task.counts[FailureClass.INFRA] + 1

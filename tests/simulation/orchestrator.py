@@ -18,7 +18,7 @@ from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
-from tests.simulation.checks import demand
+from tests.simulation.checks import ORCHESTRATOR, demand
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, SECOND, Process
 from tests.simulation.link import Group, Link
@@ -85,7 +85,7 @@ class Orchestrator:
                 "descendants": (self.name,),
                 "protocol_major": 1,
             }
-            self.link = Link(self.world, self.process, self.upper, f"orchestrator-{self.name}", self, about)
+            self.link = Link(self.world, self.process, self.upper, f"{ORCHESTRATOR}{self.name}", self, about)
             for parent in self.core.state.parents.values():
                 self.link.session.held.setdefault((parent.job_id, parent.index, parent.epoch, parent.attempt), 0)
             self._to_dial = True

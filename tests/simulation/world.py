@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from antfarm.model import TaskTemplate
 from services.orchestrator.core.turn import CoreConfig
-from tests.simulation.checks import Checks, demand
+from tests.simulation.checks import ORCHESTRATOR, Checks, demand
 from tests.simulation.clients import Client
 from tests.simulation.faults import Faults
 from tests.simulation.kernel import MS, SECOND, Kernel
@@ -98,7 +98,7 @@ class World:
     def link_of(self, worker_id: str) -> Link | None:
         """The link of a worker, or of an orchestrator that is one."""
         worker = self.worker_by_name.get(worker_id)
-        return worker.link if worker is not None else self.orchestrators[worker_id.removeprefix("orchestrator-")].link
+        return worker.link if worker is not None else self.orchestrators[worker_id.removeprefix(ORCHESTRATOR)].link
 
     # ---- building -----------------------------------------------------------------------------------------------------
 

@@ -159,6 +159,4 @@ class Crew:
 
     def close(self) -> None:
         """End the warden; the children must be dead."""
-        if self._listening is not None:
-            self._listening.cancel()
         self._warden.close()
