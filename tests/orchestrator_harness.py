@@ -508,7 +508,7 @@ def durable_parts(state: State) -> dict[str, Any]:
         "next_job": state.next_job,
         "seen": dict(state.seen),
         "payload_bytes": state.payload_bytes,
-        "parents": {key: (p.epoch, p.attempt, p.template, p.payload, p.seq) for key, p in state.parents.items()},
+        "parents": [(p.token, p.template, p.payload, p.seq, p.job, p.local) for p in state.parents.values()],
         "jobs": {number: _durable_job(job) for number, job in state.jobs.items()},
     }
 

@@ -123,6 +123,11 @@ class Link:
         """True until the attempt's report has a final verdict, or the orchestrator does not want it any more."""
         return token in self._session.held
 
+    def let_go(self, tokens: Iterable[Token]) -> list[Token]:
+        """Those of the attempts that it does not answer for any more."""
+        held = self._session.held
+        return [token for token in tokens if token not in held]
+
     @property
     def unacked_count(self) -> int:
         """Reports without a final verdict."""

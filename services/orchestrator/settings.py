@@ -39,7 +39,11 @@ class OrchestratorSettings(ProgramSettings):
     as_: str = setting(
         "", "Task types, with commas between, that this orchestrator runs for --upstream.", metavar="TYPE"
     )
-    upstream_slots: int = setting(16, "Tasks of the up-stream orchestrator that are expanded here at the same time.")
+    upstream_slots: int = setting(
+        16,
+        "Tasks of the up-stream orchestrator that are expanded here at the same time; what is relayed as it came takes at least as many"
+        " as the workers here have slots.",
+    )
     heartbeat_s: float = setting(
         3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence.", metavar="S"
     )

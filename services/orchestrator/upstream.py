@@ -11,6 +11,8 @@ import base64
 import json
 import logging
 import platform
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +23,21 @@ from antfarm.errors import AntFarmError, Weather
 from antfarm.failpoint import failpoint
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.link.session import Token
+from antfarm.link.window import LONG_S, WindowSizer
 from antfarm.model import Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.workers import offers
 from services.orchestrator.inputs import Inputs
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.sessions import Sessions
 
 log = logging.getLogger("antfarm.upstream")
 
-ACK_POLL_S = 0.2
+POLL_S = 0.2
+WORD_POLLS = 2
+"""Parents that are bound for so many polls are spoken of."""
+LONG_POLLS = round(LONG_S / POLL_S)
 STORAGE_RETRY_S = 2.0
 
 
@@ -53,10 +60,19 @@ class Upstream:
         self._sessions = sessions
         self._orchestrator_id = orchestrator_id
         self._inputs = Inputs(storage_address, tls)
+        self._task_types = task_types
+        self._slots = slots
+        self._window = 2 * slots
+        self._sizer = WindowSizer()
+        self._long = False
+        self._busy_slots = slots
+        self._draining = False
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
-        self._started: dict[tuple[str, int], tuple[int, int]] = {}
-        """Parents that are durable here and have not ended -> epoch and attempt."""
+        self._seqs: deque[int] = deque([0], maxlen=LONG_POLLS + 1)
+        """What was durable at the last polls: tells how long a parent is bound."""
+        self._said: dict[Token, None] = {}
+        """Parents of which up-stream has had a word on this connection."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
         """Those of them that read what a parent ended with."""
@@ -66,7 +82,7 @@ class Upstream:
             identity=WorkerIdentity(
                 worker_id=f"orchestrator-{orchestrator_id}",
                 slots=slots,
-                window=2 * slots,
+                window=self._window,
                 task_types=task_types,
                 host=platform.node(),
                 orchestrator=True,
@@ -79,12 +95,12 @@ class Upstream:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what no further dial can cure."""
-        acks = asyncio.create_task(self._watch_acks())
+        polls = asyncio.create_task(self._poll())
         try:
             await self._report_ended()
             await self._link.run()
         finally:
-            acks.cancel()
+            polls.cancel()
             for task in self._tasks:
                 task.cancel()
 
@@ -101,32 +117,35 @@ class Upstream:
         if not self._inputs.storage_address and welcome.storage_address:
             self._inputs.storage_address = welcome.storage_address
             self._sessions.storage_address = welcome.storage_address
-        for parent, (epoch, attempt) in self._started.items():
-            self._say_started(parent, epoch, attempt)
+        self._said.clear()
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
-        """Parents to expand. Inputs from other jobs of the orchestrator above are put into the payload first."""
+        """Parents to expand or to relay. Inputs from other jobs of the orchestrator above are put into the payload first."""
         for group in groups:
             if group.inputs:
                 self._spawn(self._assign_with_inputs(group))
-            else:
-                for assignment in group.assignments:
-                    self._assign(group, assignment, assignment.payload)
+            elif group.assignments:
+                self._assign(group, group.assignments, [assignment.payload for assignment in group.assignments])
 
-    def _assign(self, group: work_queue_pb2.TaskGroup, assignment: work_queue_pb2.Assignment, payload: bytes) -> None:
+    def _assign(
+        self, group: work_queue_pb2.TaskGroup, assignments: Sequence[work_queue_pb2.Assignment], payloads: list[bytes]
+    ) -> None:
         template = wire.template_from_wire(group.template)
-        # How long it may queue was for the queue above; of the total deadline what is left counts from here on.
-        left_ns = wire.duration_from_wire(assignment.remaining) if assignment.HasField("remaining") else None
-        timeouts = replace(template.timeouts, queue_ns=None, total_ns=max(left_ns, 1) if left_ns is not None else None)
-        event = events.ParentAssigned(
-            job_id=group.job_id,
-            index=assignment.index,
-            epoch=group.epoch,
-            attempt=assignment.attempt,
-            template=replace(template, timeouts=timeouts),
-            payload=payload,
+        # How long they may queue was for the queue above; of the total deadline what is left counts from here on. Where it differs within a group
+        # the longest will do, because the orchestrator above keeps the deadline of each.
+        left_ns = [wire.duration_from_wire(task.remaining) or 0 for task in assignments if task.HasField("remaining")]
+        total_ns = max(*left_ns, 1) if left_ns else None
+        timeouts = replace(template.timeouts, queue_ns=None, total_ns=total_ns)
+        tasks = [
+            events.ParentTask(task.index, task.attempt, payload)
+            for task, payload in zip(assignments, payloads, strict=True)
+        ]
+        self._sizer.arrived(len(tasks), 1.0, sum(map(len, payloads)))
+        self._driver.post(
+            events.ParentsAssigned(
+                job_id=group.job_id, epoch=group.epoch, template=replace(template, timeouts=timeouts), tasks=tasks
+            )
         )
-        self._driver.post(event)
 
     async def _assign_with_inputs(self, group: work_queue_pb2.TaskGroup) -> None:
         """Fetch the inputs; what cannot be fetched now goes back and comes again."""
@@ -136,47 +155,37 @@ class Upstream:
                 payload = await self._inputs.resolve(group, assignment, self._link.channel)
             except Weather as error:
                 log.warning("inputs of %s/%d cannot be fetched now: %s", *token[:2], error)
-                self._report(token, _outcome(assignment, Ending.RELEASED, never_started=True))
+                self._report(token, _outcome(token, Ending.RELEASED, never_started=True))
             except (AntFarmError, ValueError, RecursionError) as error:
                 failure = Failure(failure_class=FailureClass.PERMANENT, kind="inputs", message=str(error))
-                self._report(token, _outcome(assignment, Ending.FAILED, failure))
+                self._report(token, _outcome(token, Ending.FAILED, failure))
             else:
-                self._assign(group, assignment, payload)
+                self._assign(group, [assignment], [payload])
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         """Parents to give up."""
+        self._driver.post(events.ParentsRevoked(tokens=tokens, cause=cause))
         for token in tokens:
-            job_id, index, epoch, attempt = token
-            self._started.pop((job_id, index), None)
-            self._driver.post(
-                events.ParentRevoked(job_id=job_id, index=index, epoch=epoch, attempt=attempt, cause=cause)
-            )
-            self._report(token, _outcome(work_queue_pb2.Assignment(index=index, attempt=attempt), Ending.REVOKED))
+            self._report(token, _outcome(token, Ending.REVOKED))
 
     def on_drain(self, limit_s: float) -> None:
         """Take no more; what is expanded here goes on."""
-        self._link.set_window(0)
+        self._draining = True
+        self._resize()
 
     # ---- from the core ----------------------------------------------------------------------------------------------
 
     def deliver(self, effect: effects.Effect) -> None:
         """Carry out an effect that concerns a parent."""
         match effect:
-            case effects.StartParent():
-                failpoint("upstream.before_start")
-                self._started[effect.parent] = effect.epoch, effect.attempt
-                self._say_started(effect.parent, effect.epoch, effect.attempt)
             case effects.ReadPlan():
                 self._spawn(self._read_plan(effect))
-            case effects.ReportParent():
-                self._started.pop(effect.parent, None)
-                reading = self._spawn(self._report_parent(effect))
+            case effects.FailParent():
+                self._report(effect.token, _outcome(effect.token, Ending.FAILED, effect.failure))
+            case effects.ReportParents():
+                reading = self._spawn(self._report_ends(effect))
                 self._reading.add(reading)
                 reading.add_done_callback(self._reading.discard)
-
-    def _say_started(self, parent: tuple[str, int], epoch: int, attempt: int) -> None:
-        job_id, index = parent
-        self._link.running(report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt))
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
@@ -210,7 +219,7 @@ class Upstream:
 
     async def _result_bytes(self, seq: int, index: int) -> bytes:
         """The encoded result that a record holds, from Storage where it is kept there."""
-        result = (await self._ended_task(seq, index)).result
+        result = (await self._ended_tasks(seq, [index]))[index].result
         while True:
             try:
                 return await self._inputs.whole(result)
@@ -218,32 +227,31 @@ class Upstream:
                 log.warning("a plan cannot be fetched from Storage yet: %s", error)
                 await asyncio.sleep(STORAGE_RETRY_S)
 
-    async def _ended_task(self, seq: int, index: int) -> records.EndedTask:
+    async def _ended_tasks(self, seq: int, indices: Sequence[int]) -> dict[int, records.EndedTask]:
+        """Those of the tasks that the record ends; ValueError when it is gone."""
         for _, record in await self._driver.read_records([seq]):
-            if (ended := records.ended_task(record, index)) is not None:
-                return ended
+            return records.ended_tasks(record, indices)
         raise ValueError("it was purged")
 
-    async def _report_parent(self, effect: effects.ReportParent) -> None:
-        job_id, index = effect.parent
-        assignment = work_queue_pb2.Assignment(index=index, attempt=effect.attempt)
-        token = (job_id, index, effect.epoch, effect.attempt)
-        if effect.result_of is None:
-            self._report(token, _outcome(assignment, Ending.FAILED, effect.failure))
-            return
-        _, local_index, seq = effect.result_of
+    async def _report_ends(self, effect: effects.ReportParents) -> None:
         try:
-            ended = await self._ended_task(seq, local_index)
+            ended = await self._ended_tasks(effect.seq, [end.local for end in effect.ends])
         except ValueError:
-            return  # it came again under a newer token meanwhile, and is done anew
-        if ended.state is TaskState.SUCCEEDED:
-            outcome = _outcome(assignment, Ending.SUCCEEDED)
-            outcome["result"] = ended.result
-            outcome["outputs"] = [wire.blob_to_wire(blob) for blob in ended.outputs]
-        else:
-            outcome = _outcome(assignment, Ending.FAILED, ended.failure)
-        outcome["run_us"] = ended.run_us
-        self._report(token, outcome)
+            return  # they came again under newer tokens meanwhile, and are done anew
+        for token, local in effect.ends:
+            task = ended[local]
+            if task.state is TaskState.SUCCEEDED:
+                outcome = _outcome(token, Ending.SUCCEEDED)
+                outcome["result"] = task.result
+                if task.outputs:
+                    outcome["outputs"] = [wire.blob_to_wire(blob) for blob in task.outputs]
+            else:
+                outcome = _outcome(token, Ending.FAILED, task.failure)
+            outcome["run_us"] = task.run_us
+            self._report(token, outcome)
+        run_us = sum(task.run_us for task in ended.values()) if effect.took_ns is None else effect.took_ns // 1_000
+        self._sizer.ended(run_us, len(ended))
+        self._resize()
 
     def _report(self, token: Token, outcome: OutcomeParts) -> None:
         if token in self._reported or not self._link.holds(token):
@@ -252,16 +260,61 @@ class Upstream:
         self._reported.add(token)
         self._link.report(token[0], token[2], outcome)
 
-    async def _watch_acks(self) -> None:
-        """Tell the core of final verdicts: the link then holds the token no longer."""
+    async def _poll(self) -> None:
         while True:
-            await asyncio.sleep(ACK_POLL_S)
+            await asyncio.sleep(POLL_S)
             self._link.set_descendants(self._descendants())
-            for token in [token for token in self._reported if not self._link.holds(token)]:
-                failpoint("upstream.before_acked")
-                self._reported.discard(token)
-                job_id, index, epoch, attempt = token
-                self._driver.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+            self._tell_acked()
+            self._look_below()
+            self._look_at_parents()
+            self._resize()
+
+    def _tell_acked(self) -> None:
+        """Tell the core of final verdicts: the link then holds the token no longer."""
+        acked = self._link.let_go(self._reported)
+        if acked:
+            failpoint("upstream.before_acked")
+            self._reported.difference_update(acked)
+            self._driver.post(events.ParentsAcked(tokens=acked))
+
+    def _look_at_parents(self) -> None:
+        """A word up-stream of each parent that takes a while, once on each connection; and see whether those that take long fill the slots below."""
+        self._seqs.append(self._driver.durable_seq)
+        long = 0
+        said, self._said = self._said, {}
+        for parent in self._driver.core.state.parents.values():
+            token = parent.token
+            if parent.seq > self._seqs[max(len(self._seqs) - WORD_POLLS, 0)]:
+                break
+            if token in self._reported:
+                continue
+            long += parent.seq <= self._seqs[0]
+            if self._link.attached:
+                self._said[token] = None
+                if token not in said:
+                    failpoint("upstream.before_start")
+                    word = report_queue_pb2.Running(
+                        job_id=parent.job_id, epoch=parent.epoch, index=parent.index, attempt=parent.attempt
+                    )
+                    self._link.running(word)
+        self._long = long >= self._busy_slots
+
+    # ---- how much it asks for ---------------------------------------------------------------------------------------
+
+    def _look_below(self) -> None:
+        """See how many slots there are to keep busy: those of all workers, where nothing is expanded. Too much to do for each report."""
+        workers = self._driver.core.state.sessions.values()
+        below = sum(worker.window if worker.orchestrator else worker.slots for worker in workers)
+        relays = not any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
+        self._busy_slots = max(self._slots, below if relays else 0)
+
+    def _resize(self) -> None:
+        """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""
+        wanted = 0 if self._draining else self._sizer.window(self._busy_slots, LONG_S if self._long else 0.0)
+        # Small changes are not worth a frame.
+        if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
+            self._window = wanted
+            self._link.set_window(wanted)
 
     def _descendants(self) -> tuple[str, ...]:
         """This orchestrator and all below it, as far as they are attached."""
@@ -275,15 +328,12 @@ class Upstream:
 
 
 def _outcome(
-    assignment: work_queue_pb2.Assignment,
-    ending: Ending,
-    failure: Failure | None = None,
-    *,
-    never_started: bool = False,
+    token: Token, ending: Ending, failure: Failure | None = None, *, never_started: bool = False
 ) -> OutcomeParts:
-    outcome = OutcomeParts(
-        index=assignment.index, attempt=assignment.attempt, ending=ending.value, never_started=never_started
-    )
+    _, index, _, attempt = token
+    outcome = OutcomeParts(index=index, attempt=attempt, ending=ending.value)
+    if never_started:
+        outcome["never_started"] = True
     if ending is Ending.FAILED:
         unknown = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure was recorded")
         outcome["failure"] = wire.failure_to_wire(failure or unknown)

@@ -98,6 +98,12 @@ _VERSION_1: list[r.Record] = [
     r.ParentBound(job_id="above", index=4, epoch=3, attempt=2, template=_TEMPLATE, payload=b"plan"),
     r.ParentBound(job_id="above", index=5, epoch=3, attempt=1, template=_PLAIN, payload=b""),
     r.ParentDone(job_id="above", index=5),
+    r.JobCreated(job=5, job_id=JobId("up/above/7/relay-5"), spec=JobSpec(template=_PLAIN), wall_ns=T + 12),
+    r.TasksAdded(job=5, first_index=0, payloads=[b"7", b"8", b"9"], wall_ns=T + 12),
+    r.JobClosed(job=5),
+    r.ParentsRelayed(job=5, local=0, count=3, job_id="above", index=7, epoch=3, attempt=1),
+    r.ParentsRelayed(job=5, local=1, count=1, job_id="above", index=8, epoch=3, attempt=2),
+    r.RelaysDone(job=5, job_id="above", indices=[7]),
 ]  # fmt: skip
 
 RECORDS = {"1": _VERSION_1}

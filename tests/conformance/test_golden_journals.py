@@ -55,7 +55,7 @@ def test_there_is_a_journal_of_every_version_and_nothing_else() -> None:
 
 
 def test_every_kind_of_record_that_version_1_wrote_is_in_its_journal() -> None:
-    assert {encode(record)[0] for record in RECORDS["1"]} == set(range(1, 17))
+    assert {encode(record)[0] for record in RECORDS["1"]} == set(range(1, 19))
 
 
 def test_the_core_writes_only_what_the_last_release_can_read() -> None:
@@ -63,7 +63,7 @@ def test_the_core_writes_only_what_the_last_release_can_read() -> None:
     sources = "".join(file.read_text() for file in Path(core.__file__).parent.glob("*.py"))
     kinds = {kind.__name__ for kind in get_args(r.Record)}
     written = kinds & set(re.findall(r"\brecords\.([A-Z]\w+)\(", sources))
-    assert len(written) >= 16
+    assert len(written) >= 18
     assert written <= {type(record).__name__ for record in RECORDS[max(RECORDS, key=int)]}
 
 
@@ -76,11 +76,16 @@ def test_a_journal_of_a_version_yields_exactly_what_was_written(version: str, tm
 
 def test_version_1_in_words(tmp_path: Path) -> None:
     state = state_of(read(copy_of("1", tmp_path)))
-    assert (state.seq, state.epoch, state.history_gap, state.next_job) == (27, 9, True, 5)
+    assert (state.seq, state.epoch, state.history_gap, state.next_job) == (33, 9, True, 6)
     assert state.seen == {"w1": False}
-    assert list(state.parents) == [("above", 4)]
+    assert [parent.token for parent in state.parents.values()] == [
+        ("above", 4, 3, 2),
+        ("above", 9, 3, 1),
+        ("above", 8, 3, 2),
+    ]
+    assert [(parent.job, parent.local) for parent in state.parents.values()] == [(0, 0), (5, 2), (5, 1)]
     rich, dependent, cancelled = (state.by_id[job_id] for job_id in ("rich", "dependent", "cancelled"))
-    assert len(state.jobs) == 3
+    assert len(state.jobs) == 4
     assert list(rich.states)[:2] == [TaskState.SUCCEEDED, TaskState.FAILED]
     assert (rich.template.resources, rich.template.limit.max_active) == ({"cpu": 0.5, "gpu": 1.0}, 3)
     assert (rich.notes[3].app_failures, rich.notes[3].infra_failures) == (1, 1)
@@ -107,14 +112,14 @@ def insert(directory: Path, seq: int, kind: int, body: bytes) -> None:
 
 
 def test_fields_of_a_newer_version_are_passed_over(tmp_path: Path) -> None:
-    insert(copy_of("1", tmp_path), 28, 13, msgpack.packb(["w9", False, {"new": 1}, [2]]))
-    assert read(tmp_path)[-1] == (28, r.WorkerSeen(worker_id="w9"))
+    insert(copy_of("1", tmp_path), 34, 13, msgpack.packb(["w9", False, {"new": 1}, [2]]))
+    assert read(tmp_path)[-1] == (34, r.WorkerSeen(worker_id="w9"))
 
 
 def test_a_kind_of_record_of_a_newer_version_is_refused_by_name_and_nothing_is_changed(tmp_path: Path) -> None:
-    insert(copy_of("1", tmp_path), 28, 99, msgpack.packb([1]))
+    insert(copy_of("1", tmp_path), 34, 99, msgpack.packb([1]))
     before = (tmp_path / "journal.sqlite").read_bytes()
-    with pytest.raises(JournalBroken, match=r"record 28: record kind 99 is unknown to this version; use the version"):
+    with pytest.raises(JournalBroken, match=r"record 34: record kind 99 is unknown to this version; use the version"):
         read(tmp_path)
     assert (tmp_path / "journal.sqlite").read_bytes() == before
 

@@ -105,6 +105,10 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
     r.WorkerLeft: st.builds(r.WorkerLeft, worker_id=texts),
     r.ParentBound: st.builds(r.ParentBound, job_id=texts, template=templates, payload=contents, **token),
     r.ParentDone: st.builds(r.ParentDone, job_id=texts, index=numbers),
+    r.ParentsRelayed: st.builds(
+        r.ParentsRelayed, job=numbers, local=numbers, count=numbers, job_id=texts, index=numbers, epoch=numbers, attempt=numbers
+    ),
+    r.RelaysDone: st.builds(r.RelaysDone, job=numbers, job_id=texts, indices=st.lists(numbers, max_size=3)),
 }  # fmt: skip
 
 any_record = st.one_of(*RECORDS.values())

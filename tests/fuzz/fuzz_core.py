@@ -326,27 +326,33 @@ class Maker:
             return self.pick(tuple(parents))
         return self.pick(("top", "x/y", "a", *_BAD_IDS) if self.chance(0.2) else ("top", "a")), self.number()
 
-    def _parent_token(self) -> dict[str, Any]:
+    def _parent_tokens(self) -> list[events.HeldToken]:
+        return [self._parent_token() for _ in range(self.pick((1, 1, 2, 4)))]
+
+    def _parent_token(self) -> events.HeldToken:
         job_id, index = self._parent()
         known = self.world.state.parents.get((job_id, index))
         epoch, attempt = (known.epoch, known.attempt) if known is not None else (1, 1)
         if self.chance(0.4):
             epoch, attempt = self.number(epoch), self.number(attempt)
-        return {"job_id": job_id, "index": index, "epoch": epoch, "attempt": attempt}
+        return (job_id, index, epoch, attempt)
 
     def parent_assigned(self) -> Any:
         """A task from above; while there are many, one is acknowledged."""
         if len(self.world.state.parents) > 4:
             return self.parent_acked()
-        return events.ParentAssigned(**self._parent_token(), template=self.template(), payload=self.pick((b"", b"[]")))
+        job_id, index, epoch, attempt = self._parent_token()
+        last = min(index + self.pick((0, 0, 1, 4)), (1 << 64) - 1)
+        tasks = [events.ParentTask(i, attempt, self.pick((b"", b"[]"))) for i in range(index, last + 1)]
+        return events.ParentsAssigned(job_id=job_id, epoch=epoch, template=self.template(), tasks=tasks)
 
     def parent_revoked(self) -> Any:
         """A task is taken away."""
-        return events.ParentRevoked(**self._parent_token(), cause=self.pick(_TEXTS))
+        return events.ParentsRevoked(tokens=self._parent_tokens(), cause=self.pick(_TEXTS))
 
     def parent_acked(self) -> Any:
         """The end of one is acknowledged."""
-        return events.ParentAcked(**self._parent_token())
+        return events.ParentsAcked(tokens=self._parent_tokens())
 
     def parent_expanded(self) -> Any:
         """A plan was read."""

@@ -455,17 +455,10 @@ class Farm:
         """Let the tasks that the up-link has begun come to their end, as far as they can."""
         for _ in range(3):
             await asyncio.sleep(0)
-        for token in [token for token in self.upstream._reported if not self.upstream._link.holds(token)]:
-            self.upstream._reported.discard(token)
-            job_id, index, epoch, attempt = token
-            self.driver.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+        self.upstream._tell_acked()
         if len(self.world.state.parents) > 6:
             parent = next(iter(self.world.state.parents.values()))
-            self.driver.post(
-                events.ParentRevoked(
-                    job_id=parent.job_id, index=parent.index, epoch=parent.epoch, attempt=parent.attempt, cause="room"
-                )
-            )
+            self.driver.post(events.ParentsRevoked(tokens=[parent.token], cause="room"))
 
     async def close(self) -> None:
         """The end of this world."""

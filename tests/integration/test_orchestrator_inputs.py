@@ -13,10 +13,10 @@ from scripted import PATIENCE_S, poll
 
 from antfarm import net
 from antfarm.errors import Unavailable
+from antfarm.link.estimate import Estimate
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc, work_queue_pb2
 from services.orchestrator.inputs import Inputs
 from services.worker.core.attempt import Attempt, Group
-from services.worker.core.estimate import Estimate
 from services.worker.runtime import translation
 from services.worker.runtime.inputs import InputReader
 

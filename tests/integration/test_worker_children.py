@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fake_orchestrator import until
 
+from antfarm.link.estimate import Estimate
 from services.worker.child.protocol import CURRENT, OUT_DONE, OUT_READY
 from services.worker.core.attempt import Attempt, Group
-from services.worker.core.estimate import Estimate
 from services.worker.core.lane import Lane
 from services.worker.executors import process
 from services.worker.executors.crew import Crew

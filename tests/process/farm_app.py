@@ -28,6 +28,15 @@ def work(number: int, path: str, seconds: float, ctx: af.Context) -> int:
 
 
 @af.task
+def meet(number: int, path: str, count: int, ctx: af.Context) -> int:
+    """Notes that it began and goes on when `count` of them have."""
+    note(path, ctx, f"met-{number}")
+    while Path(path).read_text().count("met-") < count:
+        time.sleep(0.01)
+    return number
+
+
+@af.task
 def gated(number: int, path: str, gate: str, ctx: af.Context) -> int:
     """Notes that it began and goes on until the gate is there."""
     note(path, ctx, f"work-{number}")

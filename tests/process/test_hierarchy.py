@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from fake_orchestrator import FakeOrchestrator
-from farm_app import after, broken, work
+from farm_app import after, broken, meet, work
 from farm_bench import APP, H_S, LEASE_S, Notes, connect, kill_and_restart, local_farm, until
 
 import antfarm as af
@@ -137,6 +137,30 @@ async def test_a_type_without_a_plan_is_relayed_and_waits_for_workers_that_come_
         assert await stage.result(20) == ["a", sum_of_squares(5), []]
         assert notes.count("work-") == 45
         assert notes.often()["plan-a"] == notes.often()["summary-a"] == 1
+
+
+async def test_a_cluster_below_is_kept_busy_whatever_the_slots_it_began_with(farm: LocalFarm, notes: Notes) -> None:
+    """Twelve tasks, each of which waits until all have begun: they end only when all twelve slots below have one."""
+    top = await asyncio.to_thread(farm.start_orchestrator, "top", options=["--heartbeat-s", "1"])
+    options = ["--heartbeat-s", "1", "--upstream-slots", "2"]
+    low = await asyncio.to_thread(farm.start_orchestrator, "low", upstream=top, as_=["farm_app.meet"], options=options)
+    for number in range(3):
+        await asyncio.to_thread(farm.start_worker, f"w{number}", connect=low, slots=4, app=[APP])
+    async with await connect(top) as client:
+        job = await client.map(meet, range(12), path=notes.path, count=12)
+        assert [value async for value in job.results()] == list(range(12))
+    assert notes.count("met-") == 12
+
+
+async def test_many_tasks_are_relayed_in_a_few_jobs(farm: LocalFarm, notes: Notes) -> None:
+    low = await two_levels(farm, ("farm_app.work",))
+    async with await connect(farm.address) as client, await connect(low) as below:
+        job = await client.map(work, range(2_000), path=notes.path, seconds=0.0)
+        assert [value async for value in job.results()] == [i * i for i in range(2_000)]
+        # One job each would not all be there any more: 300 of ended parents are kept.
+        assert sum(one.task_count for one in await jobs_of(below)) == 2_000
+        await nothing_is_left_below(below)
+    assert notes.count("work-") == 2_000
 
 
 async def test_a_task_that_fails_at_the_bottom_is_tried_as_often_as_it_may_and_not_at_each_level_anew(

@@ -124,9 +124,16 @@ class Model:
                 parent, bound = (record.job_id, record.index), (record.epoch, record.attempt)
                 assert bound > self.parents.get(parent, (0, 0)), "I19: an older token took over"
                 self.parents[parent] = bound
-                self.bound.add((*parent, *bound))
             case records.ParentDone():
                 del self.parents[record.job_id, record.index]
+            case records.ParentsRelayed():
+                for step in range(record.count):
+                    parent, bound = (record.job_id, record.index + step), (record.epoch, record.attempt)
+                    assert bound > self.parents.get(parent, (0, 0)), "I19: an older token took over"
+                    self.parents[parent] = bound
+            case records.RelaysDone():
+                for index in record.indices:
+                    del self.parents[record.job_id, index]
 
     def _ended(self, key: Key, state: str, token: Token | None, result: bytes) -> None:
         assert key in self.tasks, f"I2: the record of {key} names no submitted task"

@@ -188,17 +188,15 @@ class World:
             assert ended or fenced, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
-        for start in self.harness.claim_all(effects.StartParent):
-            token = (*start.parent, start.epoch, start.attempt)
-            assert token in self.model.bound, "I19: started before its token is bound durably"
         self.plans.extend(read.parent for read in self.harness.claim_all(effects.ReadPlan))
-        for report in self.harness.claim_all(effects.ReportParent):
-            assert report.after <= self.harness.durable_seq, "I5: reported above before it is durable"
-            if report.result_of is not None:
-                job_id = self.model.jobs.get(report.result_of[0])
-                if job_id is not None:
-                    assert self.model.tasks[job_id, 0].recorded == report.state.name, "I19: another end was reported"
-            self.reports_above[report.parent] = (report.epoch, report.attempt)
+        ends = [effect.token for effect in self.harness.claim_all(effects.FailParent)]
+        for report in self.harness.claim_all(effects.ReportParents):
+            assert report.seq <= report.after <= self.harness.durable_seq, "I5: reported above before it is durable"
+            for _, record in self.harness.journal.read([report.seq]):  # none: purged meanwhile
+                assert records.ended_tasks(record, [end.local for end in report.ends]), "I19: no end was reported"
+            ends += [end.token for end in report.ends]
+        for job_id, index, epoch, attempt in ends:
+            self.reports_above[job_id, index] = (epoch, attempt)
             self.model.worked["reported above"] += 1
 
     def do(self, event: events.Event) -> None:
@@ -299,8 +297,8 @@ class World:
         self.tokens_from_above[index] = (epoch, attempt)
         template = TaskTemplate(type="s" if index else "r", retry=RetryPolicy(max_attempts=2))
         self.do(
-            events.ParentAssigned(
-                job_id="top", index=index, epoch=epoch, attempt=attempt, template=template, payload=b"[]"
+            events.ParentsAssigned(
+                job_id="top", epoch=epoch, template=template, tasks=[events.ParentTask(index, attempt, b"[]")]
             )
         )
 
@@ -309,7 +307,7 @@ class World:
         token = self.tokens_from_above.get(index)
         if token is not None:
             attempt = token[1] if really else token[1] - 1
-            self.do(events.ParentRevoked(job_id="top", index=index, epoch=token[0], attempt=attempt, cause=""))
+            self.do(events.ParentsRevoked(tokens=[("top", index, token[0], attempt)], cause=""))
 
     def answer_parent(self, children: int, good: bool) -> None:
         """A plan is read, and a report acknowledged."""
@@ -324,7 +322,7 @@ class World:
             )
         for key, token in list(self.reports_above.items()):
             del self.reports_above[key]
-            self.do(events.ParentAcked(job_id=key[0], index=key[1], epoch=token[0], attempt=token[1]))
+            self.do(events.ParentsAcked(tokens=[(*key, *token)]))
 
     # ---- workers ----------------------------------------------------------------------------------------------------
 

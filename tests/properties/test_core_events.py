@@ -35,6 +35,8 @@ job_ids = st.sampled_from(
 sessions = st.sampled_from([SessionId("w1.1"), SessionId("w2.1"), SessionId("gone"), SessionId("fresh")])
 worker_ids = st.sampled_from([WorkerId("w1"), WorkerId("w2"), WorkerId("new")])
 texts = st.sampled_from(["", "why", "ü\n\x00" * 20])
+parent_tasks = st.builds(events.ParentTask, st.sampled_from([0, 1, (1 << 64) - 1]), u32, st.sampled_from([b"", b"[]"]))
+parent_tokens = st.lists(st.tuples(st.just("top"), u64, u64, u32), max_size=3)
 payload_lists = st.lists(st.sampled_from([b"", b"0", b"1", b"x" * 70_000]), max_size=3)
 held = st.lists(st.tuples(job_ids, u64, u64, u32), max_size=4)
 failures = st.none() | st.builds(Failure, failure_class=st.sampled_from(FailureClass), kind=texts, message=texts)
@@ -99,15 +101,14 @@ any_event = st.one_of(
     ),
     st.builds(events.DrainWorker, request=request, worker_id=worker_ids, drain=st.booleans(), limit_ns=ns),
     st.builds(
-        events.ParentAssigned, job_id=st.sampled_from(["top", "x"]), index=st.sampled_from([0, 1, (1 << 64) - 1]), epoch=u64, attempt=u32,
-        template=templates, payload=st.sampled_from([b"", b"[]"]),
+        events.ParentsAssigned, job_id=st.sampled_from(["top", "x"]), epoch=u64, template=templates, tasks=st.lists(parent_tasks, max_size=3),
     ),
-    st.builds(events.ParentRevoked, job_id=st.just("top"), index=u64, epoch=u64, attempt=u32, cause=texts),
+    st.builds(events.ParentsRevoked, tokens=parent_tokens, cause=texts),
     st.builds(
         events.ParentExpanded, parent=st.sampled_from([("top", 0), ("x", 1), ("no", 5)]), template=st.none() | templates,
         payloads=payload_lists, failure=failures,
     ),
-    st.builds(events.ParentAcked, job_id=st.just("top"), index=u64, epoch=u64, attempt=u32),
+    st.builds(events.ParentsAcked, tokens=parent_tokens),
     st.builds(events.DiskLow, low=st.booleans()),
     st.builds(events.Tick, wall_ns=st.sampled_from([0, 10**18, 4 * 10**18])),
 )  # fmt: skip
@@ -126,7 +127,9 @@ def busy_farm() -> Harness:
     token = next(iter(worker.held))
     worker.report(token, Ending.FAILED, failure=failure(FailureClass.INFRA))
     farm.do(
-        events.ParentAssigned(job_id="top", index=0, epoch=1, attempt=1, template=TaskTemplate(type="s"), payload=b"[]")
+        events.ParentsAssigned(
+            job_id="top", epoch=1, template=TaskTemplate(type="s"), tasks=[events.ParentTask(0, 1, b"[]")]
+        )
     )
     farm.drop()
     return farm

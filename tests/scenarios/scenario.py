@@ -332,8 +332,11 @@ class Scenario:
     def do_parent(self, task: str, *, type: str = "t") -> None:
         job_id, index, epoch, attempt = _task(task)
         self.farm.do(
-            events.ParentAssigned(
-                job_id=job_id, index=index, epoch=epoch, attempt=attempt, template=template(type), payload=b"request"
+            events.ParentsAssigned(
+                job_id=job_id,
+                epoch=epoch,
+                template=template(type),
+                tasks=[events.ParentTask(index, attempt, b"request")],
             )
         )
 
@@ -349,14 +352,10 @@ class Scenario:
         self.farm.do(events.ParentExpanded(parent=_task(task)[:2], **fields))
 
     def do_parent_acked(self, task: str) -> None:
-        job_id, index, epoch, attempt = _task(task)
-        self.farm.do(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+        self.farm.do(events.ParentsAcked(tokens=[_task(task)]))
 
     def do_parent_revoked(self, task: str) -> None:
-        job_id, index, epoch, attempt = _task(task)
-        self.farm.do(
-            events.ParentRevoked(job_id=job_id, index=index, epoch=epoch, attempt=attempt, cause="revoked up-stream")
-        )
+        self.farm.do(events.ParentsRevoked(tokens=[_task(task)], cause="revoked up-stream"))
 
     # ---- time and the journal ------------------------------------------------------------------------------------------
 

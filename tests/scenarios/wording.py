@@ -76,6 +76,12 @@ def record_text(record: Record, names: Mapping[int, str]) -> str:
             return f"parent {token_text((record.job_id, record.index, record.epoch, record.attempt))} bound"
         case r.ParentDone():
             return f"parent {record.job_id}/{record.index} done"
+        case r.ParentsRelayed():
+            here = f"{names[record.job]}/{record.local}"
+            more = f" and {record.count - 1} more" if record.count > 1 else ""
+            return f"parent {token_text((record.job_id, record.index, record.epoch, record.attempt))}{more} is {here}"
+        case r.RelaysDone():
+            return f"parents {' '.join(f'{record.job_id}/{index}' for index in record.indices)} done"
         case _:
             assert_never(record)
 
@@ -127,16 +133,11 @@ def _effect_text(effect: Effect, names: Mapping[int, str], reports: Mapping[int,
             return f"{_to(effect)} {effect.code.name} {tokens_text(tokens)}"
         case e.ReadPlan():
             return f"read plan of {effect.parent[0]}/{effect.parent[1]} in #{effect.result_seq}"
-        case e.ReportParent():
-            what = effect.state.name
-            if effect.result_of is not None:
-                number, index, seq = effect.result_of
-                what += f", as {names[number]}/{index} in #{seq}"
-            if effect.failure is not None:
-                what += f": {_failure_text(effect.failure)}"
-            return f"up <- {token_text((*effect.parent, effect.epoch, effect.attempt))} {what}"
-        case e.StartParent():
-            return f"up <- {token_text((*effect.parent, effect.epoch, effect.attempt))} started"
+        case e.ReportParents():
+            ends = " ".join(f"{token_text(end.token)} as task {end.local}" for end in effect.ends)
+            return f"up <- {ends} of #{effect.seq}"
+        case e.FailParent():
+            return f"up <- {token_text(effect.token)} FAILED: {_failure_text(effect.failure)}"
         case e.Audit():
             return f"audit: {effect.text}"
         case _:

@@ -104,6 +104,8 @@ class Ledger:
     """Jobs whose cancel was acknowledged."""
     epoch: int = 0
     parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    relays: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    """Parents that one task here stands for -> (job number, index) of that."""
     restored: int = 0
     restored_ns: int = 0
     restored_epoch: int = 0
@@ -123,8 +125,8 @@ class Checks:
         """Incarnations of twins."""
         self.reported_ns: dict[tuple[str, Token], int] = {}
         """(orchestrator, attempt) -> when its end was first reported."""
-        self.told: dict[tuple[str, int, int, int], Token] = {}
-        """(orchestrator, job, task, record of its end) -> the parent that was told this failure."""
+        self.told: dict[tuple[str, int, int], Token] = {}
+        """(orchestrator, record of an end, index of its task) -> the parent that was told this failure."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -323,13 +325,11 @@ class Checks:
                 demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
                 ledger.accepted[token] = None
 
-    def parent_reported(self, owner: Orchestrator, effect: effects.ReportParent) -> None:
+    def parent_reported(self, owner: Orchestrator, seq: int, end: effects.ParentEnd, state: TaskState) -> None:
         """A parent's end is told up-stream: one failure under one token, or it is counted twice."""
-        if effect.result_of is None or effect.state is TaskState.SUCCEEDED:
-            return
-        token = (*effect.parent, effect.epoch, effect.attempt)
-        before = self.told.setdefault((owner.name, *effect.result_of), token)
-        demand(before == token, "I9", token, "is told the failure of", before)
+        if state is not TaskState.SUCCEEDED:
+            before = self.told.setdefault((owner.name, seq, end.local), end.token)
+            demand(before == end.token, "I9", end.token, "is told the failure of", before)
 
     def audited(self, owner: Orchestrator, text: str) -> None:
         """A line of the audit log."""
@@ -410,8 +410,25 @@ class Checks:
                 ledger.parents[parent] = bound
             case records.ParentDone():
                 ledger.parents.pop((record.job_id, record.index), None)
+            case records.ParentsRelayed():
+                self._relayed(ledger, record)
+            case records.RelaysDone():
+                for index in record.indices:
+                    ledger.parents.pop((record.job_id, index), None)
+                    ledger.relays.pop((record.job_id, index), None)
             case _:
                 pass
+
+    def _relayed(self, ledger: Ledger, record: records.ParentsRelayed) -> None:
+        """A parent is one task here, bound by ever newer tokens, and no task is two parents."""
+        for step in range(record.count):
+            parent, here = (record.job_id, record.index + step), (record.job, record.local + step)
+            demand(here[1] < ledger.sizes[ledger.jobs[record.job]], "I19", parent, "is a task that is not there", here)
+            demand(ledger.relays.get(parent, here) == here, "I19", parent, "is two tasks", here)
+            bound = (record.epoch, record.attempt)
+            demand(bound > ledger.parents.get(parent, (0, 0)), "I19", parent, "is bound by an older token", bound)
+            ledger.parents[parent], ledger.relays[parent] = bound, here
+            self.did["relayed"] += 1
 
     def _added(self, ledger: Ledger, record: records.TasksAdded) -> None:
         job_id = ledger.jobs[record.job]

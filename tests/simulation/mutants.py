@@ -144,7 +144,7 @@ MUTANTS = (
     Mutant(
         "a newer parent token is ignored",
         f"{CORE}.parents",
-        "if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):",
+        "if known is not None and (known.epoch, known.attempt) >= token:",
         "if known is not None:",
     ),
     Mutant(
@@ -156,8 +156,8 @@ MUTANTS = (
     Mutant(
         "a parent is reported before its end is durable",
         f"{CORE}.parents",
-        "            after=turn.state.seq,\n            state=state,\n            result_of",
-        "            after=0,\n            state=state,\n            result_of",
+        "ends=ends, after=turn.state.seq, took_ns",
+        "ends=ends, after=0, took_ns",
     ),
     Mutant(
         "one app retry too many",
@@ -296,8 +296,38 @@ MUTANTS = (
     Mutant(
         "a newer token from above is told the failure of the older one",
         f"{CORE}.parents",
-        "    _clear_failed(turn, parent)\n    _started",
-        "    if known is None:\n        _clear_failed(turn, parent)\n    _started",
+        "    _clear_failed(turn, parent)\n    advance",
+        "    advance",
+    ),
+    Mutant(
+        "a newer token from above is told the failure of the older one's relayed task",
+        f"{CORE}.parents",
+        "if not relay.has_failed(turn, known):",
+        "if True:",
+    ),
+    Mutant(
+        "a relayed task is reported before its end is durable",
+        f"{CORE}.relay",
+        "turn.effect(ReportParents(seq=seq, ends=ends, after=turn.state.seq))",
+        "turn.effect(ReportParents(seq=seq, ends=ends, after=0))",
+    ),
+    Mutant(
+        "a newer token from above makes a relayed task once more",
+        f"{CORE}.parents",
+        "if not relay.has_failed(turn, known):",
+        "if False:",
+    ),
+    Mutant(
+        "what was taken back from above goes on here",
+        f"{CORE}.relay",
+        "        jobs.end_tasks(turn, turn.state.jobs[number], indices, TaskState.CANCELLED, records.cancelled(cause))",
+        "        pass",
+    ),
+    Mutant(
+        "an end of before a restart is not told up-stream",
+        f"{CORE}.parents",
+        "            relay.resume(turn, parent)\n        else:",
+        "            pass\n        else:",
     ),
     Mutant(
         "what failed below is tried again above",

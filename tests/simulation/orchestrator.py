@@ -66,6 +66,7 @@ class Orchestrator:
         """When each hello was sent, of connections too that have ended before it is read."""
         self._requests: dict[int, Answer] = {}
         self._reported: dict[Token, None] = {}
+        self._said: dict[Token, None] = {}
         self.undisturbed_since_ns = kernel.now
         self.core = Core(self.config, random.Random(kernel.dice.getrandbits(64)))
         for seq, record in self.disk.replay():
@@ -230,7 +231,7 @@ class Orchestrator:
                     answer(effect.error, effect.existed)
             case effects.Audit():
                 self.world.checks.audited(self, effect.text)
-            case effects.StartParent() | effects.ReadPlan() | effects.ReportParent():
+            case effects.ReadPlan() | effects.FailParent() | effects.ReportParents():
                 self._serve_parent(effect)
             case _:
                 self._to_session(effect)
@@ -348,26 +349,23 @@ class Orchestrator:
     def on_tasks(self, epoch: int, groups: list[Group]) -> None:
         """Parents to expand."""
         for job_id, template, assignments in groups:
-            for index, attempt, payload, remaining_ns in assignments:
-                self.post(
-                    events.ParentAssigned(
-                        job_id=job_id,
-                        index=index,
-                        epoch=epoch,
-                        attempt=attempt,
-                        template=self.world.passed_down(template, remaining_ns),
-                        payload=payload,
-                    )
+            left_ns = [remaining_ns for _, _, _, remaining_ns in assignments if remaining_ns is not None]
+            self.post(
+                events.ParentsAssigned(
+                    job_id=job_id,
+                    epoch=epoch,
+                    template=self.world.passed_down(template, max(left_ns, default=None)),
+                    tasks=[events.ParentTask(index, attempt, payload) for index, attempt, payload, _ in assignments],
                 )
+            )
 
     def on_revoke(self, tokens: list[Token], *, forgotten: bool) -> None:
         """Parents to give up."""
         assert self.link is not None
-        for token in tokens:
-            job_id, index, epoch, attempt = token
-            self.post(events.ParentRevoked(job_id=job_id, index=index, epoch=epoch, attempt=attempt, cause="revoked"))
-            if not forgotten:
-                self._report(token, events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.REVOKED))
+        self.post(events.ParentsRevoked(tokens=tokens, cause="revoked"))
+        for token in tokens if not forgotten else ():
+            _, index, _, attempt = token
+            self._report(token, events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.REVOKED))
 
     def on_drain(self) -> None:
         """Take no more."""
@@ -378,57 +376,54 @@ class Orchestrator:
         """Acks are looked at from time to time, as the real one does."""
 
     def _serve_parent(self, effect: Any) -> None:
-        link = self.link
-        if link is None:
+        if self.link is None:
             return
-        job_id, index = effect.parent
         match effect:
-            case effects.StartParent():
-                link.say_running((job_id, index, effect.epoch, effect.attempt), 0)
             case effects.ReadPlan():
                 self.process.later(self._storage_ns(), self._read_plan, effect)
-            case effects.ReportParent():
-                self.world.checks.parent_reported(self, effect)
-                outcome = self._parent_outcome(effect)
-                if outcome is not None:
-                    self._report((job_id, index, effect.epoch, effect.attempt), outcome)
+            case effects.FailParent():
+                _, index, _, attempt = effect.token
+                failed = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.FAILED)
+                failed.failure = effect.failure
+                self._report(effect.token, failed)
+            case effects.ReportParents():
+                self._report_ends(effect)
 
     def _storage_ns(self) -> int:
         return int(MS + self.world.kernel.dice.random() * self.world.storage_ns)
 
-    def _ended_task(self, seq: int, index: int) -> records.EndedTask | None:
-        return next((records.ended_task(record, index) for _, record in self.disk.read([seq])), None)
+    def _ended_tasks(self, seq: int, indices: Sequence[int]) -> dict[int, records.EndedTask] | None:
+        return next((records.ended_tasks(record, indices) for _, record in self.disk.read([seq])), None)
 
     def _read_plan(self, effect: effects.ReadPlan) -> None:
-        ended = self._ended_task(effect.result_seq, 0)
+        ended = self._ended_tasks(effect.result_seq, [0])
         template: TaskTemplate | None = None
         payloads: list[bytes] = []
         failure: Failure | None = None
         if ended is None:
             failure = Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="it was purged")
         else:
-            template, payloads = self.world.parse_plan(ended.result)
+            template, payloads = self.world.parse_plan(ended[0].result)
         self.post(events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure))
 
-    def _parent_outcome(self, effect: effects.ReportParent) -> events.Outcome | None:
-        outcome = events.Outcome(
-            report_no=0, index=effect.parent[1], attempt=effect.attempt, ending=Ending.FAILED, failure=effect.failure
-        )
-        if effect.result_of is not None:
-            _, local_index, seq = effect.result_of
-            ended = self._ended_task(seq, local_index)
+    def _report_ends(self, effect: effects.ReportParents) -> None:
+        ended = self._ended_tasks(effect.seq, [end.local for end in effect.ends])
+        for end in effect.ends:
             if ended is None:  # taken away from us and purged in the same commit
-                parent = self.core.state.parents.get(effect.parent)
-                bound = parent is not None and (parent.epoch, parent.attempt) == (effect.epoch, effect.attempt)
-                demand(not bound, "I13", effect.parent, "ended, and its record is not there")
-                return None
-            if ended.state is TaskState.SUCCEEDED:
-                outcome.ending, outcome.result = Ending.SUCCEEDED, ended.result
-            else:
-                outcome.failure = ended.failure
-        if outcome.ending is Ending.FAILED and outcome.failure is None:
-            outcome.failure = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure")
-        return outcome
+                parent = self.core.state.parents.get(end.token[:2])
+                bound = parent is not None and (parent.epoch, parent.attempt) == end.token[2:]
+                demand(not bound, "I13", end.token, "ended, and its record is not there")
+                continue
+            task = ended[end.local]
+            self.world.checks.parent_reported(self, effect.seq, end, task.state)
+            outcome = events.Outcome(
+                report_no=0, index=end.token[1], attempt=end.token[3], ending=Ending.FAILED, failure=task.failure
+            )
+            if task.state is TaskState.SUCCEEDED:
+                outcome.ending, outcome.result = Ending.SUCCEEDED, task.result
+            elif outcome.failure is None:
+                outcome.failure = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure")
+            self._report(end.token, outcome)
 
     def _report(self, token: Token, outcome: events.Outcome) -> None:
         link = self.link
@@ -447,8 +442,19 @@ class Orchestrator:
         descendants = (self.name, *sorted(below - {self.name}))
         if descendants != link.about["descendants"]:
             link.about["descendants"] = descendants
-        for token in [token for token in self._reported if token not in link.session.held]:
+        acked = [token for token in self._reported if token not in link.session.held]
+        for token in acked:
             del self._reported[token]
-            job_id, index, epoch, attempt = token
-            self.post(events.ParentAcked(job_id=job_id, index=index, epoch=epoch, attempt=attempt))
+        if acked:
+            self.post(events.ParentsAcked(tokens=acked))
+        for parent in self.core.state.parents.values():
+            token = parent.token
+            if (
+                link.attached
+                and parent.seq <= self.durable_seq
+                and token not in self._said
+                and token not in self._reported
+            ):
+                self._said[token] = None
+                link.say_running(token, 0)
         self.process.later(200 * MS, self._watch_acks)

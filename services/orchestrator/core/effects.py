@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from antfarm.errors import AntFarmError
-from antfarm.model import Failure, SessionId, TaskState, TaskTemplate, VerdictCode
+from antfarm.model import Failure, SessionId, VerdictCode
 from services.orchestrator.core.events import HeldToken
 
 
@@ -114,30 +115,31 @@ class ReadPlan:
     after: int
 
 
+class ParentEnd(NamedTuple):
+    """A task from up-stream that has ended here."""
+
+    token: HeldToken
+    local: int
+    """Index of the task here whose end is its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportParent:
-    """A parent's task has ended here: report it up-stream until a final verdict comes.
+class ReportParents:
+    """Tasks from up-stream have ended here, as the record `seq` says: report them until a final verdict comes."""
 
-    `result_of` names the local task (job number, index, record) whose result is the parent's; None with a failure.
-    """
-
-    parent: tuple[str, int]
-    epoch: int
-    attempt: int
+    seq: int
+    ends: Sequence[ParentEnd]
     after: int
-    state: TaskState
-    failure: Failure | None = None
-    result_of: tuple[int, int, int] | None = None
+    took_ns: int | None = None
+    """How long the parent was bound, where it had jobs of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartParent:
-    """A parent's token is bound durably: tell up-stream that it has started."""
+class FailParent:
+    """A task from up-stream has failed here, and no record says so."""
 
-    parent: tuple[str, int]
-    epoch: int
-    attempt: int
-    template: TaskTemplate
+    token: HeldToken
+    failure: Failure
     after: int
 
 
@@ -159,7 +161,7 @@ Effect = (
     | AckHeartbeat
     | SendVerdicts
     | ReadPlan
-    | ReportParent
-    | StartParent
+    | ReportParents
+    | FailParent
     | Audit
 )

@@ -197,26 +197,30 @@ class DrainWorker:
     limit_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParentAssigned:
-    """The up-stream orchestrator gave us a task."""
+@dataclass(slots=True)
+class ParentTask:
+    """One task of ParentsAssigned. Not frozen: made on the hot path."""
 
-    job_id: str
     index: int
-    epoch: int
     attempt: int
-    template: TaskTemplate
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParentRevoked:
-    """The up-stream orchestrator wants an attempt of ours stopped."""
+class ParentsAssigned:
+    """The up-stream orchestrator gave us tasks of one of its jobs."""
 
     job_id: str
-    index: int
     epoch: int
-    attempt: int
+    template: TaskTemplate
+    tasks: Sequence[ParentTask]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentsRevoked:
+    """The up-stream orchestrator wants attempts of ours stopped."""
+
+    tokens: Sequence[HeldToken]
     cause: str
 
 
@@ -231,13 +235,10 @@ class ParentExpanded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParentAcked:
-    """The up-stream orchestrator gave a final verdict on our report of its task."""
+class ParentsAcked:
+    """The up-stream orchestrator gave a final verdict on our reports of its tasks."""
 
-    job_id: str
-    index: int
-    epoch: int
-    attempt: int
+    tokens: Sequence[HeldToken]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,10 +279,10 @@ Event = (
     | Outcomes
     | Running
     | DrainWorker
-    | ParentAssigned
-    | ParentRevoked
+    | ParentsAssigned
+    | ParentsRevoked
     | ParentExpanded
-    | ParentAcked
+    | ParentsAcked
     | Recover
     | DiskLow
     | Tick

@@ -21,10 +21,24 @@ def check(state: State) -> None:
         assert (worker.session is None) or state.sessions.get(worker.session) is worker, "sessions name their workers"
     assert set(state.ended) == {number for number, job in state.jobs.items() if job.ended_seq}, "ended jobs are listed"
     assert state.ended_tasks == sum(state.jobs[number].task_count for number in state.ended), "their tasks are counted"
+    _check_relays(state)
     _check_alone(state)
     _check_health(state)
     _check_lanes(state)
     assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
+
+
+def _check_relays(state: State) -> None:
+    bound: dict[int, int] = {}
+    for (job_id, index), parent in state.parents.items():
+        if parent.job:
+            relay = state.relays[parent.job]
+            assert (job_id, index) == (relay.job_id, relay.first + parent.local), "I19: a task stands for one parent"
+            assert parent.local < state.jobs[parent.job].task_count, "I19: a parent's task is there"
+            bound[parent.job] = bound.get(parent.job, 0) + 1
+    seqs = [parent.seq for parent in state.parents.values()]
+    assert seqs == sorted(seqs), "parents stand in the order in which they were bound"
+    assert bound == {number: relay.bound for number, relay in state.relays.items()}, "I19: bound relays are counted"
 
 
 def _check_alone(state: State) -> None:

@@ -230,7 +230,7 @@ def needed_by(turn: Turn, job: Job) -> str | None:
     for other, _, _ in job.dependents:
         if not other.ended:
             return f"needed by {other.job_id}"
-    parent = turn.state.parent_of(job.job_id)
+    parent = turn.state.parent_of(job)
     return f"part of task {parent.job_id}/{parent.index} of the orchestrator above" if parent is not None else None
 
 

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from antfarm.errors import AntFarmError
-from services.orchestrator.core import backups, events, jobs, leases, parents, placement, reports, retention, workers
+from services.orchestrator.core import (
+    backups,
+    events,
+    jobs,
+    leases,
+    parents,
+    placement,
+    relay,
+    reports,
+    retention,
+    workers,
+)
 from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import State
@@ -46,10 +57,10 @@ _REPORTS: dict[type[Any], Callable[[Turn, Any], None]] = {
     events.Credit: workers.credit,
     events.Detach: workers.detach,
     events.Goodbye: workers.goodbye,
-    events.ParentAssigned: parents.assigned,
-    events.ParentRevoked: parents.revoked,
+    events.ParentsAssigned: parents.assigned,
+    events.ParentsRevoked: parents.revoked,
     events.ParentExpanded: parents.expanded,
-    events.ParentAcked: parents.acked,
+    events.ParentsAcked: parents.acked,
 }
 """What happened elsewhere: taken as it is or passed over, never refused by an exception."""
 
@@ -95,7 +106,7 @@ class Core:
         # A job that ended may begin a parent's next stage, which may be empty and end as well.
         while turn.ended_jobs:
             parents.job_ended(turn, turn.ended_jobs.pop())
-        return Step(turn.records, turn.effects)
+        return _step(turn)
 
     def _answer(self, turn: Turn, event: Any) -> None:
         try:
@@ -125,8 +136,13 @@ class Core:
         if now >= self._look_for_stragglers_ns:
             self._look_for_stragglers_ns = now + self.config.heartbeat_ns
             backups.place(turn)
-        return Step(turn.records, turn.effects)
+        return _step(turn)
 
     def next_timer_ns(self) -> int | None:
         """When the next back-off or deadline comes due; ticks should not be much later."""
         return self.state.timers[0][0] if self.state.timers else None
+
+
+def _step(turn: Turn) -> Step:
+    relay.ended(turn)
+    return Step(turn.records, turn.effects)

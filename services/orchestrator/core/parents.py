@@ -2,15 +2,15 @@
 
 The jobs of a parent have derived ids, so that an expansion is found again after any restart and under any newer token:
 `<base>/plan` (one task, run by a worker: its result lists the children), `<base>/tasks` (the children) and `<base>/summary` (one task that gets all
-outcomes of the children). Where no worker offers a plan for the type, the task is relayed: `<base>/tasks` holds it as it came. Closing one
-stage and making the next is one transaction, because both are records of one turn.
+outcomes of the children). Closing one stage and making the next is one transaction, because both are records of one turn. Where no worker offers a plan
+for the type, the task is relayed as it came: `relay`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
-from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.errors import AntFarmError
 from antfarm.model import (
     Dependency,
     DependencyKind,
@@ -18,11 +18,11 @@ from antfarm.model import (
     FailureClass,
     JobId,
     JobSpec,
-    TaskState,
     TaskTemplate,
 )
-from services.orchestrator.core import events, jobs, records
-from services.orchestrator.core.effects import ReadPlan, ReportParent, StartParent
+from services.orchestrator.core import events, jobs, records, relay
+from services.orchestrator.core.effects import FailParent, ParentEnd, ReadPlan, ReportParents
+from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import (
     ATTEMPT_MAX,
@@ -46,41 +46,62 @@ def base(key: tuple[str, int]) -> str:
     return f"{PARENT_PREFIX}{key[0]}/{key[1]}"
 
 
-def assigned(turn: Turn, event: events.ParentAssigned) -> None:
-    """A task came from up-stream. A newer token takes over what an older one began and has not failed; what could be no job here is reported as failed, and not bound."""
-    known = turn.state.parents.get((event.job_id, event.index))
-    if known is not None and (known.epoch, known.attempt) >= (event.epoch, event.attempt):
-        return
+def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
+    """Tasks came from up-stream. A newer token takes over what an older one began and has not failed; what could be no job here is reported as failed, and not bound."""
+    refusal = _refusal(event)
+    workers, task_type = turn.state.workers.values(), event.template.type
+    at_once = offers(workers, task_type) and not offers(workers, f"{task_type}:plan")
+    fresh: dict[int, events.ParentTask] = {}
+    for task in event.tasks:
+        known = turn.state.parents.get((event.job_id, task.index))
+        token = (event.epoch, task.attempt)
+        if known is not None and (known.epoch, known.attempt) >= token:
+            continue
+        problem = refusal or (None if 0 < task.attempt <= ATTEMPT_MAX else f"no queue has an attempt {task.attempt}")
+        if problem is not None:
+            message = f"the task cannot be carried out here: {problem}"
+            failure = Failure(failure_class=FailureClass.PERMANENT, kind="assignment", message=message)
+            held = (event.job_id, task.index, event.epoch, task.attempt)
+            turn.effect(FailParent(token=held, failure=failure, after=0))
+            continue
+        if known is not None and known.job:
+            if not relay.has_failed(turn, known):
+                relay.rebind(turn, known, token)
+                continue
+            relay.forget(turn, [known])
+            known = None
+        if known is None and at_once:
+            if task.index not in fresh or fresh[task.index].attempt < task.attempt:
+                fresh[task.index] = task
+        else:
+            _bind(turn, event, task)
+    relay.begin(turn, event.job_id, event.epoch, event.template, fresh.values())
+
+
+def _refusal(event: events.ParentsAssigned) -> str | None:
     try:
         check_parent(event.job_id, event.template)
-        if not (0 < event.epoch <= EPOCH_MAX and 0 < event.attempt <= ATTEMPT_MAX):
-            raise InvalidArgument(f"no queue has a token of epoch {event.epoch}, attempt {event.attempt}")
     except AntFarmError as error:
-        message = f"the task cannot be carried out here: {error}"
-        failure = Failure(failure_class=FailureClass.PERMANENT, kind="assignment", message=message)
-        _report_failure(turn, (event.job_id, event.index), (event.epoch, event.attempt), failure, after=0)
-        return
+        return str(error)
+    return None if 0 < event.epoch <= EPOCH_MAX else f"no queue has an epoch {event.epoch}"
+
+
+def _bind(turn: Turn, event: events.ParentsAssigned, task: events.ParentTask) -> None:
+    """A task that gets jobs of its own here, or waits for somebody who can run it."""
     turn.record(
         records.ParentBound(
             job_id=event.job_id,
-            index=event.index,
+            index=task.index,
             epoch=event.epoch,
-            attempt=event.attempt,
+            attempt=task.attempt,
             template=event.template,
-            payload=event.payload,
+            payload=task.payload,
         )
     )
-    parent = turn.state.parents[event.job_id, event.index]
+    parent = turn.state.parents[event.job_id, task.index]
+    parent.bound_ns = turn.now
     _clear_failed(turn, parent)
-    _started(turn, parent)
     advance(turn, parent)
-
-
-def _report_failure(turn: Turn, key: tuple[str, int], token: tuple[int, int], failure: Failure, *, after: int) -> None:
-    """A parent ends as failed without any job of its own to show for it."""
-    turn.effect(
-        ReportParent(parent=key, epoch=token[0], attempt=token[1], after=after, state=TaskState.FAILED, failure=failure)
-    )
 
 
 def _clear_failed(turn: Turn, parent: Parent) -> None:
@@ -91,22 +112,10 @@ def _clear_failed(turn: Turn, parent: Parent) -> None:
     for stage in STAGES:
         job = _job(turn.state, parent, stage)
         if job is not None:
-            whole = stage != "tasks" or _relayed(turn.state, parent, job)
-            if job.ended and job.failed_count and whole:
+            # Children are summed up however they ended.
+            if job.ended and job.failed_count and stage != "tasks":
                 turn.record(records.JobPurged(job=job.number))
             return
-
-
-def _started(turn: Turn, parent: Parent) -> None:
-    turn.effect(
-        StartParent(
-            parent=parent.key,
-            epoch=parent.epoch,
-            attempt=parent.attempt,
-            template=parent.template,
-            after=turn.state.seq,
-        )
-    )
 
 
 def resume(turn: Turn) -> None:
@@ -114,25 +123,27 @@ def resume(turn: Turn) -> None:
     turn.state.of_done_parents = {
         number: None
         for number in turn.state.ended
-        if (job := turn.state.jobs[number]).job_id.startswith(PARENT_PREFIX)
-        and turn.state.parent_of(job.job_id) is None
+        if (job := turn.state.jobs[number]).job_id.startswith(PARENT_PREFIX) and turn.state.parent_of(job) is None
     }
     for parent in list(turn.state.parents.values()):
-        _started(turn, parent)
-        advance(turn, parent)
+        if parent.job:
+            relay.resume(turn, parent)
+        else:
+            parent.bound_ns = turn.now
+            advance(turn, parent)
 
 
 def offered(turn: Turn) -> None:
     """A worker attached: parents that waited for somebody who can plan or run them may begin."""
     for parent in list(turn.state.parents.values()):
-        if _job(turn.state, parent, "plan") is None and _job(turn.state, parent, "tasks") is None:
+        if not parent.job and _job(turn.state, parent, "plan") is None and _job(turn.state, parent, "tasks") is None:
             advance(turn, parent)
 
 
 def job_ended(turn: Turn, job: Job) -> None:
     """A job ended; when it belongs to a parent, the parent's next stage begins in the same transaction."""
-    parent = turn.state.parent_of(job.job_id)
-    if parent is not None:
+    parent = turn.state.parent_of(job)
+    if parent is not None and not parent.job:
         advance(turn, parent)
 
 
@@ -148,9 +159,7 @@ def advance(turn: Turn, parent: Parent) -> None:
         if summary.ended:
             _report(turn, parent, summary)
     elif tasks is not None:
-        if tasks.ended and _relayed(state, parent, tasks):
-            _report(turn, parent, tasks)
-        elif tasks.ended:
+        if tasks.ended:
             _summarise(turn, parent, tasks)
     elif plan is not None:
         if plan.ended and plan.failed_count:
@@ -161,18 +170,15 @@ def advance(turn: Turn, parent: Parent) -> None:
         _begin(turn, parent)
 
 
-def _relayed(state: State, parent: Parent, tasks: Job) -> bool:
-    """True when its one task is the parent as it came, not children of a plan: the plan may have been purged since, by age or by a user."""
-    return _job(state, parent, "plan") is None and tasks.task_count == 1 and tasks.template.type == parent.template.type
-
-
 def _begin(turn: Turn, parent: Parent) -> None:
     workers = turn.state.workers.values()
     own = parent.template.type
     if offers(workers, f"{own}:plan"):
         _make(turn, parent, "plan", _stage_template(parent, "plan"), parent.payload)
     elif offers(workers, own):
-        _make(turn, parent, "tasks", replace(parent.template, limit=None), parent.payload)
+        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
+        task = events.ParentTask(parent.index, parent.attempt, parent.payload)
+        relay.begin(turn, parent.job_id, parent.epoch, parent.template, [task])
 
 
 def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:
@@ -233,34 +239,38 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
             jobs.make(turn, job_id, spec, event.payloads, close=True)
             return
     failure = failure or Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="the plan has no template")
-    _report_failure(turn, parent.key, (parent.epoch, parent.attempt), failure, after=turn.state.seq)
+    turn.effect(FailParent(token=parent.token, failure=failure, after=turn.state.seq))
 
 
 def _report(turn: Turn, parent: Parent, last: Job) -> None:
     """The parent's end is the end of its last job's one task."""
-    state = TaskState(last.states[0])
-    turn.effect(
-        ReportParent(
-            parent=parent.key,
-            epoch=parent.epoch,
-            attempt=parent.attempt,
-            after=turn.state.seq,
-            state=state,
-            result_of=(last.number, 0, last.outcome_seqs[0]),
-        )
-    )
+    ends = [ParentEnd(parent.token, 0)]
+    took_ns = turn.now - parent.bound_ns
+    turn.effect(ReportParents(seq=last.outcome_seqs[0], ends=ends, after=turn.state.seq, took_ns=took_ns))
 
 
-def acked(turn: Turn, event: events.ParentAcked) -> None:
-    """Up-stream has recorded the end: nothing of the parent needs to be kept, but people may still want to look."""
-    parent = turn.state.parents.get((event.job_id, event.index))
-    if parent is None or (parent.epoch, parent.attempt) != (event.epoch, event.attempt):
-        return
-    turn.record(records.ParentDone(job_id=event.job_id, index=event.index))
-    for stage in reversed(STAGES):
-        job = _job(turn.state, parent, stage)
-        if job is not None:
-            turn.state.of_done_parents[job.number] = None
+def _bound(turn: Turn, tokens: Iterable[HeldToken], *, older: bool) -> tuple[list[Parent], list[Parent]]:
+    """Parents bound under these tokens, or older ones: those with jobs of their own, and those that are relayed."""
+    found: dict[tuple[str, int], Parent] = {}
+    for job_id, index, epoch, attempt in tokens:
+        parent = turn.state.parents.get((job_id, index))
+        if parent is not None:
+            bound = (parent.epoch, parent.attempt)
+            if bound == (epoch, attempt) or (older and bound < (epoch, attempt)):
+                found[parent.key] = parent
+    return [one for one in found.values() if not one.job], [one for one in found.values() if one.job]
+
+
+def acked(turn: Turn, event: events.ParentsAcked) -> None:
+    """Up-stream has recorded these ends: nothing of the parents needs to be kept, but people may still want to look."""
+    own, relayed = _bound(turn, event.tokens, older=False)
+    for parent in own:
+        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
+        for stage in reversed(STAGES):
+            job = _job(turn.state, parent, stage)
+            if job is not None:
+                turn.state.of_done_parents[job.number] = None
+    relay.forget(turn, relayed)
     _purge_oldest(turn)
 
 
@@ -275,14 +285,16 @@ def _purge_oldest(turn: Turn) -> None:
             del kept[job.number]
 
 
-def revoked(turn: Turn, event: events.ParentRevoked) -> None:
-    """Up-stream took its task away: everything made for it is cancelled and forgotten."""
-    parent = turn.state.parents.get((event.job_id, event.index))
-    if parent is None or (parent.epoch, parent.attempt) > (event.epoch, event.attempt):
-        return
-    turn.record(records.ParentDone(job_id=event.job_id, index=event.index))
-    for stage in STAGES:
-        job = _job(turn.state, parent, stage)
-        if job is not None:
-            jobs.cancel_job(turn, job, event.cause or "revoked by the up-stream orchestrator")
-            turn.record(records.JobPurged(job=job.number))
+def revoked(turn: Turn, event: events.ParentsRevoked) -> None:
+    """Up-stream took tasks away: everything made for them is cancelled and forgotten."""
+    cause = event.cause or "revoked by the up-stream orchestrator"
+    own, relayed = _bound(turn, event.tokens, older=True)
+    relay.take_back(turn, relayed, cause)
+    _purge_oldest(turn)
+    for parent in own:
+        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
+        for stage in STAGES:
+            job = _job(turn.state, parent, stage)
+            if job is not None:
+                jobs.cancel_job(turn, job, cause)
+                turn.record(records.JobPurged(job=job.number))

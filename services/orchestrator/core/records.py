@@ -161,7 +161,7 @@ class WorkerLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentBound:
-    """A task of the up-stream orchestrator is ours under this token; a newer token binds the same expansion again."""
+    """A task of the up-stream orchestrator, which has jobs of its own here, is ours under this token; a newer token binds the same expansion again."""
 
     job_id: str
     index: int
@@ -177,6 +177,32 @@ class ParentDone:
 
     job_id: str
     index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentsRelayed:
+    """Tasks index, index + 1, ... of an up-stream job are ours under these tokens, and tasks local, local + 1, ... of `job` stand for them.
+
+    Of the job, as RelaysDone: both are purged with it. A newer token of a task that is held already is one more such record.
+    """
+
+    job: int
+    local: int
+    count: int
+    job_id: str
+    index: int
+    epoch: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaysDone:
+    """Tasks of `job` stand for no parent any more: their end is known up-stream, or they were taken away, or are done anew."""
+
+    job: int
+    job_id: str
+    indices: Sequence[int]
+    """Of the up-stream job."""
 
 
 Record = (
@@ -196,20 +222,24 @@ Record = (
     | WorkerLeft
     | ParentBound
     | ParentDone
+    | ParentsRelayed
+    | RelaysDone
 )
 
 CANCELLED_KIND = "cancelled"
 
 
-def ended_task(record: Record, index: int) -> EndedTask | None:
-    """The outcome of a task, read from the record that ended it; None when the record is of another kind."""
+def ended_tasks(record: Record, indices: Sequence[int]) -> dict[int, EndedTask]:
+    """The outcomes of tasks, read from the record that ended them. ValueError when the record is of another kind, LookupError when it ended others."""
     match record:
         case TasksEnded():
-            return next(task for task in record.ended if task.index == index)
+            ended = {task.index: task for task in record.ended}
+            return {index: ended[index] for index in indices}
         case JobCancelled():
-            return EndedTask(index=index, state=TaskState.CANCELLED, failure=cancelled(record.cause))
+            failure = cancelled(record.cause)
+            return {index: EndedTask(index=index, state=TaskState.CANCELLED, failure=failure) for index in indices}
         case _:
-            return None
+            raise ValueError(f"{type(record).__name__} ends no tasks")
 
 
 def cancelled(cause: str) -> Failure:

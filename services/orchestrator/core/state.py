@@ -466,13 +466,35 @@ class Parent:
     attempt: int
     template: TaskTemplate
     payload: bytes
+    """Empty for one that is relayed: the job's task has it."""
     seq: int
     """Record that binds the present token."""
+    job: int = 0
+    """Number of the job here that has it as one of its tasks, and which; 0: it has jobs of its own."""
+    local: int = 0
+    bound_ns: int = 0
+    """When it was bound in this life, for one with jobs of its own. Volatile."""
 
     @property
     def key(self) -> tuple[str, int]:
         """Names the task."""
         return (self.job_id, self.index)
+
+    @property
+    def token(self) -> HeldToken:
+        """The token under which it is held."""
+        return (self.job_id, self.index, self.epoch, self.attempt)
+
+
+@dataclass(slots=True)
+class Relay:
+    """A job whose task i stands for task first + i of an up-stream job."""
+
+    job_id: str
+    """The up-stream job."""
+    first: int
+    bound: int = 0
+    """Tasks that stand for a parent still."""
 
 
 class State:
@@ -501,6 +523,9 @@ class State:
         self.seen: dict[str, bool] = {}
         """Workers that attached and neither left nor were lost, oldest first -> whether it is an orchestrator."""
         self.parents: dict[tuple[str, int], Parent] = {}
+        """In the order of the records that bind their present tokens."""
+        self.relays: dict[int, Relay] = {}
+        """Jobs with tasks that stand for parents."""
         # Volatile from here on.
         self.workers: dict[str, Worker] = {}
         self.sessions: dict[str, Worker] = {}
@@ -524,13 +549,18 @@ class State:
         self.touched: dict[int, None] = {}
         """Jobs that changed since the views last looked."""
 
-    def parent_of(self, job_id: str) -> Parent | None:
-        """The parent that a job was made for, as long as it is bound."""
-        if not job_id.startswith(PARENT_PREFIX):
+    def parent_of(self, job: Job) -> Parent | None:
+        """The parent that a job was made for, as long as it is bound; any of them where one job has tasks of many."""
+        if not job.job_id.startswith(PARENT_PREFIX):
             return None
-        key, _, _ = job_id.removeprefix(PARENT_PREFIX).rpartition("/")
+        relay = self.relays.get(job.number)
+        if relay is not None:
+            keys = ((relay.job_id, relay.first + local) for local in range(job.task_count))
+            return next(parent for key in keys if (parent := self.parents.get(key)) and parent.job == job.number)
+        key, _, _ = job.job_id.removeprefix(PARENT_PREFIX).rpartition("/")
         parent_job, _, index = key.rpartition("/")
-        return self.parents.get((parent_job, int(index))) if index.isdigit() else None
+        parent = self.parents.get((parent_job, int(index))) if index.isdigit() else None
+        return parent if parent is not None and not parent.job else None
 
     # ---- volatile helpers shared by handlers --------------------------------------------------------------------------
 
@@ -623,6 +653,7 @@ class State:
             case records.WorkerLeft():
                 self.seen.pop(record.worker_id, None)
             case records.ParentBound():
+                self.parents.pop((record.job_id, record.index), None)
                 self.parents[record.job_id, record.index] = Parent(
                     job_id=record.job_id,
                     index=record.index,
@@ -634,6 +665,10 @@ class State:
                 )
             case records.ParentDone():
                 self.parents.pop((record.job_id, record.index), None)
+            case records.ParentsRelayed():
+                self._apply_relayed(seq, record)
+            case records.RelaysDone():
+                self._apply_relays_done(record)
             case _:
                 assert_never(record)
 
@@ -801,6 +836,32 @@ class State:
         for index in ended if job.dependents else ():
             self._release_dependents(job, index)
         self._touch_ended(job)
+
+    def _apply_relayed(self, seq: int, record: records.ParentsRelayed) -> None:
+        parents, template = self.parents, self.jobs[record.job].template
+        relay = self.relays.setdefault(record.job, Relay(record.job_id, record.index - record.local))
+        for step in range(record.count):
+            key = (record.job_id, record.index + step)
+            relay.bound += parents.pop(key, None) is None
+            parents[key] = Parent(
+                job_id=record.job_id,
+                index=record.index + step,
+                epoch=record.epoch,
+                attempt=record.attempt,
+                template=template,
+                payload=b"",
+                seq=seq,
+                job=record.job,
+                local=record.local + step,
+            )
+
+    def _apply_relays_done(self, record: records.RelaysDone) -> None:
+        relay = self.relays[record.job]
+        for index in record.indices:
+            del self.parents[record.job_id, index]
+        relay.bound -= len(record.indices)
+        if not relay.bound:
+            del self.relays[record.job]
 
     def _apply_purged(self, record: records.JobPurged) -> None:
         self.next_job = max(self.next_job, record.job + 1)

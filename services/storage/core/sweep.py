@@ -20,6 +20,8 @@ _INDEX = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 _TOKEN = re.compile(r"[0-9]+-[0-9]+\Z")
 _FROM_ABOVE = "up/"
 """Jobs made for a task from up-stream are called up/<its job>/<its index>/<stage> (docs/protocol.md)."""
+_RELAY = "relay-"
+"""Start of the stage's name where the job's task i is the task index + i from up-stream, as it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +89,14 @@ def owners(key: str) -> tuple[Task, ...]:
 def ancestors(task: Task) -> tuple[Task, ...]:
     """The tasks from up-stream that a task was made for, nearest first."""
     found: list[Task] = []
-    job_id = task[0]
+    job_id, local = task
     while job_id.startswith(_FROM_ABOVE):
-        above, _, _ = job_id.removeprefix(_FROM_ABOVE).rpartition("/")
+        above, _, stage = job_id.removeprefix(_FROM_ABOVE).rpartition("/")
         job_id, _, index = above.rpartition("/")
         if not job_id or not _INDEX.match(index):
             break
-        found.append((job_id, int(index)))
+        local = int(index) + (local if stage.startswith(_RELAY) else 0)
+        found.append((job_id, local))
     return tuple(found)
 
 

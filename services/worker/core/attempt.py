@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from antfarm.link.estimate import Estimate
 from antfarm.model import LOG_TAIL_BYTES_MAX, SECOND_NS
-from services.worker.core.estimate import Estimate
 from services.worker.core.stop import Stop
 
 Token = tuple[str, int, int, int]

@@ -15,7 +15,9 @@ from typing import Any
 
 from antfarm.errors import InvalidArgument
 from antfarm.link import Link
+from antfarm.link.estimate import Estimate
 from antfarm.link.stream import now_ns
+from antfarm.link.window import WindowSizer
 from antfarm.model import SECOND_NS, Ending, FailureClass
 from antfarm.v1 import work_queue_pb2
 from services.worker.child.protocol import (
@@ -30,10 +32,8 @@ from services.worker.child.protocol import (
 from services.worker.child.record import check_failure, check_progress, check_success, check_text
 from services.worker.core.attempt import Attempt, Token
 from services.worker.core.board import Board
-from services.worker.core.estimate import Estimate
 from services.worker.core.lane import Lane
 from services.worker.core.stop import Step, plan_stop
-from services.worker.core.window import WindowSizer
 from services.worker.executors.crew import Crew
 from services.worker.executors.process import ChildSpec
 from services.worker.runtime.inputs import InputReader

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from antfarm import wire
 from antfarm.errors import AntFarmError
+from antfarm.link.estimate import Estimate
 from antfarm.link.stream import now_ns
+from antfarm.link.window import WindowSizer
 from antfarm.v1 import work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
-from services.worker.core.estimate import Estimate
-from services.worker.core.window import WindowSizer
 from services.worker.runtime import translation
 from services.worker.runtime.inputs import InputReader
 from services.worker.runtime.reporting import Reporter

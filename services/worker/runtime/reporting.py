@@ -11,11 +11,11 @@ from typing import Any
 
 from antfarm.errors import AntFarmError
 from antfarm.link import Link, OutcomeParts
+from antfarm.link.estimate import Estimate
 from antfarm.link.stream import now_ns
 from antfarm.model import PROCESS_LOST_KIND, Ending, FailureClass
 from antfarm.v1 import work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
-from services.worker.core.estimate import Estimate
 from services.worker.runtime import translation
 from services.worker.runtime.inputs import is_hopeless
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from antfarm import wire
 from antfarm.link import OutcomeParts
+from antfarm.link.estimate import Estimate
 from antfarm.model import LOG_TAIL_BYTES_MAX, BlobRef, Ending, Failure, FailureClass
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
-from services.worker.core.estimate import Estimate
 
 _SUCCEEDED = int(Ending.SUCCEEDED)
 MEMORY = "memory_bytes"

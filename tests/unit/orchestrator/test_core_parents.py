@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from orchestrator_harness import Harness, Worker, failure
@@ -11,6 +11,7 @@ from antfarm import errors
 from antfarm.model import (
     SECOND_NS,
     ConcurrencyLimit,
+    Failure,
     FailureClass,
     JobId,
     RetryPolicy,
@@ -20,6 +21,7 @@ from antfarm.model import (
     VerdictCode,
 )
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.parents import KEPT_MAX
 from services.orchestrator.core.turn import CoreConfig
 
@@ -28,18 +30,55 @@ STAGE = TaskTemplate(type="s", version="7", common_payload=b"{}", retry=RetryPol
 KEY = ("top", 4)
 
 
+class Reported(NamedTuple):
+    """What up-stream is told of a parent."""
+
+    token: HeldToken
+    state: TaskState
+    failure: Failure | None
+    by: tuple[int, int] | None
+    """Record that ends it, and index of the task there."""
+
+
+def assigned(*tokens: HeldToken, template: TaskTemplate = STAGE, payload: bytes = b"[1]") -> events.ParentsAssigned:
+    """Tasks of one job and epoch."""
+    job_id, _, epoch, _ = tokens[0]
+    tasks = [events.ParentTask(index, attempt, payload) for _, index, _, attempt in tokens]
+    return events.ParentsAssigned(job_id=job_id, epoch=epoch, template=template, tasks=tasks)
+
+
 def assign(farm: Harness, epoch: int = 1, attempt: int = 1, template: TaskTemplate = STAGE, index: int = 4) -> None:
-    farm.do(
-        events.ParentAssigned(
-            job_id="top", index=index, epoch=epoch, attempt=attempt, template=template, payload=b"[1]"
-        )
-    )
+    farm.do(assigned(("top", index, epoch, attempt), template=template))
 
 
 def started(farm: Harness, epoch: int = 1, attempt: int = 1, template: TaskTemplate = STAGE) -> None:
     assign(farm, epoch, attempt, template)
-    start = farm.claim(effects.StartParent)
-    assert (start.parent, start.epoch, start.attempt, start.template) == (KEY, epoch, attempt, template)
+    assert farm.state.parents[KEY].token == (*KEY, epoch, attempt)
+
+
+def ack(farm: Harness, *tokens: HeldToken) -> None:
+    farm.do(events.ParentsAcked(tokens=tokens))
+
+
+def revoke(farm: Harness, *tokens: HeldToken, cause: str = "") -> None:
+    farm.do(events.ParentsRevoked(tokens=tokens, cause=cause))
+
+
+def reports(farm: Harness) -> list[Reported]:
+    """All that has been told up-stream, in order."""
+    told = [Reported(fail.token, TaskState.FAILED, fail.failure, None) for fail in farm.claim_all(effects.FailParent)]
+    for effect in farm.claim_all(effects.ReportParents):
+        ((_, record),) = farm.journal.read([effect.seq])
+        ended = records.ended_tasks(record, [end.local for end in effect.ends])
+        for end in effect.ends:
+            task = ended[end.local]
+            told.append(Reported(end.token, task.state, task.failure, (effect.seq, end.local)))
+    return told
+
+
+def reported(farm: Harness) -> Reported:
+    (one,) = reports(farm)
+    return one
 
 
 def expand(farm: Harness, children: int = 2, **fields: Any) -> None:
@@ -50,10 +89,6 @@ def expand(farm: Harness, children: int = 2, **fields: Any) -> None:
         "failure": None,
     }
     farm.do(events.ParentExpanded(**{**event, **fields}))
-
-
-def reported(farm: Harness) -> effects.ReportParent:
-    return farm.claim(effects.ReportParent)
 
 
 def planned(farm: Harness, worker: Worker, children: int = 2) -> None:
@@ -71,9 +106,8 @@ def test_a_parent_is_bound_before_it_is_started(farm: Harness) -> None:
     worker = farm.worker(types=PLANNED)
     farm.autocommit = False
     assign(farm)
-    assert farm.claim_all(effects.StartParent) == []
+    assert farm.state.parents[KEY].seq > farm.durable_seq
     farm.commit()
-    farm.claim(effects.StartParent)
     worker.take()
     bound = [r for r in farm.records if isinstance(r, records.ParentBound)]
     assert bound == [
@@ -88,7 +122,6 @@ def test_what_a_parent_becomes_runs_only_when_it_is_durable(farm: Harness) -> No
     assign(farm)
     assert worker.take() == []
     farm.commit()
-    farm.claim(effects.StartParent)
     (plan,) = worker.take()
     farm.autocommit = True
     worker.run([plan])
@@ -117,9 +150,7 @@ def test_plan_tasks_summary(farm: Harness) -> None:
     worker.run([summary])
     report = reported(farm)
     job = farm.job("up/top/4/summary")
-    assert (report.parent, report.state, report.result_of) == (
-        KEY, TaskState.SUCCEEDED, (job.number, 0, job.outcome_seqs[0]),
-    )  # fmt: skip
+    assert report == ((*KEY, 1, 1), TaskState.SUCCEEDED, None, (job.outcome_seqs[0], 0))
 
 
 def test_a_stage_closes_and_the_next_begins_in_one_step(farm: Harness) -> None:
@@ -163,7 +194,7 @@ def test_a_failed_plan_is_the_parents_failure(farm: Harness) -> None:
     worker.fail(token, FailureClass.PERMANENT)
     report = reported(farm)
     plan = farm.job("up/top/4/plan")
-    assert (report.state, report.result_of) == (TaskState.FAILED, (plan.number, 0, plan.outcome_seqs[0]))
+    assert (report.state, report.by) == (TaskState.FAILED, (plan.outcome_seqs[0], 0))
 
 
 def test_a_plan_that_cannot_be_read_or_carried_out_fails_the_parent(farm: Harness) -> None:
@@ -195,9 +226,9 @@ def test_without_a_plan_the_task_is_relayed_one_to_one(farm: Harness) -> None:
     )  # fmt: skip
     started(farm, template=template)
     (token,) = worker.take()
-    assert token[0] == "up/top/4/tasks"
+    assert token[:2] == ("up/top/4/relay-1", 0)
     assert worker.held[token] == b"[1]"
-    relayed = farm.job("up/top/4/tasks").spec.template
+    relayed = farm.job("up/top/4/relay-1").spec.template
     assert (relayed.type, relayed.at_most_once, relayed.limit, relayed.timeouts) == (
         "s", True, None, template.timeouts,
     )  # fmt: skip
@@ -234,8 +265,7 @@ def test_a_newer_token_takes_over_what_the_older_one_began(farm: Harness) -> Non
     assert len(farm.state.jobs) == 2
     worker.run(children)
     worker.run(worker.take())
-    report = reported(farm)
-    assert (report.epoch, report.attempt) == (2, 1)
+    assert reported(farm).token == (*KEY, 2, 1)
 
 
 def test_a_newer_token_of_an_ended_parent_is_answered_at_once(farm: Harness) -> None:
@@ -245,8 +275,8 @@ def test_a_newer_token_of_an_ended_parent_is_answered_at_once(farm: Harness) -> 
     first = reported(farm)
     started(farm, 1, 2)
     second = reported(farm)
-    assert (first.attempt, second.attempt) == (1, 2)
-    assert first.result_of == second.result_of
+    assert (first.token, second.token) == ((*KEY, 1, 1), (*KEY, 1, 2))
+    assert first.by == second.by
     assert worker.take() == []
 
 
@@ -255,7 +285,7 @@ def test_a_revoked_parent_is_cancelled_and_forgotten(farm: Harness) -> None:
     started(farm)
     planned(farm, worker)
     children = worker.take()
-    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause="not wanted"))
+    revoke(farm, ("top", 4, 1, 1), cause="not wanted")
     assert sorted(farm.claim(effects.SendRevoke).tokens) == children
     assert not farm.state.jobs
     assert not farm.state.parents
@@ -268,9 +298,9 @@ def test_a_revoke_of_an_older_token_spares_the_newer_one(farm: Harness) -> None:
     farm.worker(types=PLANNED)
     started(farm)
     started(farm, 1, 2)
-    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    revoke(farm, ("top", 4, 1, 1))
     assert farm.state.parents[KEY].attempt == 2
-    farm.do(events.ParentRevoked(job_id="nope", index=4, epoch=1, attempt=1, cause=""))
+    revoke(farm, ("nope", 4, 1, 1))
     farm.drop(effects.SendTasks)
 
 
@@ -278,13 +308,12 @@ def test_what_comes_again_after_a_revoke_begins_anew_and_takes_no_late_word_of_b
     worker = farm.worker(types=("s",))
     started(farm)
     (old,) = worker.take()
-    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    revoke(farm, ("top", 4, 1, 1))
     farm.claim(effects.SendRevoke)
     started(farm, 1, 2)
     (new,) = worker.take()
-    assert new[2] > old[2]
-    assert worker.report(old) is VerdictCode.FENCED
-    farm.claim(effects.Audit)
+    assert new[0] != old[0]
+    assert worker.report(old) is VerdictCode.SUPERSEDED
     assert worker.report(new) is VerdictCode.ACCEPTED
     reported(farm)
 
@@ -295,7 +324,7 @@ def test_an_answer_to_a_plan_of_an_earlier_binding_is_ignored(farm: Harness) -> 
     (token,) = worker.take()
     worker.run([token])
     farm.claim(effects.ReadPlan)
-    farm.do(events.ParentRevoked(job_id="top", index=4, epoch=1, attempt=1, cause=""))
+    revoke(farm, ("top", 4, 1, 1))
     expand(farm)
     started(farm, 1, 2)
     expand(farm)
@@ -308,11 +337,11 @@ def test_once_acknowledged_nothing_is_bound_and_people_may_still_look(farm: Harn
     started(farm)
     worker.run(worker.take())
     reported(farm)
-    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=2))
+    ack(farm, ("top", 4, 1, 2))
     assert farm.state.parents.keys() == {KEY}
-    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    ack(farm, ("top", 4, 1, 1))
     assert not farm.state.parents
-    assert farm.state.by_id.keys() == {"up/top/4/tasks"}
+    assert farm.state.by_id.keys() == {"up/top/4/relay-1"}
 
 
 @pytest.mark.parametrize("acked", [True, False])
@@ -325,7 +354,7 @@ def test_a_retry_from_above_does_the_failed_stage_anew_and_keeps_what_succeeded(
     worker.fail(summary)
     assert reported(farm).state is TaskState.FAILED
     if acked:
-        farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+        ack(farm, ("top", 4, 1, 1))
     started(farm, 1, 2, template=TaskTemplate(type="s"))
     (summary,) = worker.take()
     assert summary[0] == "up/top/4/summary"
@@ -342,7 +371,7 @@ def test_a_retry_from_above_of_a_relayed_task_runs_it_again(farm: Harness, acked
     worker.fail(worker.take()[0])
     reported(farm)
     if acked:
-        farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+        ack(farm, ("top", 4, 1, 1))
     started(farm, 1, 2, template=template)
     worker.run(worker.take())
     assert reported(farm).state is TaskState.SUCCEEDED
@@ -353,10 +382,11 @@ def test_old_jobs_of_finished_parents_are_purged(farm: Harness) -> None:
     for index in range(KEPT_MAX + 5):
         assign(farm, index=index, template=TaskTemplate(type="s"))
         worker.run(worker.take())
-        farm.do(events.ParentAcked(job_id="top", index=index, epoch=1, attempt=1))
-        farm.drop(effects.StartParent, effects.ReportParent)
+        ack(farm, ("top", index, 1, 1))
+        farm.drop(effects.ReportParents)
     assert len(farm.state.jobs) == KEPT_MAX
-    assert "up/top/4/tasks" not in farm.state.by_id
+    assert "up/top/4/relay-5" not in farm.state.by_id
+    assert "up/top/5/relay-6" in farm.state.by_id
 
 
 def test_a_restart_knows_which_jobs_of_finished_parents_are_the_oldest(farm: Harness) -> None:
@@ -368,11 +398,11 @@ def test_a_restart_knows_which_jobs_of_finished_parents_are_the_oldest(farm: Har
         assign(farm, index=index, template=TaskTemplate(type="s"))
         worker.run(worker.take())
         if index != 1:  # the second one's report is not answered
-            farm.do(events.ParentAcked(job_id="top", index=index, epoch=1, attempt=1))
-        farm.drop(effects.StartParent, effects.ReportParent)
+            ack(farm, ("top", index, 1, 1))
+        farm.drop(effects.ReportParents)
     assert len(farm.state.jobs) == KEPT_MAX + 1
-    assert "up/top/0/tasks" not in farm.state.by_id
-    assert "up/top/1/tasks" in farm.state.by_id
+    assert "up/top/0/relay-1" not in farm.state.by_id
+    assert "up/top/1/relay-2" in farm.state.by_id
 
 
 def test_ended_jobs_of_a_parent_that_is_not_finished_stay_however_old(farm: Harness) -> None:
@@ -381,10 +411,10 @@ def test_ended_jobs_of_a_parent_that_is_not_finished_stay_however_old(farm: Harn
         assign(farm, index=index, template=TaskTemplate(type="s"))
         worker.run(worker.take())
         if index:  # the first one's report is not answered
-            farm.do(events.ParentAcked(job_id="top", index=index, epoch=1, attempt=1))
-        farm.drop(effects.StartParent, effects.ReportParent)
+            ack(farm, ("top", index, 1, 1))
+        farm.drop(effects.ReportParents)
     assert len(farm.state.jobs) == KEPT_MAX + 1
-    assert "up/top/0/tasks" in farm.state.by_id
+    assert "up/top/0/relay-1" in farm.state.by_id
 
 
 @pytest.mark.parametrize("stage", ["bound", "plan", "planned", "tasks", "summary", "reported"])
@@ -401,7 +431,6 @@ def test_a_restart_at_any_stage_goes_on_and_repeats_nothing(farm: Harness, stage
     def restart(when: str) -> None:
         if when == stage:
             farm.restart()
-            farm.claim(effects.StartParent)
             worker.attach()
             worker.take()
 
@@ -463,7 +492,7 @@ def test_a_local_cancel_is_reported_above(farm: Harness) -> None:
     worker = farm.worker(types=("s",))
     started(farm)
     worker.take()
-    farm.cancel("up/top/4/tasks")
+    farm.cancel("up/top/4/relay-1")
     farm.claim(effects.SendRevoke)
     assert reported(farm).state is TaskState.CANCELLED
     worker.held.clear()
@@ -495,7 +524,7 @@ def test_what_could_be_no_job_here_is_reported_as_failed_and_not_bound(farm: Har
     before = farm.state.seq
     assign(farm, template=template)
     report = reported(farm)
-    assert (report.parent, report.epoch, report.attempt, report.state) == (KEY, 1, 1, TaskState.FAILED)
+    assert (report.token, report.state) == ((*KEY, 1, 1), TaskState.FAILED)
     assert report.failure is not None
     assert report.failure.failure_class is FailureClass.PERMANENT
     assert (farm.state.seq, farm.state.parents) == (before, {})
@@ -503,7 +532,7 @@ def test_what_could_be_no_job_here_is_reported_as_failed_and_not_bound(farm: Har
 
 @pytest.mark.parametrize("job_id", ["", "..", "a b", "a/../b", "x" * 401])
 def test_a_task_from_above_whose_id_leads_elsewhere_is_refused(farm: Harness, job_id: str) -> None:
-    farm.do(events.ParentAssigned(job_id=job_id, index=0, epoch=1, attempt=1, template=STAGE, payload=b""))
+    farm.do(assigned((job_id, 0, 1, 1)))
     assert reported(farm).state is TaskState.FAILED
     assert farm.state.parents == {}
 
@@ -511,7 +540,7 @@ def test_a_task_from_above_whose_id_leads_elsewhere_is_refused(farm: Harness, jo
 def test_an_id_that_grew_on_its_way_down_is_taken(farm: Harness) -> None:
     worker = farm.worker("w1", types=PLANNED, slots=2)
     job_id = "up/" * 40 + "x" * 230
-    farm.do(events.ParentAssigned(job_id=job_id, index=0, epoch=1, attempt=1, template=STAGE, payload=b""))
+    farm.do(assigned((job_id, 0, 1, 1)))
     worker.run(worker.take())
     farm.drop()
     expand(farm, parent=(job_id, 0))
@@ -527,9 +556,137 @@ def test_children_whose_plan_was_purged_are_summed_up_all_the_same(farm: Harness
     worker.run(worker.take())
     worker.run(worker.take())
     farm.drop()
-    farm.do(events.ParentAcked(job_id="top", index=4, epoch=1, attempt=1))
+    ack(farm, ("top", 4, 1, 1))
     farm.purge("up/top/4/summary")
     farm.purge("up/top/4/plan")
     started(farm, epoch=1, attempt=2)
     assert [token[0] for token in worker.take()] == ["up/top/4/summary"]
     farm.drop()
+
+
+# ---- relayed as they came, many in one job ----------------------------------------------------------------------------
+
+PLAIN = TaskTemplate(type="r")
+
+
+def tokens(*indices: int, epoch: int = 1, attempt: int = 1) -> list[HeldToken]:
+    return [("top", index, epoch, attempt) for index in indices]
+
+
+def relayed(farm: Harness, *indices: int, slots: int = 9, **token: int) -> tuple[Worker, list[Any]]:
+    """A worker that holds what these became."""
+    worker = farm.worker(slots=slots, types=("r",))
+    farm.do(assigned(*tokens(*indices, **token), template=PLAIN))
+    return worker, worker.take()
+
+
+def test_neighbours_become_one_job_and_each_end_is_told_as_it_comes(farm: Harness) -> None:
+    worker, here = relayed(farm, 3, 4, 5)
+    assert [token[:2] for token in here] == [("up/top/3/relay-1", local) for local in range(3)]
+    assert farm.job("up/top/3/relay-1").spec.name == "r top/3-5"
+    worker.run(here[1:])
+    assert [(one.token, one.by and one.by[1]) for one in reports(farm)] == [
+        (("top", 4, 1, 1), 1),
+        (("top", 5, 1, 1), 2),
+    ]
+    worker.fail(here[0])
+    told = reported(farm)
+    assert (told.token, told.state) == (("top", 3, 1, 1), TaskState.FAILED)
+
+
+def test_what_ends_together_is_told_together(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1, 2)
+    worker.send(here[0][0], here[0][2], [worker.outcome(token) for token in here])
+    (effect,) = farm.claim_all(effects.ReportParents)
+    assert effect.ends == [effects.ParentEnd(token, local) for local, token in enumerate(tokens(0, 1, 2))]
+    worker.verdicts()
+
+
+def test_gaps_and_other_attempts_part_jobs_and_one_index_is_taken_once(farm: Harness) -> None:
+    farm.worker(slots=9, types=("r",))
+    again = ("top", 6, 1, 2)
+    farm.do(assigned(*tokens(0, 1, 3, 6, 7), again, *tokens(7), template=PLAIN))
+    farm.drop(effects.SendTasks)
+    sizes = {job.job_id: job.task_count for job in farm.state.jobs.values()}
+    assert sizes == {"up/top/0/relay-1": 2, "up/top/3/relay-2": 1, "up/top/6/relay-3": 1, "up/top/7/relay-4": 1}
+    assert farm.state.parents["top", 6].token == again
+
+
+def test_a_newer_token_takes_a_relayed_task_over_and_does_nothing_anew(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1)
+    worker.run(here[:1])
+    reported(farm)
+    farm.do(assigned(*tokens(0, 1, attempt=2), template=PLAIN))
+    assert reported(farm).token == ("top", 0, 1, 2)
+    assert (worker.take(), len(farm.state.jobs)) == ([], 1)
+    worker.run(here[1:])
+    assert reported(farm).token == ("top", 1, 1, 2)
+
+
+def test_a_relayed_task_that_failed_is_done_anew_under_a_newer_token_and_its_neighbours_are_not(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1)
+    worker.fail(here[0])
+    reported(farm)
+    farm.do(assigned(*tokens(0, attempt=2), template=PLAIN))
+    (again,) = worker.take()
+    assert again[0] == "up/top/0/relay-2"
+    worker.run([again, here[1]])
+    assert [one.token for one in reports(farm)] == [("top", 0, 1, 2), ("top", 1, 1, 1)]
+
+
+def test_what_is_revoked_of_a_job_is_cancelled_alone(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1, 2)
+    revoke(farm, *tokens(1), *tokens(1, attempt=0), cause="not wanted")
+    assert farm.claim(effects.SendRevoke).tokens == [here[1]]
+    assert farm.states("up/top/0/relay-1") == "ACA"
+    assert farm.claim_all(effects.ReportParents) == []
+    worker.held.pop(here[1])
+    worker.run([here[0], here[2]])
+    assert [one.token for one in reports(farm)] == tokens(0, 2)
+
+
+def test_a_job_of_relayed_tasks_is_kept_until_all_their_ends_are_known_above(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1)
+    worker.run(here)
+    reports(farm)
+    ack(farm, *tokens(0))
+    error = farm.refusal(lambda n: events.PurgeJob(request=n, job_id=JobId("up/top/0/relay-1")))
+    assert "part of task top/1 of the orchestrator above" in str(error)
+    ack(farm, *tokens(0, 1))
+    assert (farm.state.parents, farm.state.relays) == ({}, {})
+    farm.purge("up/top/0/relay-1")
+
+
+@pytest.mark.parametrize("acked", [True, False])
+def test_a_restart_tells_the_ends_that_are_not_known_above_and_repeats_nothing(farm: Harness, acked: bool) -> None:
+    worker, here = relayed(farm, 0, 1, 2)
+    worker.run(here[:2])
+    reports(farm)
+    if acked:
+        ack(farm, *tokens(0))
+    farm.restart()
+    assert [one.token for one in reports(farm)] == (tokens(1) if acked else tokens(0, 1))
+    worker.attach()
+    assert worker.take() == []
+    worker.run(here[2:])
+    assert reported(farm).token == ("top", 2, 1, 1)
+
+
+def test_tasks_that_waited_for_a_worker_are_relayed_when_one_comes(farm: Harness) -> None:
+    farm.do(assigned(*tokens(0, 1), template=PLAIN))
+    assert not farm.state.jobs
+    worker = farm.worker(slots=2, types=("r",))
+    worker.run(worker.take())
+    assert [one.token for one in reports(farm)] == tokens(0, 1)
+    farm.restart()
+    assert [one.token for one in reports(farm)] == tokens(0, 1)
+
+
+def test_a_cancel_here_is_told_of_all_tasks_that_had_not_ended(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1, 2)
+    worker.run(here[:1])
+    reports(farm)
+    farm.cancel("up/top/0/relay-1")
+    farm.claim(effects.SendRevoke)
+    assert [(one.token, one.state) for one in reports(farm)] == [(token, TaskState.CANCELLED) for token in tokens(1, 2)]
+    worker.held.clear()

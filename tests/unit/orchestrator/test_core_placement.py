@@ -274,14 +274,11 @@ def test_parts_of_one_parents_job_are_one_share_and_go_in_their_order(farm: Harn
     farm.create("mine", 100)
     worker.take()
     for index in (1, 0):
-        parent = events.ParentAssigned(
-            job_id="top", index=index, epoch=1, attempt=1, template=TaskTemplate(type="c"), payload=b""
-        )
-        farm.do(parent)
-        farm.claim(effects.StartParent)
+        tasks = [events.ParentTask(index, 1, b"")]
+        farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=TaskTemplate(type="c"), tasks=tasks))
     counts = served(farm, [worker], 4)
-    assert counts["up/top/0/tasks"] == counts["up/top/1/tasks"] == 1
-    farm.drop(effects.ReportParent)
+    assert counts["up/top/0/relay-3"] == counts["up/top/1/relay-2"] == 1
+    farm.drop(effects.ReportParents)
 
 
 # ---- where it failed before -------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import logging
 
 import pytest
 
-from antfarm.model import TaskState
 from services.orchestrator.core import effects
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
@@ -37,11 +36,7 @@ async def test_an_end_whose_record_is_purged_is_told_to_nobody_and_is_no_defect(
     )
     before = asyncio.all_tasks()
     with caplog.at_level(logging.INFO):
-        upstream.deliver(
-            effects.ReportParent(
-                parent=("job", 0), epoch=1, attempt=1, after=0, state=TaskState.FAILED, result_of=(1, 0, 7)
-            )
-        )
+        upstream.deliver(effects.ReportParents(seq=7, ends=[effects.ParentEnd(("job", 0, 1, 1), 0)], after=0))
         await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
         await driver.close()
     assert caplog.messages == []

@@ -44,6 +44,8 @@ def test_a_job_from_above_tells_the_tasks_it_was_made_for() -> None:
     assert ancestors(("j", 1)) == ()
     assert ancestors(("up/j/4/tasks", 1)) == (("j", 4),)
     assert ancestors(("up/up/j/4/tasks/7/plan", 0)) == (("up/j/4/tasks", 7), ("j", 4))
+    assert ancestors(("up/j/4/relay-9", 3)) == (("j", 7),)
+    assert ancestors(("up/up/j/4/relay-9/2/relay-1", 5)) == (("up/j/4/relay-9", 7), ("j", 11))
     assert ancestors(("up/strange", 0)) == ()
 
 

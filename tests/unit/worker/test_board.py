@@ -9,10 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from antfarm.link.estimate import Estimate
 from antfarm.model import SECOND_NS
 from services.worker.core.attempt import Attempt, Group
 from services.worker.core.board import FEED_MAX, STALE_NS, Board
-from services.worker.core.estimate import Estimate
 from services.worker.core.lane import HANDLING_S, Lane
 
 _indices = count()

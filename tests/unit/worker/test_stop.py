@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from antfarm.link.estimate import Estimate
 from antfarm.model import SECOND_NS, Ending
 from services.worker.core.attempt import Attempt, Group, TailText
-from services.worker.core.estimate import Estimate
 from services.worker.core.stop import Step, plan_stop
 
 S = SECOND_NS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.worker.core.estimate import Estimate
-from services.worker.core.window import WAITING_MAX, WindowSizer, prefetch_per_slot
+from antfarm.link.estimate import Estimate
+from antfarm.link.window import WAITING_MAX, WindowSizer, prefetch_per_slot
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ a number: LEAD_S of waiting work per slot.
 
 from __future__ import annotations
 
-from services.worker.core.estimate import Estimate
+from antfarm.link.estimate import Estimate
 
 LEAD_S = 0.25
 """Work that should wait per slot: what is fed to its child ahead, and the rest for as long as results and new assignments are on their way."""

@@ -1,0 +1,125 @@
+"""Relays: tasks of the up-stream orchestrator that workers here run as they came, many of them in one job.
+
+Neighbours that came together become one job, `up/<job>/<index of the first>/relay-<number>`, whose task i stands for the task first + i of the up-stream
+job: so what an output's key says of its task leads to the task above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from antfarm.model import JobId, JobSpec, TaskState, TaskTemplate
+from services.orchestrator.core import jobs, records
+from services.orchestrator.core.effects import ParentEnd, ReportParents
+from services.orchestrator.core.events import ParentTask
+from services.orchestrator.core.lanes import PARENT_PREFIX
+from services.orchestrator.core.limits import NAME_BYTES_MAX
+from services.orchestrator.core.state import Job, Parent, Relay
+from services.orchestrator.core.turn import Turn
+
+STAGE = "relay-"
+_TERMINAL = int(TaskState.SUCCEEDED)
+
+
+def begin(turn: Turn, job_id: str, epoch: int, template: TaskTemplate, tasks: Iterable[ParentTask]) -> None:
+    """Bind tasks that are not bound, and make jobs of them."""
+    # The concurrency limit is kept where all tasks are known: up-stream.
+    template = replace(template, limit=None)
+    for run in _runs(tasks):
+        first, last, attempt = run[0].index, run[-1].index, run[0].attempt
+        name = f"{template.type} {job_id}/{first}" + (f"-{last}" if last > first else "")
+        job = jobs.make(
+            turn,
+            JobId(f"{PARENT_PREFIX}{job_id}/{first}/{STAGE}{turn.state.next_job}"),
+            JobSpec(template=template, name=name[:NAME_BYTES_MAX]),
+            [task.payload for task in run],
+            close=True,
+        )
+        _record(turn, job, job_id, first, 0, len(run), (epoch, attempt))
+
+
+def _runs(tasks: Iterable[ParentTask]) -> Iterator[list[ParentTask]]:
+    """Neighbours with the same attempt number, in order."""
+    run: list[ParentTask] = []
+    for task in tasks:
+        if run and (task.index, task.attempt) != (run[-1].index + 1, run[0].attempt):
+            yield run
+            run = []
+        run.append(task)
+    if run:
+        yield run
+
+
+def _record(turn: Turn, job: Job, job_id: str, index: int, local: int, count: int, token: tuple[int, int]) -> None:
+    turn.record(
+        records.ParentsRelayed(
+            job=job.number, job_id=job_id, index=index, local=local, count=count, epoch=token[0], attempt=token[1]
+        )
+    )
+
+
+def rebind(turn: Turn, parent: Parent, token: tuple[int, int]) -> None:
+    """A newer token: the task goes on under it, and an end is told again."""
+    _record(turn, turn.state.jobs[parent.job], parent.job_id, parent.index, parent.local, 1, token)
+    resume(turn, turn.state.parents[parent.key])
+
+
+def has_failed(turn: Turn, parent: Parent) -> bool:
+    """True when the task that stands for the parent ended without success: a newer token does it anew."""
+    return turn.state.jobs[parent.job].states[parent.local] > _TERMINAL
+
+
+def resume(turn: Turn, parent: Parent) -> None:
+    """Tell the end of a task that has one already."""
+    job = turn.state.jobs[parent.job]
+    if job.states[parent.local] >= _TERMINAL:
+        end = ParentEnd(parent.token, parent.local)
+        turn.effect(ReportParents(seq=job.outcome_seqs[parent.local], ends=[end], after=turn.state.seq))
+
+
+def ended(turn: Turn) -> None:
+    """Tell the ends of tasks that this turn's records end, once they are durable."""
+    relays = turn.state.relays
+    for seq, record in turn.records if relays else ():
+        if isinstance(record, records.TasksEnded) and record.job in relays:
+            locals_ = [task.index for task in record.ended]
+        elif isinstance(record, records.JobCancelled) and record.job in relays:
+            seqs = turn.state.jobs[record.job].outcome_seqs
+            locals_ = [local for local in range(len(seqs)) if seqs[local] == seq]
+        else:
+            continue
+        ends = list(_ends(turn, relays[record.job], record.job, locals_))
+        if ends:
+            turn.effect(ReportParents(seq=seq, ends=ends, after=turn.state.seq))
+
+
+def _ends(turn: Turn, relay: Relay, number: int, locals_: Sequence[int]) -> Iterator[ParentEnd]:
+    job_id, first, parents = relay.job_id, relay.first, turn.state.parents
+    for local in locals_:
+        parent = parents.get((job_id, first + local))
+        if parent is not None and parent.job == number:
+            yield ParentEnd(parent.token, local)
+
+
+def forget(turn: Turn, parents: Iterable[Parent]) -> None:
+    """They are bound no more. What is left of their jobs people may look at."""
+    by_job: dict[int, list[Parent]] = {}
+    for parent in parents:
+        by_job.setdefault(parent.job, []).append(parent)
+    for number, bound in by_job.items():
+        indices = [parent.index for parent in bound]
+        turn.record(records.RelaysDone(job=number, job_id=bound[0].job_id, indices=indices))
+        if number not in turn.state.relays:
+            turn.state.of_done_parents[number] = None
+
+
+def take_back(turn: Turn, parents: Sequence[Parent], cause: str) -> None:
+    """They were taken away up-stream: forget them, and cancel what stands for them."""
+    locals_: dict[int, list[int]] = {}
+    for parent in parents:
+        if turn.state.jobs[parent.job].states[parent.local] < _TERMINAL:
+            locals_.setdefault(parent.job, []).append(parent.local)
+    forget(turn, parents)
+    for number, indices in locals_.items():
+        jobs.end_tasks(turn, turn.state.jobs[number], indices, TaskState.CANCELLED, records.cancelled(cause))
