@@ -35,8 +35,6 @@ from services.orchestrator.runtime.sessions import Sessions
 log = logging.getLogger("antfarm.upstream")
 
 POLL_S = 0.2
-WORD_POLLS = 2
-"""Parents that are bound for so many polls are spoken of."""
 LONG_POLLS = round(LONG_S / POLL_S)
 STORAGE_RETRY_S = 2.0
 
@@ -70,7 +68,7 @@ class Upstream:
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
         self._seqs: deque[int] = deque([0], maxlen=LONG_POLLS + 1)
-        """What was durable at the last polls: tells how long a parent is bound."""
+        """What was durable at the last polls: parents that were bound at the first of them take long."""
         self._said: dict[Token, None] = {}
         """Parents of which up-stream has had a word on this connection."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -278,25 +276,25 @@ class Upstream:
             self._driver.post(events.ParentsAcked(tokens=acked))
 
     def _look_at_parents(self) -> None:
-        """A word up-stream of each parent that takes a while, once on each connection; and see whether those that take long fill the slots below."""
+        """See which parents take long: a word up-stream of each, once on each connection; and whether they fill the slots below."""
         self._seqs.append(self._driver.durable_seq)
         long = 0
         said, self._said = self._said, {}
         for parent in self._driver.core.state.parents.values():
-            token = parent.token
-            if parent.seq > self._seqs[max(len(self._seqs) - WORD_POLLS, 0)]:
+            if parent.seq > self._seqs[0]:
                 break
+            token = parent.token
             if token in self._reported:
                 continue
-            long += parent.seq <= self._seqs[0]
+            long += 1
             if self._link.attached:
                 self._said[token] = None
                 if token not in said:
                     failpoint("upstream.before_start")
-                    word = report_queue_pb2.Running(
-                        job_id=parent.job_id, epoch=parent.epoch, index=parent.index, attempt=parent.attempt
+                    job_id, index, epoch, attempt = token
+                    self._link.running(
+                        report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt)
                     )
-                    self._link.running(word)
         self._long = long >= self._busy_slots
 
     # ---- how much it asks for ---------------------------------------------------------------------------------------

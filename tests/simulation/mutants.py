@@ -326,8 +326,8 @@ MUTANTS = (
     Mutant(
         "an end of before a restart is not told up-stream",
         f"{CORE}.parents",
-        "            relay.resume(turn, parent)\n        else:",
-        "            pass\n        else:",
+        "    relay.resume(turn, [parent for parent in parents if parent.job])\n    for",
+        "    for",
     ),
     Mutant(
         "what failed below is tried again above",

@@ -12,7 +12,7 @@ _JOB_ID = re.compile(r"(?!\.\.?(/|$))[A-Za-z0-9._-]+(/(?!\.\.?(/|$))[A-Za-z0-9._
 """Segments as in Storage keys, because outputs lie under their job's id."""
 _TYPE = re.compile(r"[A-Za-z0-9._:<>-]+")
 JOB_ID_BYTES_MAX = 256
-PARENT_ID_BYTES_MAX = 400
+PARENT_ID_BYTES_MAX = 380
 """Of a job of the orchestrator above: what is added at each level must leave room for an output's key."""
 TYPE_BYTES_MAX = 128
 NAME_BYTES_MAX = 256

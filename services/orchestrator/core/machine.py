@@ -144,5 +144,5 @@ class Core:
 
 
 def _step(turn: Turn) -> Step:
-    relay.ended(turn)
+    relay.tell_ended(turn)
     return Step(turn.records, turn.effects)

@@ -52,6 +52,7 @@ def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
     workers, task_type = turn.state.workers.values(), event.template.type
     at_once = offers(workers, task_type) and not offers(workers, f"{task_type}:plan")
     fresh: dict[int, events.ParentTask] = {}
+    rebound: list[Parent] = []
     for task in event.tasks:
         known = turn.state.parents.get((event.job_id, task.index))
         token = (event.epoch, task.attempt)
@@ -66,7 +67,7 @@ def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
             continue
         if known is not None and known.job:
             if not relay.has_failed(turn, known):
-                relay.rebind(turn, known, token)
+                rebound.append(relay.rebind(turn, known, token))
                 continue
             relay.forget(turn, [known])
             known = None
@@ -75,6 +76,7 @@ def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
                 fresh[task.index] = task
         else:
             _bind(turn, event, task)
+    relay.resume(turn, rebound)
     relay.begin(turn, event.job_id, event.epoch, event.template, fresh.values())
 
 
@@ -125,18 +127,20 @@ def resume(turn: Turn) -> None:
         for number in turn.state.ended
         if (job := turn.state.jobs[number]).job_id.startswith(PARENT_PREFIX) and turn.state.parent_of(job) is None
     }
-    for parent in list(turn.state.parents.values()):
-        if parent.job:
-            relay.resume(turn, parent)
-        else:
+    parents = list(turn.state.parents.values())
+    relay.resume(turn, [parent for parent in parents if parent.job])
+    for parent in parents:
+        if not parent.job:
             parent.bound_ns = turn.now
             advance(turn, parent)
 
 
 def offered(turn: Turn) -> None:
     """A worker attached: parents that waited for somebody who can plan or run them may begin."""
-    for parent in list(turn.state.parents.values()):
-        if not parent.job and _job(turn.state, parent, "plan") is None and _job(turn.state, parent, "tasks") is None:
+    waiting, turn.state.waiting_parents = turn.state.waiting_parents, {}
+    for key in waiting:
+        parent = turn.state.parents.get(key)
+        if parent is not None and not parent.job:
             advance(turn, parent)
 
 
@@ -179,6 +183,8 @@ def _begin(turn: Turn, parent: Parent) -> None:
         turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
         task = events.ParentTask(parent.index, parent.attempt, parent.payload)
         relay.begin(turn, parent.job_id, parent.epoch, parent.template, [task])
+    else:
+        turn.state.waiting_parents[parent.key] = None
 
 
 def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:

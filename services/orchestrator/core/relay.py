@@ -59,10 +59,10 @@ def _record(turn: Turn, job: Job, job_id: str, index: int, local: int, count: in
     )
 
 
-def rebind(turn: Turn, parent: Parent, token: tuple[int, int]) -> None:
-    """A newer token: the task goes on under it, and an end is told again."""
+def rebind(turn: Turn, parent: Parent, token: tuple[int, int]) -> Parent:
+    """A newer token: the task goes on under it. What stands for it is found by that from now on."""
     _record(turn, turn.state.jobs[parent.job], parent.job_id, parent.index, parent.local, 1, token)
-    resume(turn, turn.state.parents[parent.key])
+    return turn.state.parents[parent.key]
 
 
 def has_failed(turn: Turn, parent: Parent) -> bool:
@@ -70,15 +70,18 @@ def has_failed(turn: Turn, parent: Parent) -> bool:
     return turn.state.jobs[parent.job].states[parent.local] > _TERMINAL
 
 
-def resume(turn: Turn, parent: Parent) -> None:
-    """Tell the end of a task that has one already."""
-    job = turn.state.jobs[parent.job]
-    if job.states[parent.local] >= _TERMINAL:
-        end = ParentEnd(parent.token, parent.local)
-        turn.effect(ReportParents(seq=job.outcome_seqs[parent.local], ends=[end], after=turn.state.seq))
+def resume(turn: Turn, parents: Iterable[Parent]) -> None:
+    """Tell the ends of those that have one already, together what one record says."""
+    ends: dict[int, list[ParentEnd]] = {}
+    for parent in parents:
+        job = turn.state.jobs[parent.job]
+        if job.states[parent.local] >= _TERMINAL:
+            ends.setdefault(job.outcome_seqs[parent.local], []).append(ParentEnd(parent.token, parent.local))
+    for seq, ended in ends.items():
+        turn.effect(ReportParents(seq=seq, ends=ended, after=turn.state.seq))
 
 
-def ended(turn: Turn) -> None:
+def tell_ended(turn: Turn) -> None:
     """Tell the ends of tasks that this turn's records end, once they are durable."""
     relays = turn.state.relays
     for seq, record in turn.records if relays else ():

@@ -534,6 +534,8 @@ class State:
         self.quarantined: dict[str, Worker] = {}
         """Workers in quarantine, the oldest first."""
         self.paused_types: dict[str, Probation] = {}
+        self.waiting_parents: dict[tuple[str, int], None] = {}
+        """Those for which nobody here could do anything so far, and some that have ended since."""
         self.of_done_parents: dict[int, None] = {}
         """Jobs of parents whose end is recorded above, in the order in which that was heard: kept for people to look at."""
         self.lanes: dict[LaneKey, Lane] = {}
