@@ -33,7 +33,7 @@ POINTS = {
     "link.after_outbox": "they are in the outbox and not sent",
     "link.after_send": "they are sent, there is no verdict",
     "link.before_verdict": "verdicts have arrived, nothing is forgotten yet",
-    "upstream.before_start": "a parent's token is bound in the journal, the orchestrator above does not know that it is begun",
+    "upstream.before_bind": "tasks have come from the orchestrator above, and nothing of them is in the journal",
     "upstream.before_report": "a parent has ended here, its report is not handed to the link",
     "upstream.before_acked": "the final verdict on a parent is there, the core does not know",
     "storage.before_fsync": "a blob is written and not synced",

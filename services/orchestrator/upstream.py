@@ -138,6 +138,7 @@ class Upstream:
             events.ParentTask(task.index, task.attempt, payload)
             for task, payload in zip(assignments, payloads, strict=True)
         ]
+        failpoint("upstream.before_bind")
         self._sizer.arrived(len(tasks), 1.0, sum(map(len, payloads)))
         self._driver.post(
             events.ParentsAssigned(
@@ -290,7 +291,6 @@ class Upstream:
             if self._link.attached:
                 self._said[token] = None
                 if token not in said:
-                    failpoint("upstream.before_start")
                     job_id, index, epoch, attempt = token
                     self._link.running(
                         report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt)

@@ -307,7 +307,7 @@ async def test_a_call_that_ended_before_its_hello_is_weather(monkeypatch: pytest
 
     monkeypatch.setattr(StreamStreamCall, "write", breaks_once)
     async with FakeOrchestrator() as farm, linked(farm) as (link, _):
-        await farm.attached()
+        await asyncio.wait_for(link.first_attached(), 5)
         assert link.attached
 
 

@@ -37,6 +37,7 @@ SERIES = {
     "failpoints": (kills.failpoints, 1, 2, 50),
     "upstream-failpoints": (kills.upstream_failpoints, 1, 3, 50),
     "level-kills": (kills.level_kills, 4, 8, 500),
+    "relay-kills": (kills.relay_kills, 4, 8, 500),
     "restored-backup": (backup.restored_backups, 2, 6, 200),
     "disk-errors": (disk.disk_errors, 4, 8, 100),
     "storage-kills": (disk.storage_kills, 4, 20, 500),

@@ -43,6 +43,7 @@ class ChaosFarm:
         self._begun = 0
         self._clients: list[asyncio.Task[None]] = []
         self._connected = 0
+        self._relayed = False
 
     # ---- programs ---------------------------------------------------------------------------------------------------
 
@@ -107,12 +108,14 @@ class ChaosFarm:
         address: str = "",
         expand: int = 0,
         type_: str = "chaos.step",
+        relayed: bool = False,
     ) -> AsyncIterator[None]:
         """Clients that each submit one job after the other and read its outcomes. At the end the last jobs are waited for, and all is read again.
 
-        `expand`: submit requests that become so many tasks each, below.
+        `expand`: submit requests that become so many tasks each, below. `relayed`: the tasks are executed below as they are.
         """
         where = address or self.farm.address
+        self._relayed = relayed
 
         def client(number: int, end: asyncio.Event) -> Coroutine[Any, Any, None]:
             return self._client(number, end, tasks, seconds, where, expand, type_)
@@ -144,6 +147,8 @@ class ChaosFarm:
         """One job of a type's name, or of a task with its options; it counts as acknowledged when this returns."""
         submitted = self.history.submitted
         submitted[job_id] = tasks
+        if self._relayed:
+            self.history.relayed.add(job_id)
         arguments: dict[str, object] = {"path": self.path, "name": job_id, "seconds": seconds}
         if expand:
             arguments["count"] = expand

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chaos_farm import ChaosFarm, chaos_farm, dies, restart_armed
@@ -25,7 +25,7 @@ ORCHESTRATOR_POINTS = (
     "report_queue.after_write",
 )
 WORKER_POINTS = ("link.before_outbox", "link.after_outbox", "link.after_send", "link.before_verdict")
-UPSTREAM_POINTS = ("upstream.before_start", "upstream.before_report", "upstream.before_acked")
+UPSTREAM_POINTS = ("upstream.before_bind", "upstream.before_report", "upstream.before_acked")
 FEW_TIMES = {"session.before_welcome": 2, "epoch.before_record": 1}
 """Places that a start passes only so often."""
 
@@ -117,22 +117,41 @@ async def level_kills(directory: Path, rounds: int) -> Report:
     with chaos_farm(directory) as farm:
         await _levels(farm, LEVELS)
         async with farm.load(clients=2, tasks=3, seconds=0.02, expand=6, type_="chaos.requests"):
-            for number in range(rounds):
-                await farm.progress(farm.dice.randint(1, 6))
-                victims = LEVELS if number % 4 == 3 else (LEVELS[number % 4],)
-                await farm.kill(*victims)
-                for name in victims:
-                    await farm.restart(name)
-        lost = [name for level in LEVELS for name in farm.losses(level)]
-        done = f"{rounds} rounds of SIGKILL at each level of three, every fourth at all"
-        return Report.untouched(done, farm.verdict(), lost)
+            await _kill_levels(farm, rounds)
+        return _of_levels(farm, rounds)
 
 
-async def _levels(farm: ChaosFarm, names: tuple[str, ...]) -> None:
+async def relay_kills(directory: Path, rounds: int) -> Report:
+    """The same with tasks that every level hands down as they are, many at a time."""
+    with chaos_farm(directory) as farm:
+        await _levels(farm, LEVELS, types={"middle": ["chaos.step"], "low": ["chaos.step"]})
+        async with farm.load(clients=2, tasks=60, seconds=0.005, relayed=True):
+            await _kill_levels(farm, rounds)
+        return _of_levels(farm, rounds)
+
+
+async def _kill_levels(farm: ChaosFarm, rounds: int) -> None:
+    for number in range(rounds):
+        await farm.progress(farm.dice.randint(1, 6))
+        victims = LEVELS if number % 4 == 3 else (LEVELS[number % 4],)
+        await farm.kill(*victims)
+        for name in victims:
+            await farm.restart(name)
+
+
+def _of_levels(farm: ChaosFarm, rounds: int) -> Report:
+    lost = [name for level in LEVELS for name in farm.losses(level)]
+    done = f"{rounds} rounds of SIGKILL at each level of three, every fourth at all"
+    return Report.untouched(done, farm.verdict(), lost)
+
+
+STAGES = {"middle": ["chaos.requests"], "low": ["chaos.request"]}
+
+
+async def _levels(farm: ChaosFarm, names: tuple[str, ...], types: Mapping[str, list[str]] = STAGES) -> None:
     """Orchestrators one below the other. A worker plans at the middle one, others work at the bottom."""
     options = ["--heartbeat-s", str(CALM_S)]
     address = ""
-    types = {"middle": ["chaos.requests"], "low": ["chaos.request"]}
     for name in names:
         address = await asyncio.to_thread(
             farm.farm.start_orchestrator, name, upstream=address, as_=types.get(name, ()), options=options

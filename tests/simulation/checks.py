@@ -427,8 +427,8 @@ class Checks:
             demand(ledger.relays.get(parent, here) == here, "I19", parent, "is two tasks", here)
             bound = (record.epoch, record.attempt)
             demand(bound > ledger.parents.get(parent, (0, 0)), "I19", parent, "is bound by an older token", bound)
+            self.did["relays bound again" if parent in ledger.relays else "relayed"] += 1
             ledger.parents[parent], ledger.relays[parent] = bound, here
-            self.did["relayed"] += 1
 
     def _added(self, ledger: Ledger, record: records.TasksAdded) -> None:
         job_id = ledger.jobs[record.job]

@@ -90,12 +90,12 @@ class Client:
             self.world.kernel.after(int(self._dice.random() * end * 0.8), self._submit, count)
         for _ in range(self._dice.randint(0, 6)):
             act = self._dice.choice(
-                (self._cancel, self._cancel_task, self._pause, self._retry, self._purge, self._drain)
+                (self._cancel, self._cancel_task, self._pause, self._retry, self._purge, self._redo, self._drain)
             )
             self.world.kernel.after(int(self._dice.random() * end), act)
 
-    def _submit(self, count: int) -> None:
-        job_id = JobId(f"j{self.world.next_number()}")
+    def _submit(self, count: int, name: str = "") -> None:
+        job_id = JobId(name or f"j{self.world.next_number()}")
         spec = self._spec()
         payloads = self._payloads(count)
         closed = self._dice.random() < 0.8
@@ -192,6 +192,23 @@ class Client:
         job_id = self._pick()
         if job_id is not None:
             self.ask(lambda n: events.PurgeJob(request=n, job_id=job_id))
+
+    def _redo(self) -> None:
+        """Give up a job and submit another one under its name, while workers still run what was of the first."""
+        job_id = self._pick()
+        if job_id is None:
+            return
+
+        def cancelled(error: AntFarmError | None) -> None:
+            if error is None:
+                self.world.checks.cancel_acked(self.owner.name, job_id)
+                self.ask(lambda n: events.PurgeJob(request=n, job_id=job_id), purged)
+
+        def purged(error: AntFarmError | None) -> None:
+            if error is None:
+                self._submit(self._dice.randint(1, 5), job_id)
+
+        self.ask(lambda n: events.CancelJob(request=n, job_id=job_id, cause="as drawn"), cancelled)
 
     def _drain(self) -> None:
         """Drain a worker; it leaves and comes back."""

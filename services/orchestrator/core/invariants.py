@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from antfarm.model import TaskState
+from services.orchestrator.core.relay import relays_tasks
 from services.orchestrator.core.state import Job, State, may_have_backup
 
 
@@ -29,16 +32,20 @@ def check(state: State) -> None:
 
 
 def _check_relays(state: State) -> None:
-    bound: dict[int, int] = {}
-    for (job_id, index), parent in state.parents.items():
-        if parent.job:
-            relay = state.relays[parent.job]
-            assert (job_id, index) == (relay.job_id, relay.first + parent.local), "I19: a task stands for one parent"
-            assert parent.local < state.jobs[parent.job].task_count, "I19: a parent's task is there"
-            bound[parent.job] = bound.get(parent.job, 0) + 1
+    relayed = [parent for parent in state.parents.values() if parent.job]
+    for parent in relayed:
+        relay = state.relays[parent.job]
+        assert parent.key == (relay.job_id, relay.first + parent.local), "I19: a task stands for one parent"
+    bound = Counter(parent.job for parent in relayed)
+    assert bound == {number: relay.bound for number, relay in state.relays.items()}, "I19: bound relays are counted"
+    wanted = {(parent.job, parent.local) for parent in relayed}
+    for job in state.jobs.values():
+        for local, task_state in enumerate(job.states) if relays_tasks(job) else ():
+            assert task_state >= TaskState.SUCCEEDED or (job.number, local) in wanted, (
+                "I19: a task that stands for no parent has ended"
+            )
     seqs = [parent.seq for parent in state.parents.values()]
     assert seqs == sorted(seqs), "parents stand in the order in which they were bound"
-    assert bound == {number: relay.bound for number, relay in state.relays.items()}, "I19: bound relays are counted"
 
 
 def _check_alone(state: State) -> None:

@@ -276,7 +276,7 @@ def acked(turn: Turn, event: events.ParentsAcked) -> None:
             job = _job(turn.state, parent, stage)
             if job is not None:
                 turn.state.of_done_parents[job.number] = None
-    relay.forget(turn, relayed)
+    relay.take_back(turn, relayed, "its end is recorded up-stream")
     _purge_oldest(turn)
 
 

@@ -22,6 +22,11 @@ STAGE = "relay-"
 _TERMINAL = int(TaskState.SUCCEEDED)
 
 
+def relays_tasks(job: Job) -> bool:
+    """True when the job's tasks stand for tasks of the up-stream orchestrator, one each, or did."""
+    return job.job_id.startswith(PARENT_PREFIX) and job.job_id.rpartition("/")[2].startswith(STAGE)
+
+
 def begin(turn: Turn, job_id: str, epoch: int, template: TaskTemplate, tasks: Iterable[ParentTask]) -> None:
     """Bind tasks that are not bound, and make jobs of them."""
     # The concurrency limit is kept where all tasks are known: up-stream.
@@ -118,7 +123,7 @@ def forget(turn: Turn, parents: Iterable[Parent]) -> None:
 
 
 def take_back(turn: Turn, parents: Sequence[Parent], cause: str) -> None:
-    """They were taken away up-stream: forget them, and cancel what stands for them."""
+    """Nothing of them is wanted any more: forget them, and cancel what stands for them and has not ended."""
     locals_: dict[int, list[int]] = {}
     for parent in parents:
         if turn.state.jobs[parent.job].states[parent.local] < _TERMINAL:
