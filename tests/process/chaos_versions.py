@@ -13,7 +13,7 @@ from chaos_report import Report
 from farm_bench import CALM_S, until
 
 REVISION = "0d13329"
-"""The older version. Between it and the present one no kind of record has come to the journal, so going back is promised (docs/operations.md)."""
+"""The older version. No kind of record that a farm of one level writes has come to the journal since, so going back is promised (docs/operations.md)."""
 ROOT = Path(__file__).parents[2]
 WORKERS = ("w1", "w2", "w3")
 PROGRAMS = ("storage", "orchestrator", *WORKERS)
