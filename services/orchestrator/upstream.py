@@ -63,6 +63,7 @@ class Upstream:
         self._window = 2 * slots
         self._sizer = WindowSizer()
         self._long = False
+        self._idle = True
         self._busy_slots = slots
         self._draining = False
         self._reported: set[Token] = set()
@@ -305,10 +306,16 @@ class Upstream:
         below = sum(worker.window if worker.orchestrator else worker.slots for worker in workers)
         relays = not any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
         self._busy_slots = max(self._slots, below if relays else 0)
+        self._idle = not below
 
     def _resize(self) -> None:
         """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""
-        wanted = 0 if self._draining else self._sizer.window(self._busy_slots, LONG_S if self._long else 0.0)
+        if self._draining:
+            wanted = 0
+        elif self._idle:  # whatever was learned, nobody is here now
+            wanted = 2 * self._slots
+        else:
+            wanted = self._sizer.window(self._busy_slots, LONG_S if self._long else 0.0)
         # Small changes are not worth a frame.
         if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
             self._window = wanted
