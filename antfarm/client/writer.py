@@ -20,7 +20,7 @@ from antfarm.client.connection import Connection
 from antfarm.errors import AntFarmError, JobClosed
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
-from antfarm.wire import error_from_rpc, spec_to_wire, status_from_wire
+from antfarm.wire import error_from_rpc, spec_to_wire
 
 BATCH_TASKS_MAX = 4_000
 """Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
@@ -63,7 +63,7 @@ class JobWriter:
 
     def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
         self.job_id = job_id
-        self.status: model.JobStatus | None = None
+        self._found: job_pb2.Job | None = None  # as it was when it was created
         self.created = asyncio.Event()
         """Set when the orchestrator has the job."""
         self._connection = connection
@@ -77,13 +77,13 @@ class JobWriter:
     @property
     def task_count(self) -> int:
         """Tasks that were sent, or that the job had before."""
-        return max(self._sent, self.status.task_count if self.status is not None else 0)
+        return max(self._sent, self._found.task_count if self._found is not None else 0)
 
     async def send(self, batch: list[bytes], *, last: bool) -> None:
         """Take one batch. With the first one the job is created; an error of an earlier batch is raised here."""
         if any(len(encoded) > model.PAYLOAD_BYTES_MAX for encoded in batch):
             batch = [await self._connection.spill(encoded) for encoded in batch]
-        if self.status is None:
+        if self._found is None:
             await self._create(batch, last)
         elif not self.stopped:
             await self._append(batch, last)
@@ -94,10 +94,10 @@ class JobWriter:
             spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
         request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
         answer = await self._connection.call(self._connection.jobs.CreateJob, request)
-        self.status = status_from_wire(answer.job)
+        self._found = answer.job
         self.created.set()
         self._sent = len(batch)
-        self.stopped = self.status.state == model.JobState.CANCELLED and not last
+        self.stopped = answer.job.state == job_pb2.JOB_STATE_CANCELLED and not last
 
     async def _append(self, batch: list[bytes], last: bool) -> None:
         request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
