@@ -1,6 +1,6 @@
 """The worker's side of the two queues, also used by an orchestrator towards its parent.
 
-`session` decides (pure), `client` talks (asyncio and gRPC), `outbox` says what survives a restart.
+`session` decides (pure), `client` talks (asyncio and gRPC), `outbox` says what survives a restart, `window` how much to ask for.
 """
 
 from antfarm.link.client import Link

@@ -1,4 +1,4 @@
-"""How many assignments the worker asks for: what its slots can run, and enough waiting that no slot ever starves.
+"""How many assignments a worker asks for, or an orchestrator for those below it: what the slots can run, and enough waiting that no slot ever starves.
 
 Too few waiting: a slot idles for a round trip after each task. Too many: tasks wait here while other workers idle. So the aim is a time, not
 a number: LEAD_S of waiting work per slot.

@@ -41,8 +41,8 @@ class OrchestratorSettings(ProgramSettings):
     )
     upstream_slots: int = setting(
         16,
-        "Tasks of the up-stream orchestrator that are expanded here at the same time; what is relayed as it came takes at least as many"
-        " as the workers here have slots.",
+        "Tasks of the up-stream orchestrator that are expanded here at the same time; what is relayed as it came"
+        " follows the slots of the workers here.",
     )
     heartbeat_s: float = setting(
         3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence.", metavar="S"

@@ -24,7 +24,7 @@ from antfarm.failpoint import failpoint
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.link.session import Token
 from antfarm.link.window import LONG_S, WindowSizer
-from antfarm.model import Ending, Failure, FailureClass, TaskState, TaskTemplate
+from antfarm.model import SECOND_NS, Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.workers import offers
@@ -35,7 +35,8 @@ from services.orchestrator.runtime.sessions import Sessions
 log = logging.getLogger("antfarm.upstream")
 
 POLL_S = 0.2
-LONG_POLLS = round(LONG_S / POLL_S)
+WORD_POLLS = 5
+LONG_NS = int(LONG_S * SECOND_NS)
 STORAGE_RETRY_S = 2.0
 
 
@@ -62,14 +63,13 @@ class Upstream:
         self._slots = slots
         self._window = 2 * slots
         self._sizer = WindowSizer()
-        self._long = False
-        self._idle = True
-        self._busy_slots = slots
+        self._below = 0
+        self._expands = self._long = False
         self._draining = False
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
-        self._seqs: deque[int] = deque([0], maxlen=LONG_POLLS + 1)
-        """What was durable at the last polls: parents that were bound at the first of them take long."""
+        self._seqs: deque[int] = deque([0], maxlen=WORD_POLLS + 1)
+        """What was durable at the last polls: parents that were bound at the first of them are spoken of."""
         self._said: dict[Token, None] = {}
         """Parents of which up-stream has had a word on this connection."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -265,8 +265,8 @@ class Upstream:
             await asyncio.sleep(POLL_S)
             self._link.set_descendants(self._descendants())
             self._tell_acked()
+            self._say_started()
             self._look_below()
-            self._look_at_parents()
             self._resize()
 
     def _tell_acked(self) -> None:
@@ -277,45 +277,44 @@ class Upstream:
             self._reported.difference_update(acked)
             self._driver.post(events.ParentsAcked(tokens=acked))
 
-    def _look_at_parents(self) -> None:
-        """See which parents take long: a word up-stream of each, once on each connection; and whether they fill the slots below."""
+    def _say_started(self) -> None:
+        """A word up-stream of each parent that takes a while, once on each connection: who was restarted does not know what has begun here."""
         self._seqs.append(self._driver.durable_seq)
-        long = 0
+        if not self._link.attached:
+            return
         said, self._said = self._said, {}
         for parent in self._driver.core.state.parents.values():
             if parent.seq > self._seqs[0]:
-                break
+                break  # they stand in the order in which they were bound
             token = parent.token
             if token in self._reported:
                 continue
-            long += 1
-            if self._link.attached:
-                self._said[token] = None
-                if token not in said:
-                    job_id, index, epoch, attempt = token
-                    self._link.running(
-                        report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt)
-                    )
-        self._long = long >= self._busy_slots
+            self._said[token] = None
+            if token not in said:
+                job_id, index, epoch, attempt = token
+                self._link.running(report_queue_pb2.Running(job_id=job_id, epoch=epoch, index=index, attempt=attempt))
 
     # ---- how much it asks for ---------------------------------------------------------------------------------------
 
     def _look_below(self) -> None:
-        """See how many slots there are to keep busy: those of all workers, where nothing is expanded. Too much to do for each report."""
+        """See how many slots there are to keep busy, and whether what runs in them takes long. Too much to do for each report."""
         workers = self._driver.core.state.sessions.values()
-        below = sum(worker.window if worker.orchestrator else worker.slots for worker in workers)
-        relays = not any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
-        self._busy_slots = max(self._slots, below if relays else 0)
-        self._idle = not below
+        own = [worker for worker in workers if not worker.orchestrator]
+        slots = sum(worker.slots for worker in own)
+        self._below = slots + sum(worker.window for worker in workers if worker.orchestrator)
+        self._expands = any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
+        long_ago_ns = self._driver.clock.monotonic_ns() - LONG_NS
+        running = (attempt for worker in own for attempt in worker.live.values() if attempt.started)
+        self._long = 0 < slots <= sum(attempt.started_ns <= long_ago_ns for attempt in running)
 
     def _resize(self) -> None:
         """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""
         if self._draining:
             wanted = 0
-        elif self._idle:  # whatever was learned, nobody is here now
+        elif not self._below:  # whatever was learned, nobody is here now
             wanted = 2 * self._slots
         else:
-            wanted = self._sizer.window(self._busy_slots, LONG_S if self._long else 0.0)
+            wanted = self._sizer.window(self._slots if self._expands else self._below, LONG_S if self._long else 0.0)
         # Small changes are not worth a frame.
         if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
             self._window = wanted

@@ -8,7 +8,6 @@ import logging
 import pytest
 from orchestrator_harness import Harness
 
-from antfarm.model import TaskTemplate
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
@@ -16,7 +15,7 @@ from services.orchestrator.journal.memory import MemoryJournal
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.sessions import Sessions
 from services.orchestrator.runtime.timers import SystemClock
-from services.orchestrator.upstream import LONG_POLLS, Upstream
+from services.orchestrator.upstream import Upstream
 
 
 def make(core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1) -> tuple[Driver, Upstream]:
@@ -54,7 +53,6 @@ async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
 
     def asked() -> int:
         upstream._look_below()
-        upstream._look_at_parents()
         upstream._resize()
         return upstream._window
 
@@ -75,19 +73,21 @@ async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
     await driver.close()
 
 
-async def test_what_takes_long_is_not_asked_for_ahead_and_is_spoken_of() -> None:
+async def test_what_takes_long_is_not_asked_for_ahead() -> None:
+    """Tasks that run for a second, though others before were short; those that only wait here say nothing."""
     farm = Harness()
-    driver, upstream = make(farm.core, slots=2)
-    farm.worker("w1", slots=2)
+    driver, upstream = make(farm.core, slots=16)
+    worker = farm.worker("w1", slots=2, window=4)
     upstream._sizer.ended(1_000, 100)
-    tasks = [events.ParentTask(index, 1, b"[]") for index in range(3)]
-    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=TaskTemplate(type="t"), tasks=tasks))
-    driver.durable_seq = farm.state.seq
+    farm.create("j", 4)
+    first, second, *_ = worker.take()
+    farm.now = driver.clock.monotonic_ns()
     windows = []
-    for _ in range(LONG_POLLS + 2):
+    for token in (None, first, second):
+        if token is not None:
+            worker.running(token, running_for_s=1.0)
         upstream._look_below()
-        upstream._look_at_parents()
         upstream._resize()
         windows.append(upstream._window)
-    assert windows == [4_098] * LONG_POLLS + [2, 2]
+    assert windows == [4_098, 4_098, 2]
     await driver.close()
