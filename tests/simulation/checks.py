@@ -625,7 +625,8 @@ class Checks:
         ledger = self.ledger(worker.upper)
         demand(ledger.issued.get(token) == worker.name, "I2", worker.name, "runs", token)
         spec = ledger.specs.get(token[0])
-        if spec is not None and spec.template.at_most_once:
+        of_purged = token[2] < ledger.births.get(token[:2], 0)  # a job of that name, given up since
+        if spec is not None and spec.template.at_most_once and not of_purged:
             ledger.starts[token[0], token[1]] += 1
             # Going back in time forgets tokens: this promise cannot outlive it.
             demand(ledger.starts[token[0], token[1]] == 1 or ledger.restored > 0, "I11", token, "starts again")
