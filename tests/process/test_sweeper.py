@@ -95,6 +95,27 @@ def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path
         assert outputs(blobs) == kept
 
 
+def test_what_relayed_tasks_have_saved_stays_when_the_record_above_names_it(tmp_path: Path) -> None:
+    """Below the top one job has many of its tasks, under other tokens: the keys of their outputs still lead to the task above."""
+    with LocalFarm(tmp_path / "farm") as farm:
+        farm.start_storage()
+        top = farm.start_orchestrator("top")
+        low = farm.start_orchestrator("low", upstream=top, as_=["sweep.save"])
+        farm.start_worker(connect=low, slots=1, app=[APP], options=["--no-installed-apps"])
+        with antfarm.connect(top) as client:
+            assert [found["n"] for found in client.map(save, range(5), job_id="job").results()] == list(range(5))
+        state = farm.state_dir / "storage"
+        before = outputs(state / "blobs")
+        assert all(key.startswith("tasks/up/job/") and "/relay-" in key for key in before)
+        assert len(before) == 15  # each saved twice, and its large result
+        farm.kill("storage")
+        age_all(state / "blobs", 25 * 3600)
+        wet = Program(state, "--sweep-for", top, "--sweep-for", low)
+        wait_until(said(wet, "sweep: 15 outputs, 5 orphans deleted"))
+        assert outputs(state / "blobs") == [key for key in before if not key.endswith("-1/out")]
+        assert stop(wet) == 0
+
+
 def test_flags_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
     for flags, words in (
         (["--sweep-for", "nowhere"], "nowhere"),
