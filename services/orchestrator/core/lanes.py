@@ -22,6 +22,8 @@ LaneKey = NewType("LaneKey", tuple[object, ...])
 
 PARENT_PREFIX = "up/"
 """Start of the ids of jobs that a task of the up-stream orchestrator was expanded into: up/<job>/<index>/<stage>."""
+RELAY_STAGE = "relay-"
+"""Start of the stage where the job's tasks are tasks of the up-stream orchestrator as they came."""
 _WEIGHT_OF_PRIORITY_0 = 4**10
 
 

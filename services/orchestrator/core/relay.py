@@ -13,18 +13,17 @@ from antfarm.model import JobId, JobSpec, TaskState, TaskTemplate
 from services.orchestrator.core import jobs, records
 from services.orchestrator.core.effects import ParentEnd, ReportParents
 from services.orchestrator.core.events import ParentTask
-from services.orchestrator.core.lanes import PARENT_PREFIX
+from services.orchestrator.core.lanes import PARENT_PREFIX, RELAY_STAGE
 from services.orchestrator.core.limits import NAME_BYTES_MAX
 from services.orchestrator.core.state import Job, Parent, Relay
 from services.orchestrator.core.turn import Turn
 
-STAGE = "relay-"
 _TERMINAL = int(TaskState.SUCCEEDED)
 
 
 def relays_tasks(job: Job) -> bool:
     """True when the job's tasks stand for tasks of the up-stream orchestrator, one each, or did."""
-    return job.job_id.startswith(PARENT_PREFIX) and job.job_id.rpartition("/")[2].startswith(STAGE)
+    return job.job_id.startswith(PARENT_PREFIX) and job.job_id.rpartition("/")[2].startswith(RELAY_STAGE)
 
 
 def begin(turn: Turn, job_id: str, epoch: int, template: TaskTemplate, tasks: Iterable[ParentTask]) -> None:
@@ -36,7 +35,7 @@ def begin(turn: Turn, job_id: str, epoch: int, template: TaskTemplate, tasks: It
         name = f"{template.type} {job_id}/{first}" + (f"-{last}" if last > first else "")
         job = jobs.make(
             turn,
-            JobId(f"{PARENT_PREFIX}{job_id}/{first}/{STAGE}{turn.state.next_job}"),
+            JobId(f"{PARENT_PREFIX}{job_id}/{first}/{RELAY_STAGE}{turn.state.next_job}"),
             JobSpec(template=template, name=name[:NAME_BYTES_MAX]),
             [task.payload for task in run],
             close=True,

@@ -32,7 +32,7 @@ from antfarm.model import (
 from services.orchestrator.core import records
 from services.orchestrator.core.durations import Durations
 from services.orchestrator.core.events import HeldToken
-from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, LaneKey, Limit, Share, key_of
+from services.orchestrator.core.lanes import PARENT_PREFIX, RELAY_STAGE, Lane, LaneKey, Limit, Share, key_of
 from services.orchestrator.core.ready import Ready
 
 _QUEUED = int(TaskState.QUEUED)
@@ -559,9 +559,11 @@ class State:
         if relay is not None:
             keys = ((relay.job_id, relay.first + local) for local in range(job.task_count))
             return next(parent for key in keys if (parent := self.parents.get(key)) and parent.job == job.number)
-        key, _, _ = job.job_id.removeprefix(PARENT_PREFIX).rpartition("/")
+        key, _, stage = job.job_id.removeprefix(PARENT_PREFIX).rpartition("/")
         parent_job, _, index = key.rpartition("/")
-        parent = self.parents.get((parent_job, int(index))) if index.isdigit() else None
+        if stage.startswith(RELAY_STAGE) or not index.isdigit():
+            return None
+        parent = self.parents.get((parent_job, int(index)))
         return parent if parent is not None and not parent.job else None
 
     # ---- volatile helpers shared by handlers --------------------------------------------------------------------------

@@ -690,3 +690,14 @@ def test_a_cancel_here_is_told_of_all_tasks_that_had_not_ended(farm: Harness) ->
     farm.claim(effects.SendRevoke)
     assert [(one.token, one.state) for one in reports(farm)] == [(token, TaskState.CANCELLED) for token in tokens(1, 2)]
     worker.held.clear()
+
+
+def test_a_job_of_tasks_that_are_done_belongs_to_nobody_though_one_of_them_has_come_again(farm: Harness) -> None:
+    """It waits, because nobody can run it now; the job in which it failed before may be purged."""
+    worker, here = relayed(farm, 0)
+    worker.fail(here[0])
+    reported(farm)
+    farm.do(events.Goodbye(session=worker.session))
+    farm.do(assigned(*tokens(0, attempt=2), template=PLAIN))
+    assert farm.state.parents["top", 0].job == 0
+    farm.purge("up/top/0/relay-1")
