@@ -291,16 +291,16 @@ class World:
     # ---- the orchestrator above -------------------------------------------------------------------------------------
 
     def assign_parent(self, index: int, again: bool) -> None:
-        """A task comes from above: under a newer token, or as a repetition."""
-        epoch, attempt = self.tokens_from_above.get(index, (1, 0))
-        attempt += 0 if again and attempt else 1
-        self.tokens_from_above[index] = (epoch, attempt)
+        """A task comes from above: under a newer token, or as a repetition; with neighbours where it is not planned here."""
+        epoch = 1
+        tasks = []
+        for task in (index,) if index else (0, 50, 51):
+            _, attempt = self.tokens_from_above.get(task, (epoch, 0))
+            attempt += 0 if again and attempt else 1
+            self.tokens_from_above[task] = (epoch, attempt)
+            tasks.append(events.ParentTask(task, attempt, b"[]"))
         template = TaskTemplate(type="s" if index else "r", retry=RetryPolicy(max_attempts=2))
-        self.do(
-            events.ParentsAssigned(
-                job_id="top", epoch=epoch, template=template, tasks=[events.ParentTask(index, attempt, b"[]")]
-            )
-        )
+        self.do(events.ParentsAssigned(job_id="top", epoch=epoch, template=template, tasks=tasks))
 
     def revoke_parent(self, index: int, really: bool) -> None:
         """It is taken away again, or what is taken away is an older token."""
