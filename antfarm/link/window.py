@@ -29,6 +29,11 @@ def prefetch_per_slot(mean_s: float | None, payload_bytes: float, slots: int) ->
     return max(1, int(min(by_time, in_all / max(slots, 1))))
 
 
+def worth_a_frame(wanted: int, said: int) -> bool:
+    """Whether the orchestrator should hear of a new window: small changes are not worth it."""
+    return wanted == 0 or said == 0 or abs(wanted - said) > said // 8
+
+
 class WindowSizer:
     """Learns from what arrives and ends; one for all task types, since the window is one number."""
 

@@ -23,7 +23,7 @@ from antfarm.errors import AntFarmError, Weather
 from antfarm.failpoint import failpoint
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.link.session import Token
-from antfarm.link.window import LONG_S, WindowSizer
+from antfarm.link.window import LONG_S, WindowSizer, worth_a_frame
 from antfarm.model import SECOND_NS, Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects, events, records
@@ -36,6 +36,7 @@ log = logging.getLogger("antfarm.upstream")
 
 POLL_S = 0.2
 WORD_POLLS = 5
+"""Parents that are bound for so many polls are spoken of."""
 LONG_NS = int(LONG_S * SECOND_NS)
 STORAGE_RETRY_S = 2.0
 
@@ -63,7 +64,7 @@ class Upstream:
         self._slots = slots
         self._window = 2 * slots
         self._sizer = WindowSizer()
-        self._below = 0
+        self._below = 0  # slots that workers have, as of the last poll
         self._expands = self._long = False
         self._draining = False
         self._reported: set[Token] = set()
@@ -315,8 +316,7 @@ class Upstream:
             wanted = 2 * self._slots
         else:
             wanted = self._sizer.window(self._slots if self._expands else self._below, LONG_S if self._long else 0.0)
-        # Small changes are not worth a frame.
-        if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
+        if worth_a_frame(wanted, self._window):
             self._window = wanted
             self._link.set_window(wanted)
 

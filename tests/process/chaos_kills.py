@@ -13,6 +13,7 @@ from farm_bench import CALM_S
 from history import NOBODY, Fault
 
 LEVELS = ("top", "middle", "low")
+STAGES = {"middle": ["chaos.requests"], "low": ["chaos.request"]}
 ORCHESTRATOR_POINTS = (
     "epoch.before_record",
     "journal.before_commit",
@@ -143,9 +144,6 @@ def _of_levels(farm: ChaosFarm, rounds: int) -> Report:
     lost = [name for level in LEVELS for name in farm.losses(level)]
     done = f"{rounds} rounds of SIGKILL at each level of three, every fourth at all"
     return Report.untouched(done, farm.verdict(), lost)
-
-
-STAGES = {"middle": ["chaos.requests"], "low": ["chaos.request"]}
 
 
 async def _levels(farm: ChaosFarm, names: tuple[str, ...], types: Mapping[str, list[str]] = STAGES) -> None:

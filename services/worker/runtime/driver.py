@@ -17,7 +17,7 @@ from antfarm.errors import InvalidArgument
 from antfarm.link import Link
 from antfarm.link.estimate import Estimate
 from antfarm.link.stream import now_ns
-from antfarm.link.window import WindowSizer
+from antfarm.link.window import WindowSizer, worth_a_frame
 from antfarm.model import SECOND_NS, Ending, FailureClass
 from antfarm.v1 import work_queue_pb2
 from services.worker.child.protocol import (
@@ -414,7 +414,6 @@ class Driver:
             now = now_ns()
             ages = [now - attempt.started_ns for _, attempt in self._board.running() if attempt.started_ns]
             wanted = self._sizer.window(self._manner.slots, sum(ages) / len(ages) / SECOND_NS if ages else 0.0)
-        # Small changes are not worth a frame.
-        if wanted == 0 or self._window == 0 or abs(wanted - self._window) > self._window // 8:
+        if worth_a_frame(wanted, self._window):
             self._window = wanted
             self._link.set_window(wanted)

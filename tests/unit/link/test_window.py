@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from antfarm.link.estimate import Estimate
-from antfarm.link.window import WAITING_MAX, WindowSizer, prefetch_per_slot
+from antfarm.link.window import WAITING_MAX, WindowSizer, prefetch_per_slot, worth_a_frame
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,8 @@ def test_an_estimate_follows_and_one_outlier_does_not_rule_it() -> None:
     assert estimate.mean_s < 4e-4
     estimate.learn(2_000_000 * 300, 300)
     assert estimate.mean_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_small_changes_are_not_worth_a_frame_but_none_and_the_first_are() -> None:
+    assert [worth_a_frame(wanted, 80) for wanted in (0, 69, 70, 80, 90, 91)] == [True, True, False, False, False, True]
+    assert worth_a_frame(1, 0)
