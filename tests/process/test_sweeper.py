@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -48,6 +49,18 @@ def stop(program: Program) -> int:
     return code
 
 
+@contextmanager
+def started(state: Path, *flags: str) -> Iterator[Program]:
+    """A Storage that is stopped in good order at the end, and is gone also when the test fails."""
+    program = Program(state, *flags)
+    try:
+        yield program
+        assert stop(program) == 0
+    finally:
+        program.process.kill()
+        program.process.wait()
+
+
 def said(program: Program, words: str) -> Callable[[], bool]:
     return lambda: words in program.log.read_text()
 
@@ -76,22 +89,19 @@ def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path
         age_all(blobs, 25 * 3600)
         flags = ("--sweep-for", farm.address)
 
-        dry = Program(state, *flags, "--sweep-dry-run")
-        wait_until(said(dry, "sweep: 8 outputs, 3 orphans (dry run"))
-        assert stop(dry) == 0
+        with started(state, *flags, "--sweep-dry-run") as dry:
+            wait_until(said(dry, "sweep: 8 outputs, 3 orphans (dry run"))
         assert outputs(blobs) == before
 
         farm.kill("orchestrator")
-        alone = Program(state, *flags)
-        wait_until(lambda: "sweep_waits" in warnings_of(alone.address))
-        assert stop(alone) == 0
+        with started(state, *flags) as alone:
+            wait_until(lambda: "sweep_waits" in warnings_of(alone.address))
         assert outputs(blobs) == before
 
         farm.restart("orchestrator")
-        sweeping = Program(state, *flags)
-        wait_until(said(sweeping, "sweep: 8 outputs, 3 orphans deleted"))
-        assert warnings_of(sweeping.address) == []
-        assert stop(sweeping) == 0
+        with started(state, *flags) as sweeping:
+            wait_until(said(sweeping, "sweep: 8 outputs, 3 orphans deleted"))
+            assert warnings_of(sweeping.address) == []
         assert outputs(blobs) == kept
 
 
@@ -110,10 +120,9 @@ def test_what_relayed_tasks_have_saved_stays_when_the_record_above_names_it(tmp_
         assert len(before) == 15  # each saved twice, and its large result
         farm.kill("storage")
         age_all(state / "blobs", 25 * 3600)
-        wet = Program(state, "--sweep-for", top, "--sweep-for", low)
-        wait_until(said(wet, "sweep: 15 outputs, 5 orphans deleted"))
-        assert outputs(state / "blobs") == [key for key in before if not key.endswith("-1/out")]
-        assert stop(wet) == 0
+        with started(state, "--sweep-for", top, "--sweep-for", low) as wet:
+            wait_until(said(wet, "sweep: 15 outputs, 5 orphans deleted"))
+            assert outputs(state / "blobs") == [key for key in before if not key.endswith("-1/out")]
 
 
 def test_flags_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
