@@ -15,7 +15,7 @@ from typing import Any
 
 from antfarm import model
 from antfarm.client.connection import Connection
-from antfarm.client.job import AsyncFuture, AsyncJob
+from antfarm.client.job import AsyncFuture, AsyncJob, Making
 from antfarm.client.plan import SubmitPlan
 from antfarm.client.writer import BATCH_TASKS_MAX, JobWriter, new_job_id, weight
 from antfarm.errors import AntFarmError, Internal, Unavailable
@@ -59,9 +59,7 @@ class Coalescer:
             pending = self._pending[-1] if self._pending else None
             if pending is None or not _fits(pending, plan):
                 pending = _Pending(
-                    job=AsyncJob(
-                        self._connection, new_job_id(plan.template.type), task_count=0, created=asyncio.Event()
-                    ),
+                    job=AsyncJob(self._connection, new_job_id(plan.template.type), task_count=0, making=Making()),
                     template=plan.template,
                     dependencies=plan.dependencies(0),
                 )
@@ -93,6 +91,7 @@ class Coalescer:
     async def _send(self, pending: _Pending) -> None:
         spec = JobSpec(template=pending.template, dependencies=pending.dependencies)
         job = pending.job
+        job.leaves()
         try:
             await JobWriter(self._connection, job.job_id, spec).send(pending.payloads, last=True)
         except AntFarmError as error:

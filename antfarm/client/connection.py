@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
-from antfarm.errors import AntFarmError, InvalidArgument, ProtocolUnsupported, Unavailable, Weather
+from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, ProtocolUnsupported, Unavailable, Weather
 from antfarm.v1 import (
     backup_pb2_grpc,
     job_pb2,
@@ -176,18 +176,27 @@ class Connection:
                 await patience.bear(error_from_rpc(error))
 
     async def results(
-        self, job_id: str, *, follow: bool = True, indices: Sequence[int] = ()
+        self,
+        job_id: str,
+        *,
+        follow: bool = True,
+        indices: Sequence[int] = (),
+        made: asyncio.Event | None = None,
     ) -> AsyncIterator[Sequence[TaskResult]]:
         """Recorded outcomes in the order of their recording, in batches as they arrive, each outcome once.
 
-        With `follow` until the job has ended (or all `indices` are there), over any number of broken calls.
+        With `follow` until the job has ended (or all `indices` are there), over any number of broken calls. A job that is still
+        on its way to the orchestrator may be asked for too: `made` is set when it is there.
         """
         patience, cursor, left = self.patience(), 0, set(indices)
         since: list[job_pb2.StreamResultsResponse] = []  # messages since the cursor moved, that one among them
         while True:
             # What was recorded together may be too large for one message: its first part has come before the cursor passes it, and comes again.
             known = {result.index for message in since for result in message.results}
-            request = job_pb2.StreamResultsRequest(job_id=job_id, cursor=cursor, follow=follow, indices=indices)
+            waits = made is not None and not made.is_set()
+            request = job_pb2.StreamResultsRequest(
+                job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits
+            )
             call = self.jobs.StreamResults(request)
             self.streams += 1
             try:
@@ -207,7 +216,11 @@ class Connection:
             except grpc.aio.AioRpcError as error:
                 if indices and not left:
                     return
-                await patience.bear(error_from_rpc(error))
+                trouble = error_from_rpc(error)
+                if made is not None and waits and isinstance(trouble, JobNotFound):
+                    await made.wait()
+                else:
+                    await patience.bear(trouble)
             finally:
                 self.streams -= 1
                 call.cancel()

@@ -154,6 +154,23 @@ def outcome_of_failure(message: TaskResult, job_id: str) -> TaskError | None:
     return outcome_of(wire.result_from_wire(message), job_id=job_id).error()
 
 
+class Making:
+    """How far a job is that somebody submits in the background."""
+
+    def __init__(self) -> None:
+        self.sent = asyncio.Event()
+        """It has left for the orchestrator, or will not leave."""
+        self.made = asyncio.Event()
+        """The orchestrator has it, or `error` says why not."""
+        self.error: AntFarmError | None = None
+
+    def end(self, error: AntFarmError | None) -> None:
+        """It is there, or never will be."""
+        self.error = error
+        self.sent.set()
+        self.made.set()
+
+
 class AsyncJob(JobHandle, Generic[R]):
     """Tasks that were submitted together. `async for done in job.as_completed()`, `async for value in job.results()`."""
 
@@ -164,14 +181,14 @@ class AsyncJob(JobHandle, Generic[R]):
         *,
         keys: Sequence[Any] | None = None,
         task_count: int | None = None,
-        created: asyncio.Event | None = None,
+        making: Making | None = None,
     ) -> None:
+        """`making`: how far it is, when it is not there yet."""
         self.connection = connection
         self.job_id = job_id
         self.keys = keys
         self.task_count = task_count
-        self._created = created
-        self._error: AntFarmError | None = None
+        self._making = making
         self._messages: dict[int, TaskResult] = {}
         self._waiters: dict[int, list[asyncio.Future[TaskResult]]] = {}
         self._watcher: asyncio.Task[None] | None = None
@@ -183,17 +200,23 @@ class AsyncJob(JobHandle, Generic[R]):
 
     async def ready(self) -> None:
         """Return when the orchestrator has the job; raise what kept it from being made."""
-        if self._created is not None:
-            await self._created.wait()
-            if self._error is not None:
-                raise self._error
-            self._created = None
+        if self._making is not None:
+            await self._making.made.wait()
+            if self._making.error is not None:
+                raise self._making.error
+            self._making = None
+
+    def leaves(self) -> None:
+        """It is sent now."""
+        assert self._making is not None
+        self._making.sent.set()
 
     def made(self, error: AntFarmError | None = None) -> None:
         """The orchestrator has the job, or `error` says why not."""
-        assert self._created is not None
-        self._error = error
-        self._created.set()
+        assert self._making is not None
+        self._making.end(error)
+        if error is not None and self._watcher is not None:
+            self._watcher.cancel()  # it waits for a job that will not come
 
     async def count(self) -> int:
         """How many tasks it has."""
@@ -255,8 +278,14 @@ class AsyncJob(JobHandle, Generic[R]):
             f"job {self.job_id} ended without an outcome of this task; it has no such task"
         )
         try:
-            await self.ready()
-            async for batch in self.connection.results(self.job_id):
+            made = None
+            if self._making is not None:
+                # Not only once it is made: as soon as it has left it is waited for where it arrives, which saves the time between two calls.
+                await self._making.sent.wait()
+                if self._making.error is not None:
+                    raise self._making.error
+                made = self._making.made
+            async for batch in self.connection.results(self.job_id, made=made):
                 for message in batch:
                     self._messages[message.index] = message
                     if message.index in self._waiters:
@@ -264,7 +293,7 @@ class AsyncJob(JobHandle, Generic[R]):
                             if not waiter.done():
                                 waiter.set_result(message)
         except asyncio.CancelledError:
-            error = Unavailable("the farm was closed")
+            error = (self._making and self._making.error) or Unavailable("the farm was closed")
             raise
         except Exception as trouble:
             error = trouble

@@ -834,12 +834,17 @@ class StreamResultsRequest(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     INDICES_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     cursor: _builtins.int
     """Cursor of the last message that was read; 0 for all."""
     follow: _builtins.bool
     """True: wait for further outcomes until the job has ended."""
+    expected: _builtins.bool
+    """True: the job may still be on its way here; it is waited for, 30 s at most, before JOB_NOT_FOUND is said. A client that submits and waits
+    at once saves the time between two calls.
+    """
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Only these tasks, at most 100,000. Empty: all. With `follow` the call ends when all of them are sent."""
@@ -851,10 +856,11 @@ class StreamResultsRequest(_message.Message):
         cursor: _builtins.int = ...,
         follow: _builtins.bool = ...,
         indices: _abc.Iterable[_builtins.int] | None = ...,
+        expected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "follow", b"follow", "indices", b"indices", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "expected", b"expected", "follow", b"follow", "indices", b"indices", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,7 +6,9 @@ outcomes once each from a cursor on. Whatever is broken is broken before or afte
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -35,6 +37,7 @@ class FakeJobs(
         self.trouble = trouble
         self.jobs: dict[str, list[bytes]] = {}
         self.specs: dict[str, bytes] = {}
+        self.there: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.closed: set[str] = set()
         self.cancelled: set[str] = set()
         self.broken = 0
@@ -95,6 +98,7 @@ class FakeJobs(
         if self.specs.setdefault(request.job_id, spec) != spec:
             raise errors.Conflict("another spec")
         self.jobs.setdefault(request.job_id, [])
+        self.there[request.job_id].set()
         self.append(request.job_id, 0, request.payloads, close=request.close)
         self.maybe_break()
         return job_pb2.CreateJobResponse(job=self.job(request.job_id), existed=existed)
@@ -117,6 +121,9 @@ class FakeJobs(
         yield job_pb2.WatchJobResponse(job=self.job(request.job_id))
 
     async def StreamResults(self, request: job_pb2.StreamResultsRequest, context: Any) -> AsyncIterator[Any]:
+        if request.expected:
+            await self.there[request.job_id].wait()
+        self.job(request.job_id)
         payloads = self.jobs[request.job_id]
         order = random.Random(request.job_id).sample(range(len(payloads)), len(payloads))
         sent = request.cursor

@@ -46,6 +46,70 @@ async def test_single_calls_survive_broken_calls(seed: int) -> None:
         assert sum(map(len, fake.jobs.values())) == 300
 
 
+class Older(FakeJobs):
+    """An orchestrator that does not know of expected jobs, and takes its time to make one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bool] = []
+        """Whether the job was there each time its results were asked for."""
+
+    async def CreateJob(self, request, context):  # type: ignore[no-untyped-def, override]
+        await asyncio.sleep(0.2)
+        return await super().CreateJob(request, context)
+
+    async def StreamResults(self, request, context):  # type: ignore[no-untyped-def, override]
+        self.asked.append(request.job_id in self.jobs)
+        request.expected = False
+        async for message in super().StreamResults(request, context):
+            yield message
+
+
+async def test_an_older_orchestrator_that_says_at_once_that_there_is_no_such_job_is_asked_again_when_it_has_it() -> (
+    None
+):
+    async with Older() as fake, await aio.connect(fake.address) as farm:
+        assert await farm.submit("f", 1) == [1]
+        assert fake.asked == [False, True]
+
+
+async def test_who_waits_for_a_job_that_is_refused_is_told_why() -> None:
+    class Refuses(FakeJobs):
+        async def CreateJob(self, request, context):  # type: ignore[no-untyped-def, override]
+            await asyncio.sleep(0.1)
+            raise errors.InvalidArgument("not this one")
+
+    async with Refuses() as fake, await aio.connect(fake.address) as farm:
+        future = farm.submit("f", 1)
+        for _ in range(2):  # while it is refused, and afterwards
+            with pytest.raises(errors.InvalidArgument, match="not this one"):
+                await future
+
+
+async def test_results_of_more_jobs_than_a_connection_carries_streams_are_asked_for_only_when_these_have_left() -> None:
+    class Slow(FakeJobs):
+        most = open = 0
+
+        async def StreamResults(self, request, context):  # type: ignore[no-untyped-def, override]
+            self.open += 1
+            self.most = max(self.most, self.open)
+            try:
+                async for message in super().StreamResults(request, context):
+                    yield message
+            finally:
+                self.open -= 1
+
+        async def CreateJob(self, request, context):  # type: ignore[no-untyped-def, override]
+            await asyncio.sleep(0.005)
+            return await super().CreateJob(request, context)
+
+    async with Slow() as fake, await aio.connect(fake.address) as farm:
+        futures = [farm.submit(f"f{n}", n) for n in range(300)]  # a type of its own each, so a job each
+        assert await farm.gather(futures) == [[n] for n in range(300)]
+        assert len(fake.jobs) == 300
+        assert fake.most < 10
+
+
 async def test_a_closing_batch_whose_answer_is_lost_counts() -> None:
     class LosesLast(FakeJobs):
         async def AppendTasks(self, request_iterator, context):  # type: ignore[no-untyped-def, override]

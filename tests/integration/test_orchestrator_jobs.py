@@ -30,7 +30,9 @@ from scripted import (
 from antfarm import net, wire
 from antfarm.errors import Conflict, Gap, UserError, Weather
 from antfarm.model import PAYLOAD_BYTES_MAX
-from antfarm.v1 import common_pb2, job_pb2, report_queue_pb2, system_pb2, task_pb2, worker_pb2
+from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc, report_queue_pb2, system_pb2, task_pb2, worker_pb2
+from services.orchestrator.runtime.driver import Driver
+from services.orchestrator.servicers import jobs as servicer
 
 pytestmark = pytest.mark.slow
 
@@ -315,6 +317,46 @@ async def test_a_watch_and_a_followed_stream_end_when_the_server_stops_and_are_r
     rest = await farm.results("j", cursor=message.cursor, follow=True)
     assert {rest[0].index, message.results[0].index} == {0, 1}
     assert len(rest) == 1
+    await worker.drop()
+
+
+async def test_results_of_a_job_that_is_expected_are_asked_for_before_it_is_there(
+    farm: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = farm.jobs.StreamResults(
+        job_pb2.StreamResultsRequest(job_id="j", follow=True, expected=True), timeout=PATIENCE_S
+    )
+    reading = asyncio.create_task(call.read())
+    await farm.create("other", 0)  # a commit of another job is not what it waits for
+    assert not reading.done()
+    await farm.create("j", 1)
+    worker = farm.worker()
+    await worker.attach()
+    await worker.work(1)
+    assert [result.index for result in (await reading).results] == [0]
+    assert await call.read() is grpc.aio.EOF
+    # One that does not come is not waited for without end.
+    monkeypatch.setattr(servicer, "EXPECTED_S", 0.05)
+    assert (await refusal(farm.results("none", follow=True, expected=True))).reason == "JOB_NOT_FOUND"
+    monkeypatch.undo()
+    # Nor is the end of the program.
+    waits, next_commit = asyncio.Event(), Driver.next_commit
+
+    async def noted(driver: Driver) -> None:
+        waits.set()
+        await next_commit(driver)
+
+    monkeypatch.setattr(Driver, "next_commit", noted)
+    channel = farm.channel
+    farm._channel = net.open_channel(farm.address, None)  # the old one lives on, to see how its call ends
+    call = job_pb2_grpc.JobServiceStub(channel).StreamResults(
+        job_pb2.StreamResultsRequest(job_id="none", follow=True, expected=True)
+    )
+    ended = asyncio.create_task(refusal(to_the_end(call)))
+    await asyncio.wait_for(waits.wait(), PATIENCE_S)
+    await farm.restart()
+    assert isinstance(await ended, Weather)
+    await channel.close()
     await worker.drop()
 
 

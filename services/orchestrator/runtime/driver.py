@@ -11,8 +11,8 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,7 +71,7 @@ class Driver:
         self._tick_due = False
         self._pending: list[tuple[int, Record]] = []
         self._held: list[tuple[int, Effect]] = []
-        self._committing: asyncio.Task[None] | None = None
+        self._committing = False
         self._requests: dict[int, asyncio.Future[Answer]] = {}
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
@@ -146,8 +146,7 @@ class Driver:
         except Exception as error:
             self._fail(error)
             return
-        if self._pending and self._committing is None:
-            self._committing = self._loop.create_task(self._commit())
+        self._commit()
 
     def _take(self, step: Step) -> None:
         self._pending.extend(step.records)
@@ -159,43 +158,55 @@ class Driver:
 
     # ---- out --------------------------------------------------------------------------------------------------------
 
-    async def _commit(self) -> None:
-        """Commit whatever is waiting, until nothing is."""
-        try:
-            while self._pending:
-                batch, self._pending = self._pending, []
-                touched, self.core.state.touched = self.core.state.touched, {}
-                await self._append(batch)
-                self.results.add(batch)
-                self.durable_seq = batch[-1][0]
-                failpoint("driver.before_release")
-                self._release_durable()
-                failpoint("driver.after_release")
-                self._tell()
-                self._wake(touched)
-        except Exception as error:
-            self._fail(error)
-        finally:
-            self._committing = None
+    def _commit(self) -> None:
+        """Hand all that waits to the journal, unless a commit is under way. No task and no coroutine: they would wait for turns of the loop of their own."""
+        if self._pending and not self._committing:
+            self._committing = True
+            batch, self._pending = self._pending, []
+            touched, self.core.state.touched = self.core.state.touched, {}
+            self._append(batch, touched)
 
-    async def _append(self, batch: list[tuple[int, Record]]) -> None:
-        while True:
-            try:
-                await self._loop.run_in_executor(self._thread, self._journal.append, batch)
-                self.stalled = False
-                return
-            except JournalFull:
-                if self._closing:
-                    raise  # what is lost was never acknowledged
-                # No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room. The core
-                # hears no ticks meanwhile, and takes the gap between two of them for a pause of its own, which counts against nobody.
-                self.stalled = True
-                self._tell()
-                if not self._disk_low:
-                    self._disk_low = True
-                    log.error("the journal's disk is full: nothing is acknowledged until there is room")
-                    self.post(events.DiskLow(low=True))
-                await asyncio.sleep(DISK_RETRY_S)
+    def _append(self, batch: list[tuple[int, Record]], touched: dict[int, None]) -> None:
+        def tell(done: Future[None]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+                self._loop.call_soon_threadsafe(self._appended, batch, touched, done.exception())
+
+        self._thread.submit(self._journal.append, batch).add_done_callback(tell)
+
+    def _appended(self, batch: list[tuple[int, Record]], touched: dict[int, None], error: BaseException | None) -> None:
+        """The batch is durable, or `error` says why not."""
+        if isinstance(error, JournalFull) and not self._closing:  # what is lost at the end was never acknowledged
+            self._stall()
+            self._loop.call_later(DISK_RETRY_S, self._append, batch, touched)
+            return
+        self._committing = False
+        if error is not None:
+            self._fail(error)
+            return
+        try:
+            self.stalled = False
+            self.results.add(batch)
+            self.durable_seq = batch[-1][0]
+            self._commit()  # first: the journal works while what is durable is told
+            failpoint("driver.before_release")
+            self._release_durable()
+            failpoint("driver.after_release")
+            self._tell()
+            self._wake(touched)
+        except Exception as defect:
+            self._fail(defect)
+
+    def _stall(self) -> None:
+        """No acks, no expiries: the farm waits. What is known stays known, and the same batch is written when there is room.
+
+        The core hears no ticks meanwhile, and takes the gap between two of them for a pause of its own, which counts against nobody.
+        """
+        self.stalled = True
+        self._tell()
+        if not self._disk_low:
+            self._disk_low = True
+            log.error("the journal's disk is full: nothing is acknowledged until there is room")
+            self.post(events.DiskLow(low=True))
 
     def _release_durable(self) -> None:
         held, self._held = self._held, []
@@ -263,6 +274,10 @@ class Driver:
             await self._news.wait()
         return True
 
+    async def next_commit(self) -> None:
+        """Wait until further records are durable, or turn out to have no room, or the program stops."""
+        await self._news.wait()
+
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
@@ -283,6 +298,7 @@ class Driver:
     def dismiss(self) -> None:
         """Wake all who watch, for the last time: the program stops, as `dismissed` says."""
         self.dismissed = True
+        self._tell()
         self._wake(dict.fromkeys(self._watchers))
 
     def _wake(self, touched: dict[int, None]) -> None:
@@ -293,7 +309,7 @@ class Driver:
     async def close(self) -> None:
         """Commit what is waiting, unless the disk is full, and let go of the journal's thread. The caller closes the journal."""
         self._closing = True
-        while self._scheduled or self._committing is not None:
+        while self._scheduled or self._committing:
             if self.failed.done():
                 break
             await asyncio.sleep(0.001)

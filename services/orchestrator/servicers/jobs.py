@@ -8,6 +8,7 @@ import secrets
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
@@ -31,6 +32,8 @@ RESULTS_IN_MESSAGE_MAX = 4_096
 RECORDS_AT_ONCE = 32
 INDICES_MAX = 100_000
 _PAGE_NUMBER = re.compile(r"[0-9]{1,19}")
+EXPECTED_S = 30.0
+"""How long a job that is expected is waited for."""
 WATCH_PAUSE_S = 0.05
 """Changes of a job within this time are one message of WatchJob."""
 
@@ -135,6 +138,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self, request: job_pb2.StreamResultsRequest, context: Context
     ) -> AsyncIterator[job_pb2.StreamResultsResponse]:
         """Durable outcomes after the cursor, in the order of their records."""
+        if request.expected:
+            await self._expect(request.job_id)
         job = self._find(request.job_id)
         if len(request.indices) > INDICES_MAX:
             raise InvalidArgument(
@@ -168,14 +173,25 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         finally:
             self._driver.unwatch(job.number, changed)
 
+    async def _expect(self, job_id: str) -> None:
+        """Wait for a job that may be on its way."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EXPECTED_S):
+                while job_id not in self._driver.core.state.by_id:
+                    self._demand_service()
+                    await self._driver.next_commit()
+
     async def _wait(self, changed: asyncio.Event, job: Job) -> None:
         """Wait for a change. Unavailable when the server stops, JobNotFound when the job is purged meanwhile."""
         if not self._driver.dismissed:
             await changed.wait()
-        if self._driver.dismissed:
-            raise Unavailable("the orchestrator is stopping: call again")
+        self._demand_service()
         if self._driver.core.state.jobs.get(job.number) is not job:
             raise JobNotFound(f"job {job.job_id} was purged")
+
+    def _demand_service(self) -> None:
+        if self._driver.dismissed:
+            raise Unavailable("the orchestrator is stopping: call again")
 
     # ---- changing ---------------------------------------------------------------------------------------------------
 
