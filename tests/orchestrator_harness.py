@@ -507,15 +507,17 @@ def durable_parts(state: State) -> dict[str, Any]:
         "history_gap": state.history_gap,
         "next_job": state.next_job,
         "seen": dict(state.seen),
-        "payload_bytes": state.payload_bytes,
-        "parents": [(p.token, p.template, p.payload, p.seq, p.job, p.local) for p in state.parents.values()],
+        "kept_bytes": state.kept_bytes,
+        "parents": [
+            (p.token, p.template, p.payload, p.seq, p.job, p.local, p.bound_wall_ns) for p in state.parents.values()
+        ],
         "jobs": {number: _durable_job(job) for number, job in state.jobs.items()},
     }
 
 
 def _durable_job(job: Job) -> dict[str, Any]:
     plain = ("number", "job_id", "spec", "retry_of", "created_wall_ns", "closed", "paused", "cancelled", "cancelled_seq", "cause",
-             "ended_wall_ns", "ended_seq", "retried", "payload_bytes")  # fmt: skip
+             "ended_wall_ns", "ended_seq", "retried", "kept_bytes")  # fmt: skip
     return {
         **{name: getattr(job, name) for name in plain},
         "payloads": list(job.payloads),

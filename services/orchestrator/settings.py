@@ -55,7 +55,8 @@ class OrchestratorSettings(ProgramSettings):
     )
     queued_mib: int = setting(
         4096,
-        "Payloads of tasks that have not ended, in all; they are kept in memory. Beyond it submissions are refused until some have run.",
+        "What tasks that have not succeeded take in memory: their payloads and 100 bytes each. Beyond it submissions are refused until some have"
+        " run, or ended jobs with failed or cancelled tasks are purged.",
         metavar="MIB",
     )
     ballast_mib: int = setting(

@@ -67,6 +67,8 @@ class Upstream:
         self._below = 0  # slots that workers have, as of the last poll
         self._expands = self._long = False
         self._draining = False
+        self._drain_over: asyncio.TimerHandle | None = None
+        """When what has begun is given back too."""
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
         self._seqs: deque[int] = deque([0], maxlen=WORD_POLLS + 1)
@@ -101,6 +103,7 @@ class Upstream:
             await self._link.run()
         finally:
             polls.cancel()
+            self._end_drain()
             for task in self._tasks:
                 task.cancel()
 
@@ -118,6 +121,8 @@ class Upstream:
             self._inputs.storage_address = welcome.storage_address
             self._sessions.storage_address = welcome.storage_address
         self._said.clear()
+        self._end_drain()  # where it is not over, it is asked for again
+        self._resize()
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """Parents to expand or to relay. Inputs from other jobs of the orchestrator above are put into the payload first."""
@@ -170,9 +175,19 @@ class Upstream:
             self._report(token, _outcome(token, Ending.REVOKED))
 
     def on_drain(self, limit_s: float) -> None:
-        """Take no more; what is expanded here goes on."""
+        """Take no more, give back what has not begun, and after the limit the rest."""
+        self._end_drain()
         self._draining = True
         self._resize()
+        self._driver.post(events.ParentsDrained(over=False))
+        self._drain_over = asyncio.get_running_loop().call_later(
+            limit_s, self._driver.post, events.ParentsDrained(over=True)
+        )
+
+    def _end_drain(self) -> None:
+        self._draining = False
+        if self._drain_over is not None:
+            self._drain_over.cancel()
 
     # ---- from the core ----------------------------------------------------------------------------------------------
 
@@ -181,6 +196,9 @@ class Upstream:
         match effect:
             case effects.ReadPlan():
                 self._spawn(self._read_plan(effect))
+            case effects.ReleaseParents():
+                for token in effect.tokens:
+                    self._report(token, _outcome(token, Ending.RELEASED, never_started=effect.never_started))
             case effects.FailParent():
                 self._report(effect.token, _outcome(effect.token, Ending.FAILED, effect.failure))
             case effects.ReportParents():

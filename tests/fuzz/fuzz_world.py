@@ -156,8 +156,8 @@ class World:
         invariants.check(self.state)
         if len(self.state.timers) > TIMERS_MAX:
             raise Broken(f"{len(self.state.timers)} timers wait")
-        if self.state.payload_bytes > CONFIG.payload_bytes_max + (1 << 20):
-            raise Broken(f"{self.state.payload_bytes} bytes of payloads")
+        if self.state.kept_bytes > CONFIG.payload_bytes_max + (1 << 20):
+            raise Broken(f"{self.state.kept_bytes} bytes of payloads")
 
     def restart(self) -> None:
         """The process dies and another one replays what was recorded: it finds the same."""

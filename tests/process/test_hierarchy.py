@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import duration_pb2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
@@ -23,7 +24,7 @@ from antfarm import wire
 from antfarm.client.farm import AsyncFarm
 from antfarm.errors import TaskFailed
 from antfarm.local import LocalFarm
-from antfarm.model import JobState
+from antfarm.model import SECOND_NS, JobState, TaskState
 from antfarm.v1 import job_pb2, worker_pb2
 
 pytestmark = pytest.mark.slow
@@ -320,6 +321,44 @@ async def test_a_drained_level_below_finishes_what_it_has_and_comes_back(farm: L
         await asyncio.to_thread(farm.restart, "low")
         assert await future.result(30) == ["a", sum_of_squares(30), []]
         assert notes.once()
+
+
+async def below_of(client: AsyncFarm) -> worker_pb2.Worker:
+    """The one orchestrator below, as the one above sees it."""
+    (low,) = [worker for worker in await workers_of(client) if worker.worker_id.startswith("orchestrator-")]
+    return low
+
+
+async def drain(client: AsyncFarm, *, on: bool, limit_s: float = 0.0) -> None:
+    """Drain the one orchestrator below, or end that."""
+    low = await below_of(client)
+    limit = duration_pb2.Duration(nanos=int(limit_s * SECOND_NS))
+    request = worker_pb2.DrainWorkerRequest(worker_id=low.worker_id, limit=limit)
+    if on:
+        await client.connection.workers.DrainWorker(request)
+    else:
+        await client.connection.workers.UndrainWorker(worker_pb2.UndrainWorkerRequest(worker_id=low.worker_id))
+
+
+async def test_an_operator_drains_a_level_below_and_lets_it_work_again(farm: LocalFarm, notes: Notes) -> None:
+    await two_levels(farm, ("test.stage", "farm_app.work"))
+    async with await connect(farm.address) as client:
+        gated = await client.map("test.stage", ["a"], [20], **stage_arguments(notes, "gated"))
+        await until(lambda: notes.count("work-") == 2, "two run and will not end by themselves")
+        waiting = await client.map(work, range(6), path=notes.path, seconds=0.01)  # they wait behind these
+        await drain(client, on=True, limit_s=0.5)
+        await start_worker(farm, "w0", farm.address)  # runs what was given back
+        assert sorted([value async for value in waiting.results()]) == [i * i for i in range(6)]
+        # What had begun is stopped and given back when its time is over, and waits for somebody who can plan it.
+
+        async def holds_nothing() -> bool:
+            return (await below_of(client)).held == 0
+
+        await until(holds_nothing)
+        assert (await gated.status()).counts == {TaskState.QUEUED: 1}
+        notes.open_gate()
+        await drain(client, on=False)
+        assert [value async for value in gated.results()] == [["a", sum_of_squares(20), []]]
 
 
 def test_orchestrators_in_a_ring_are_refused_in_one_line(tmp_path: Path) -> None:

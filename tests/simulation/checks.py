@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mypy_extensions import mypyc_attr
 
-from antfarm.errors import AntFarmError, ProtocolUnsupported, WorkerIdInUse
+from antfarm.errors import AntFarmError, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link.session import UNACKED_MAX, Token
 from antfarm.model import PROTOCOL_MAJOR, BlobRef, Ending, FailureClass, TaskState, VerdictCode
 from services.orchestrator.core import effects, events, invariants, records
@@ -41,6 +41,7 @@ PROBES = (
     *("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED"),
     *("app failures", "crash failures", "infra failures", "losses", "late successes", "adopted successes"),
     *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages", "swept"),
+    *("begun parents released", "undrained"),
     *("audit lost", "audit refused", "audit fenced", "refused: WorkerIdInUse", "refused: IncarnationLost"),
     *("shut out: WorkerIdInUse", "shut out: ProtocolUnsupported"),
 )
@@ -93,7 +94,8 @@ class Ledger:
     """At-most-once tokens whose record is durable."""
     sent: dict[Token, Outcome] = field(default_factory=dict)
     """What the holder of a token reported first."""
-    starts: Counter[Key] = field(default_factory=Counter)
+    starts: dict[Key, list[int]] = field(default_factory=dict)
+    """Epochs of attempts of at-most-once tasks that were begun."""
     unstarted: dict[Token, None] = field(default_factory=dict)
     """At-most-once tokens whose holder said that it never started, or does not hold it."""
     accepted: dict[Token, None] = field(default_factory=dict)
@@ -587,6 +589,8 @@ class Checks:
         if event.protocol_major != PROTOCOL_MAJOR:
             return ProtocolUnsupported
         worker = owner.core.state.workers.get(event.worker_id)
+        if worker is not None and event.incarnation in worker.former:
+            return IncarnationLost
         if worker is not None and worker.session is not None and not (worker.suspect or worker.lost or worker.gone):
             return WorkerIdInUse if worker.incarnation != event.incarnation else None
         if event.incarnation in self.strangers:  # taken for its successor: what it ran is lost
@@ -627,9 +631,12 @@ class Checks:
         spec = ledger.specs.get(token[0])
         of_purged = token[2] < ledger.births.get(token[:2], 0)  # a job of that name, given up since
         if spec is not None and spec.template.at_most_once and not of_purged:
-            ledger.starts[token[0], token[1]] += 1
+            starts = ledger.starts.setdefault(token[:2], [])
+            starts.append(token[2])
+            # Those of before the task was born are of a job that had its name: when that ran it may not have been known yet that there is another.
+            born = ledger.births.get(token[:2], 0)
             # Going back in time forgets tokens: this promise cannot outlive it.
-            demand(ledger.starts[token[0], token[1]] == 1 or ledger.restored > 0, "I11", token, "starts again")
+            demand(sum(epoch >= born for epoch in starts) == 1 or ledger.restored > 0, "I11", token, "starts again")
 
     def reported(self, link: Link, token: Token, outcome: Outcome) -> None:
         """A worker reports an outcome, perhaps once more after a restart."""
@@ -741,6 +748,10 @@ class Checks:
     def drained(self, worker: Worker) -> None:
         """A worker left after a drain."""
         self.did["drains"] += 1
+
+    def released(self, tokens: Sequence[Token], *, never_started: bool) -> None:
+        """A drained orchestrator gives parents back."""
+        self.did["parents released" if never_started else "begun parents released"] += len(tokens)
 
     # ---- Storage ------------------------------------------------------------------------------------------------------
 

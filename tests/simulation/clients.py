@@ -18,6 +18,7 @@ from antfarm.model import (
     WorkerId,
 )
 from services.orchestrator.core import events
+from tests.simulation.checks import ORCHESTRATOR
 from tests.simulation.kernel import SECOND
 
 if TYPE_CHECKING:
@@ -211,11 +212,21 @@ class Client:
         self.ask(lambda n: events.CancelJob(request=n, job_id=job_id, cause="as drawn"), cancelled)
 
     def _drain(self) -> None:
-        """Drain a worker; it leaves and comes back."""
-        worker = self._dice.choice(self.world.workers)
-        if worker.upper == self.owner.name:
+        """Drain a worker, which leaves and comes back, or an orchestrator, which stays until that is over."""
+        below = [one for one in self.world.orchestrators.values() if one.upper == self.owner.name]
+        if below and self._dice.random() < 0.5:
+            name = WorkerId(f"{ORCHESTRATOR}{self._dice.choice(below).name}")
+            self.world.kernel.after(int(self._dice.random() * 10 * SECOND), self._undrain, name)
+        else:
+            worker = self._dice.choice(self.world.workers)
+            if worker.upper != self.owner.name:
+                return
             name = WorkerId(worker.name)
-            self.ask(lambda n: events.DrainWorker(request=n, worker_id=name, drain=True, limit_ns=10 * SECOND))
+        self.ask(lambda n: events.DrainWorker(request=n, worker_id=name, drain=True, limit_ns=10 * SECOND))
+
+    def _undrain(self, name: WorkerId) -> None:
+        self.world.checks.did["undrained"] += 1
+        self.ask(lambda n: events.DrainWorker(request=n, worker_id=name, drain=False, limit_ns=0))
 
     def finish(self) -> None:
         """Phase 2: let everything end."""

@@ -19,6 +19,8 @@ from tests.simulation.network import REPORT, WORK, Wire
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+DRAIN_NS = 2 * SECOND
+"""How long what runs may take when its program is drained."""
 ATTACH_TIMEOUT_NS = 10 * SECOND
 Group = tuple[str, Any, list[tuple[int, int, bytes, int | None]]]
 """(job_id, template, assignments as (index, attempt, payload, remaining_ns))"""
@@ -36,8 +38,12 @@ class Handler(Protocol):
         """Stop these; the link holds them still unless they are forgotten."""
         ...
 
+    def on_welcome(self) -> None:
+        """Attached."""
+        ...
+
     def on_drain(self) -> None:
-        """Finish and leave."""
+        """Finish, and leave or wait until it is over."""
         ...
 
     def on_judged(self, tokens: Sequence[Token]) -> None:
@@ -149,6 +155,7 @@ class Link:
             self._drop()
             return
         self.attached = True
+        self.handler.on_welcome()
         self._forget(revoked)
         reports: Any = [report for _, report in session.unacked()]
         self._send_reports(reports)

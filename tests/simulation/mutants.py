@@ -354,6 +354,12 @@ MUTANTS = (
         "if worker.session is not None and not worker.suspect and not worker.lost:",
         "if False:",
     ),
+    Mutant(
+        "an incarnation whose place was taken comes back",
+        f"{CORE}.workers",
+        "if worker is not None and event.incarnation in worker.former:",
+        "if False:",
+    ),
     Mutant("another protocol is welcome", f"{CORE}.workers", "if event.protocol_major != PROTOCOL_MAJOR:", "if False:"),
     Mutant(
         "all orchestrators begin with the same epoch",

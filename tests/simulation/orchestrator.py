@@ -21,12 +21,14 @@ from services.orchestrator.core.turn import CoreConfig
 from tests.simulation.checks import ORCHESTRATOR, demand
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, SECOND, Process
-from tests.simulation.link import Group, Link
+from tests.simulation.link import DRAIN_NS, Group, Link
 from tests.simulation.network import REPORT, WORK, Wire
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
+WINDOW = 8
+"""Parents that an orchestrator asks for."""
 WALL_NS = 1_700_000_000 * SECOND
 CHECK_EVERY = 50
 """Batches between two looks at the core's own invariants, which cost as much as the state is large."""
@@ -67,6 +69,8 @@ class Orchestrator:
         self._requests: dict[int, Answer] = {}
         self._reported: dict[Token, None] = {}
         self._said: dict[Token, None] = {}
+        self._drains = 0
+        """Which of them the next end of a drain is of."""
         self.undisturbed_since_ns = kernel.now
         self.core = Core(self.config, random.Random(kernel.dice.getrandbits(64)))
         for seq, record in self.disk.replay():
@@ -80,7 +84,7 @@ class Orchestrator:
         if self.upper is not None:
             about: dict[str, Any] = {
                 "slots": 4,
-                "window": 8,
+                "window": WINDOW,
                 "task_types": self.types,
                 "orchestrator": True,
                 "descendants": (self.name,),
@@ -231,7 +235,7 @@ class Orchestrator:
                     answer(effect.error, effect.existed)
             case effects.Audit():
                 self.world.checks.audited(self, effect.text)
-            case effects.ReadPlan() | effects.FailParent() | effects.ReportParents():
+            case effects.ReadPlan() | effects.FailParent() | effects.ReleaseParents() | effects.ReportParents():
                 self._serve_parent(effect)
             case _:
                 self._to_session(effect)
@@ -367,10 +371,23 @@ class Orchestrator:
             _, index, _, attempt = token
             self._report(token, events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.REVOKED))
 
+    def on_welcome(self) -> None:
+        """A drain is over, or is asked for again."""
+        assert self.link is not None
+        self._drains += 1
+        self.link.want(WINDOW)
+
     def on_drain(self) -> None:
-        """Take no more."""
+        """Take no more, give back what has not begun, later everything."""
         assert self.link is not None
         self.link.want(0)
+        self._drains += 1
+        self.post(events.ParentsDrained(over=False))
+        self.process.later(DRAIN_NS, self._end_drain, self._drains)
+
+    def _end_drain(self, number: int) -> None:
+        if number == self._drains:
+            self.post(events.ParentsDrained(over=True))
 
     def on_judged(self, tokens: Sequence[Token]) -> None:
         """Acks are looked at from time to time, as the real one does."""
@@ -386,6 +403,13 @@ class Orchestrator:
                 failed = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.FAILED)
                 failed.failure = effect.failure
                 self._report(effect.token, failed)
+            case effects.ReleaseParents():
+                self.world.checks.released(effect.tokens, never_started=effect.never_started)
+                for token in effect.tokens:
+                    _, index, _, attempt = token
+                    outcome = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.RELEASED)
+                    outcome.never_started = effect.never_started
+                    self._report(token, outcome)
             case effects.ReportParents():
                 self._report_ends(effect)
 

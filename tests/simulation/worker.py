@@ -14,14 +14,13 @@ from antfarm.link.session import Token
 from antfarm.model import Ending, Failure, FailureClass, TaskTemplate
 from services.orchestrator.core.events import Outcome
 from tests.simulation.kernel import MS, SECOND, Process
-from tests.simulation.link import Group, Kept, Link
+from tests.simulation.link import DRAIN_NS, Group, Kept, Link
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 GRACE_NS = 200 * MS
 LOOK_NS = SECOND // 2
-DRAIN_NS = 2 * SECOND
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +50,8 @@ class Worker:
         self.black_hole = False
         """Fails whatever it is given, at once."""
         self.draining = False
+        self._drained_in = self._drains = 0
+        """The epoch in which it was asked to drain, and how often it was."""
         self.waiting: deque[Run] = deque()
         self.running: dict[Token, Run] = {}
 
@@ -119,18 +120,29 @@ class Worker:
         self._pump()
         self._maybe_leave()
 
+    def on_welcome(self) -> None:
+        """A drain of this epoch is over, or is asked for again; who was restarted has forgotten it."""
+        if self.draining and self._drained_in == self.link.session.max_epoch_seen:
+            self.draining = False
+            self._drains += 1
+            self.link.want(self.link.about["window"])
+
     def on_drain(self) -> None:
         """Hand back what waits, finish what runs."""
         self.draining = True
+        self._drained_in = self.link.session.max_epoch_seen
+        self._drains += 1
         self.link.want(0)
         waiting, self.waiting = self.waiting, deque()
         for run in waiting:
             self._hand_back(run, Ending.RELEASED, never_started=True)
-        self.process.later(DRAIN_NS, self._end_drain)
+        self.process.later(DRAIN_NS, self._end_drain, self._drains)
         self._maybe_leave()
 
-    def _end_drain(self) -> None:
+    def _end_drain(self, number: int) -> None:
         """What still runs at the end of a drain is stopped and handed back."""
+        if number != self._drains:
+            return
         for run in list(self.running.values()):
             self._stop(run, Ending.RELEASED)
 

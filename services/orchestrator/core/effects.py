@@ -135,6 +135,15 @@ class ReportParents:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseParents:
+    """Tasks from up-stream are given back to it, at no cost."""
+
+    tokens: Sequence[HeldToken]
+    never_started: bool
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FailParent:
     """A task from up-stream has failed here, and no record says so."""
 
@@ -162,6 +171,7 @@ Effect = (
     | SendVerdicts
     | ReadPlan
     | ReportParents
+    | ReleaseParents
     | FailParent
     | Audit
 )

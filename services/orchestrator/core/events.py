@@ -225,6 +225,13 @@ class ParentsRevoked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParentsDrained:
+    """The up-stream orchestrator drains this one: what has not begun goes back to it; when the time is over everything, begun or not."""
+
+    over: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParentExpanded:
     """The plan of a parent's task was read: these are the tasks that it becomes. `failure` when it could not be read."""
 
@@ -281,6 +288,7 @@ Event = (
     | DrainWorker
     | ParentsAssigned
     | ParentsRevoked
+    | ParentsDrained
     | ParentExpanded
     | ParentsAcked
     | Recover

@@ -28,7 +28,7 @@ def check(state: State) -> None:
     _check_alone(state)
     _check_health(state)
     _check_lanes(state)
-    assert state.payload_bytes == sum(job.payload_bytes for job in state.jobs.values()), "payload bytes are counted"
+    assert state.kept_bytes == sum(job.kept_bytes for job in state.jobs.values()), "what tasks take is counted"
 
 
 def _check_relays(state: State) -> None:

@@ -13,10 +13,10 @@ from services.orchestrator.core.effects import Reply, SendRevoke
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import check_job, check_payloads
-from services.orchestrator.core.state import Attempt, Job, dependency_failed, is_met
+from services.orchestrator.core.state import Attempt, Job, dependency_failed, is_met, task_bytes
 from services.orchestrator.core.turn import Turn
 
-_WAITING = int(TaskState.WAITING)
+_WAITING, _QUEUED = int(TaskState.WAITING), int(TaskState.QUEUED)
 _ENDS_IN_RECORD_MAX = 1_000
 """Tasks that one record ends: a million that expire together must not become one row."""
 
@@ -112,8 +112,13 @@ def _admit(turn: Turn, payloads: Sequence[bytes]) -> None:
         raise errors.DiskFull(
             "the orchestrator's disk is nearly full: nothing was taken; make room and submit again", 10.0
         )
-    if turn.state.payload_bytes + sum(map(len, payloads)) > turn.config.payload_bytes_max:
-        raise errors.Overloaded("too many payloads are queued: nothing was taken; submit again when some have run", 5.0)
+    if turn.state.kept_bytes + task_bytes(payloads) > turn.config.payload_bytes_max:
+        kept = sum(turn.state.jobs[number].kept_bytes for number in turn.state.ended)
+        advice = f", or purge ended jobs, whose failed and cancelled tasks keep {kept >> 20} MiB for a retry"
+        raise errors.Overloaded(
+            f"too many tasks are queued: nothing was taken; submit again when some have run{advice if kept else ''}",
+            5.0,
+        )
 
 
 def _arm_deadlines(turn: Turn, job: Job, first: int, count: int, since_ns: int) -> None:
@@ -129,6 +134,34 @@ def rearm_deadlines(turn: Turn, job: Job) -> None:
     job.begun_ns = [turn.moment_ns(batch.wall_ns) for batch in job.batches]
     for batch, begun_ns in zip(job.batches, job.begun_ns, strict=True):
         _arm_deadlines(turn, job, batch.first, batch.size, begun_ns)
+
+
+def is_late(turn: Turn, job: Job, index: int) -> bool:
+    """True when the task's time in the queue is over."""
+    queue_ns = job.template.timeouts.queue_ns
+    return queue_ns is not None and submitted_ns(job, index) + queue_ns <= turn.now
+
+
+def expire_queued(turn: Turn, job: Job, indices: range) -> None:
+    """Queue time-to-live: those of the tasks, whose time in the queue is over, that nobody has begun. One that failed has begun, and waits for its retry."""
+    recovering_until_ns = turn.state.recovering_until_ns
+    if recovering_until_ns is not None:  # what looks QUEUED may run with a worker that has not come back yet
+        turn.state.arm(recovering_until_ns, "queue", job.number, indices.start, len(indices))
+        return
+    late = [
+        index
+        for index in indices
+        if job.states[index] in (_WAITING, _QUEUED)
+        and (index not in job.notes or job.notes[index].last_failure is None)
+    ]
+    expire(turn, job, late, "its time in the queue is over")
+
+
+def expire(turn: Turn, job: Job, late: Sequence[int], message: str) -> None:
+    """End tasks whose time is over."""
+    if late:
+        failure = Failure(failure_class=FailureClass.EXPIRED, kind="expired", message=message)
+        end_tasks(turn, job, late, TaskState.EXPIRED, failure)
 
 
 def submitted_ns(job: Job, index: int) -> int:

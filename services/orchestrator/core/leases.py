@@ -19,7 +19,7 @@ def recover(turn: Turn) -> None:
     state.own_epochs.clear()
     turn.record(records.EpochStarted(epoch=max(state.epoch + 1, turn.config.first_epoch), wall_ns=turn.wall_ns))
     state.awaited = set(state.seen)
-    lease_ns = turn.config.orchestrator_lease_ns if any(state.seen.values()) else turn.config.lease_ns
+    lease_ns = turn.config.lease_of(orchestrator=any(state.seen.values()))
     state.recovering_until_ns = turn.now + lease_ns if state.awaited else None
     for job in state.jobs.values():
         if job.ended:
@@ -80,7 +80,7 @@ def fire(turn: Turn) -> None:
             case "retry":
                 _end_back_off(turn, job, arguments[1], due_ns)
             case "queue":
-                _expire_queued(turn, job, arguments[1], arguments[2])
+                jobs.expire_queued(turn, job, range(arguments[1], arguments[1] + arguments[2]))
             case "total":
                 _expire_all(turn, job, arguments[1], arguments[2])
             case "backstop":
@@ -98,30 +98,9 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
         isolation.requeue(turn, job, index)
 
 
-def _expire_queued(turn: Turn, job: Job, first: int, count: int) -> None:
-    """Queue time-to-live: tasks that nobody has begun by now. One that failed has begun, and waits for its retry."""
-    recovering_until_ns = turn.state.recovering_until_ns
-    if recovering_until_ns is not None:  # what looks QUEUED may run with a worker that has not come back yet
-        turn.state.arm(recovering_until_ns, "queue", job.number, first, count)
-        return
-    late = [
-        index
-        for index in range(first, first + count)
-        if job.states[index] in (TaskState.WAITING, TaskState.QUEUED)
-        and (index not in job.notes or job.notes[index].last_failure is None)
-    ]
-    _expire(turn, job, late, "its time in the queue is over")
-
-
 def _expire_all(turn: Turn, job: Job, first: int, count: int) -> None:
     late = [index for index in range(first, first + count) if job.states[index] < _TERMINAL]
-    _expire(turn, job, late, "its total deadline has passed")
-
-
-def _expire(turn: Turn, job: Job, late: list[int], message: str) -> None:
-    if late:
-        failure = Failure(failure_class=FailureClass.EXPIRED, kind="expired", message=message)
-        jobs.end_tasks(turn, job, late, TaskState.EXPIRED, failure)
+    jobs.expire(turn, job, late, "its total deadline has passed")
 
 
 def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None:

@@ -59,6 +59,7 @@ _REPORTS: dict[type[Any], Callable[[Turn, Any], None]] = {
     events.Goodbye: workers.goodbye,
     events.ParentsAssigned: parents.assigned,
     events.ParentsRevoked: parents.revoked,
+    events.ParentsDrained: parents.drained,
     events.ParentExpanded: parents.expanded,
     events.ParentsAcked: parents.acked,
 }

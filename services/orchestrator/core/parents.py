@@ -2,13 +2,14 @@
 
 The jobs of a parent have derived ids, so that an expansion is found again after any restart and under any newer token:
 `<base>/plan` (one task, run by a worker: its result lists the children), `<base>/tasks` (the children) and `<base>/summary` (one task that gets all
-outcomes of the children). Closing one stage and making the next is one transaction, because both are records of one turn. Where no worker offers a plan
-for the type, the task is relayed as it came: `relay`.
+outcomes of the children). Closing the children's job and making the summary's is one transaction, because both are records of one turn; a plan is read in
+between, and after a restart read again. Where no worker offers a plan for the type, the task is relayed as it came: `relay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from antfarm.errors import AntFarmError
 from antfarm.model import (
@@ -18,10 +19,11 @@ from antfarm.model import (
     FailureClass,
     JobId,
     JobSpec,
+    TaskState,
     TaskTemplate,
 )
 from services.orchestrator.core import events, jobs, records, relay
-from services.orchestrator.core.effects import FailParent, ParentEnd, ReadPlan, ReportParents
+from services.orchestrator.core.effects import FailParent, ParentEnd, ReadPlan, ReleaseParents, ReportParents
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.lanes import PARENT_PREFIX
 from services.orchestrator.core.limits import (
@@ -37,6 +39,7 @@ from services.orchestrator.core.turn import Turn
 from services.orchestrator.core.workers import offers
 
 STAGES = ("summary", "tasks", "plan")
+_TERMINAL = int(TaskState.SUCCEEDED)
 KEPT_MAX = 300
 """Ended jobs of finished parents that are kept for people to look at; older ones are purged."""
 
@@ -98,6 +101,7 @@ def _bind(turn: Turn, event: events.ParentsAssigned, task: events.ParentTask) ->
             attempt=task.attempt,
             template=event.template,
             payload=task.payload,
+            wall_ns=turn.wall_ns,
         )
     )
     parent = turn.state.parents[event.job_id, task.index]
@@ -178,7 +182,7 @@ def _begin(turn: Turn, parent: Parent) -> None:
     workers = turn.state.workers.values()
     own = parent.template.type
     if offers(workers, f"{own}:plan"):
-        _make(turn, parent, "plan", _stage_template(parent, "plan"), parent.payload)
+        _make(turn, parent, "plan", _stage_template(turn, parent, "plan"), parent.payload)
     elif offers(workers, own):
         turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
         task = events.ParentTask(parent.index, parent.attempt, parent.payload)
@@ -189,7 +193,7 @@ def _begin(turn: Turn, parent: Parent) -> None:
 
 def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:
     dependency = Dependency(job_id=tasks.job_id, kind=DependencyKind.ALL)
-    _make(turn, parent, "summary", _stage_template(parent, "summarise"), parent.payload, (dependency,))
+    _make(turn, parent, "summary", _stage_template(turn, parent, "summarise"), parent.payload, (dependency,))
 
 
 def _name(parent: Parent) -> str:
@@ -197,10 +201,10 @@ def _name(parent: Parent) -> str:
     return f"{parent.template.type} {parent.job_id}/{parent.index}"[:NAME_BYTES_MAX]
 
 
-def _stage_template(parent: Parent, stage: str) -> TaskTemplate:
-    """Template of a plan or summary task: the parent's arguments, but its own place and no limits meant for the whole."""
+def _stage_template(turn: Turn, parent: Parent, stage: str) -> TaskTemplate:
+    """Template of a plan or summary task: the parent's arguments, but its own place and no limits meant for the whole but the deadline."""
     template = parent.template
-    return TaskTemplate(
+    made = TaskTemplate(
         type=f"{template.type}:{stage}",
         version=template.version,
         retry=template.retry,
@@ -208,6 +212,16 @@ def _stage_template(parent: Parent, stage: str) -> TaskTemplate:
         traceparent=template.traceparent,
         idempotent=True,
     )
+    return _within_deadline(turn, parent, made)
+
+
+def _within_deadline(turn: Turn, parent: Parent, template: TaskTemplate) -> TaskTemplate:
+    """The template with no more time than is left of the parent's total deadline: also where nobody above can say that it is over."""
+    total_ns, own_ns = parent.template.timeouts.total_ns, template.timeouts.total_ns
+    if total_ns is None:
+        return template
+    left_ns = max(turn.moment_ns(parent.bound_wall_ns) + total_ns - turn.now, 1)
+    return replace(template, timeouts=replace(template.timeouts, total_ns=min(left_ns, own_ns or left_ns)))
 
 
 def _make(
@@ -233,7 +247,7 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
     job_id = JobId(f"{base(parent.key)}/tasks")
     failure = event.failure
     if event.template is not None and failure is None:
-        spec = JobSpec(template=event.template, name=_name(parent))
+        spec = JobSpec(template=_within_deadline(turn, parent, event.template), name=_name(parent))
         try:
             check_spec(spec)
             check_payloads(event.payloads)
@@ -295,6 +309,47 @@ def revoked(turn: Turn, event: events.ParentsRevoked) -> None:
     """Up-stream took tasks away: everything made for them is cancelled and forgotten."""
     cause = event.cause or "revoked by the up-stream orchestrator"
     own, relayed = _bound(turn, event.tokens, older=True)
+    _take_back(turn, own, relayed, cause)
+
+
+def drained(turn: Turn, event: events.ParentsDrained) -> None:
+    """Up-stream drains this orchestrator: what has not begun goes back to it, and when the time is over the rest too."""
+    for begun in (False, True) if event.over else (False,):
+        going = [
+            parent
+            for parent in turn.state.parents.values()
+            if not _has_ended(turn, parent) and _has_begun(turn, parent) == begun
+        ]
+        if going:
+            own, relayed = [one for one in going if not one.job], [one for one in going if one.job]
+            tokens = [parent.token for parent in going]
+            _take_back(turn, own, relayed, "the orchestrator above drains this one")
+            turn.effect(ReleaseParents(tokens=tokens, never_started=not begun, after=turn.state.seq))
+
+
+def _has_ended(turn: Turn, parent: Parent) -> bool:
+    """True when its end is recorded here, and told up-stream."""
+    if parent.job:
+        return turn.state.jobs[parent.job].states[parent.local] >= _TERMINAL
+    summary, _, plan = (_job(turn.state, parent, stage) for stage in STAGES)
+    return (summary is not None and summary.ended) or (plan is not None and plan.ended and plan.failed_count > 0)
+
+
+def _has_begun(turn: Turn, parent: Parent) -> bool:
+    """False when it is certain that nothing of it was given to a worker."""
+    if parent.job:
+        return _was_given_out(turn, turn.state.jobs[parent.job], parent.local)
+    summary, tasks, plan = (_job(turn.state, parent, stage) for stage in STAGES)
+    return summary is not None or tasks is not None or (plan is not None and _was_given_out(turn, plan, 0))
+
+
+def _was_given_out(turn: Turn, job: Job, index: int) -> bool:
+    waits = job.states[index] in (TaskState.WAITING, TaskState.QUEUED)
+    return not waits or index in job.notes or turn.state.recovering_until_ns is not None
+
+
+def _take_back(turn: Turn, own: Sequence[Parent], relayed: Sequence[Parent], cause: str) -> None:
+    """Everything made for these parents is cancelled and forgotten."""
     relay.take_back(turn, relayed, cause)
     _purge_oldest(turn)
     for parent in own:

@@ -169,6 +169,8 @@ class ParentBound:
     attempt: int
     template: TaskTemplate
     payload: bytes
+    wall_ns: int = 0
+    """When it was bound: what is left of its total deadline counts from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -291,6 +291,8 @@ def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -
     _remember(job.note(index), attempt, how)
     if index not in job.live:
         isolation.requeue(turn, job, index)
+        if jobs.is_late(turn, job, index):
+            jobs.expire_queued(turn, job, range(index, index + 1))
 
 
 def fail(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: int) -> None:

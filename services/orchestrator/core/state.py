@@ -12,7 +12,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple, assert_never
@@ -40,6 +40,10 @@ _WAITING = int(TaskState.WAITING)
 _ACTIVE = int(TaskState.ACTIVE)
 _SUCCEEDED = int(TaskState.SUCCEEDED)
 _TERMINAL = _SUCCEEDED
+FORMER_MAX = 8
+"""Former incarnations of a worker that are remembered."""
+TASK_BYTES = 100
+"""What a queued task takes beside its payload, about (`make bench` measures it)."""
 ENDINGS_MAX = 10
 """Last endings of its attempts by which a worker is judged."""
 
@@ -193,7 +197,7 @@ class Job:
 
     __slots__ = (
         "added_seq", "backups", "batches", "begun_ns", "cancelled", "cancelled_seq", "cause", "closed", "counts", "created_seq", "created_wall_ns", "dependencies", "dependents", "digests", "durations",
-        "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused", "payload_bytes",
+        "ended_ns", "ended_seq", "ended_wall_ns", "job_id", "kept_bytes", "lane", "live", "notes", "number", "offered", "outcome_seqs", "paused",
         "payloads", "rank",
         "ready", "recovered", "result_seqs", "retried", "retry_of", "share", "spec", "states", "winners",
     )  # fmt: skip
@@ -226,7 +230,7 @@ class Job:
         self.states = bytearray()
         self.payloads: list[bytes | None] = []
         """None once the task succeeded: only unsuccessful ones can be retried."""
-        self.payload_bytes = 0
+        self.kept_bytes = 0
         self.digests = array("I")
         """CRC-32 of each payload: tells a repeated submission from another one."""
         self.outcome_seqs = array("Q")
@@ -340,6 +344,7 @@ class Worker:
         "dial",
         "drain_limit_ns",
         "failed",
+        "former",
         "frames",
         "frames_after",
         "gone",
@@ -373,6 +378,8 @@ class Worker:
     def __init__(self, worker_id: WorkerId) -> None:
         self.worker_id = worker_id
         self.incarnation = b""
+        self.former: deque[bytes] = deque(maxlen=FORMER_MAX)
+        """Incarnations that others have taken the place of: they are lost and stay so."""
         self.dial = 0
         """Of its last hello."""
         self.session: SessionId | None = None
@@ -472,6 +479,8 @@ class Parent:
     job: int = 0
     """Number of the job here that has it as one of its tasks, and which; 0: it has jobs of its own."""
     local: int = 0
+    bound_wall_ns: int = 0
+    """When it was bound, for one with jobs of its own."""
     bound_ns: int = 0
     """When it was bound in this life, for one with jobs of its own. Volatile."""
 
@@ -546,7 +555,7 @@ class State:
         self.recovering_until_ns: int | None = None
         self.awaited: set[str] = set()
         """Workers of the last epoch that have not come back."""
-        self.payload_bytes = 0
+        self.kept_bytes = 0
         self.disk_low = False
         self.touched: dict[int, None] = {}
         """Jobs that changed since the views last looked."""
@@ -666,6 +675,7 @@ class State:
                     template=record.template,
                     payload=record.payload,
                     seq=seq,
+                    bound_wall_ns=record.wall_ns,
                 )
             case records.ParentDone():
                 self.parents.pop((record.job_id, record.index), None)
@@ -724,11 +734,11 @@ class State:
         job.added_seq = seq
         payloads = record.payloads
         first, count = len(job.states), len(payloads)
-        size = sum(map(len, payloads))
+        size = task_bytes(payloads)
         job.payloads.extend(payloads)
         job.digests.extend(map(zlib.crc32, payloads))
-        job.payload_bytes += size
-        self.payload_bytes += size
+        job.kept_bytes += size
+        self.kept_bytes += size
         job.outcome_seqs.frombytes(bytes(8 * count))
         job.winners.frombytes(bytes(8 * count))
         job.batches.append(Batch(first, count, record.wall_ns, self.epoch))
@@ -764,8 +774,8 @@ class State:
                 payload = payloads[index]
                 payloads[index] = None
                 if payload is not None:
-                    job.payload_bytes -= len(payload)
-                    self.payload_bytes -= len(payload)
+                    job.kept_bytes -= TASK_BYTES + len(payload)
+                    self.kept_bytes -= TASK_BYTES + len(payload)
         if job.number in self.backed and record.ended[0].state == _SUCCEEDED:
             # One of those that a worker reports at once speaks for all: what matters here is reported one by one.
             job.durations.add(record.ended[0].run_us * 1_000)
@@ -882,12 +892,17 @@ class State:
         job.lane.remove(job)
         if not job.lane.jobs:
             del self.lanes[job.lane.key]
-        self.payload_bytes -= job.payload_bytes
+        self.kept_bytes -= job.kept_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]
         for other, _, _ in job.dependents:  # they have ended, and a replay would not find it either
             other.dependencies = [entry for entry in other.dependencies if entry[0] is not job]
         self.touched[job.number] = None
+
+
+def task_bytes(payloads: Sequence[bytes]) -> int:
+    """Bytes that tasks take, as far as submissions are refused by it."""
+    return sum(map(len, payloads)) + TASK_BYTES * len(payloads)
 
 
 def _use(worker: Worker, lane: Lane, attempts: int) -> None:

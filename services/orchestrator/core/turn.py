@@ -34,7 +34,7 @@ class CoreConfig:
     heartbeat_ns: int = 3 * SECOND_NS
     """H. Workers beat this often. The lease is four of them: one lost beat, one late one and a pause do not kill."""
     orchestrator_lease_ns: int = 60 * SECOND_NS
-    """Lease of a down-stream orchestrator: its restart is cheaper than repeating its work."""
+    """Lease of a down-stream orchestrator, when L is not longer: its restart is cheaper than repeating its work."""
     orphan_hold_ns: int = 300 * SECOND_NS
     """How long the holder of an at-most-once token may be silent before its task is given up."""
     infra_failures_max: int = 5
@@ -53,7 +53,7 @@ class CoreConfig:
     avoid_ns: int = 30 * SECOND_NS
     """How long a retry waits for a worker that has not failed the task; then any will do."""
     payload_bytes_max: int = 4 << 30
-    """Payloads of tasks that have not ended, in all; more are refused OVERLOADED."""
+    """What tasks that have not succeeded take (`state.task_bytes`), in all; more are refused OVERLOADED."""
     frame_bytes_max: int = 1 << 20
     """Payload bytes in one Tasks frame."""
     frame_tasks_max: int = 1024
@@ -71,6 +71,10 @@ class CoreConfig:
     def lease_ns(self) -> int:
         """L."""
         return 4 * self.heartbeat_ns
+
+    def lease_of(self, *, orchestrator: bool) -> int:
+        """Lease of a worker, or of a down-stream orchestrator: never shorter than a worker's, or a raised heartbeat would come too late for it."""
+        return max(self.orchestrator_lease_ns, self.lease_ns) if orchestrator else self.lease_ns
 
     @property
     def sweep_ns(self) -> int:

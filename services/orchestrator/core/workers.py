@@ -57,7 +57,7 @@ def attach(turn: Turn, event: events.Attach) -> bool:
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
     state.awaited.discard(event.worker_id)
-    if worker.drain_limit_ns is not None and not another:
+    if worker.drain_limit_ns is not None and (worker.orchestrator or not another):
         turn.effect(SendDrain(session=event.session, limit_ns=worker.drain_limit_ns))
     turn.effect(
         Welcome(
@@ -85,6 +85,10 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         check_resources(event.resources)
     except errors.InvalidArgument as error:
         return error
+    if worker is not None and event.incarnation in worker.former:
+        return errors.IncarnationLost(
+            f"another process of worker {worker.worker_id} has taken its place: attach as a new incarnation"
+        )
     if worker is None or worker.gone:
         return None
     if worker.incarnation == event.incarnation:
@@ -104,6 +108,8 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
 
 
 def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
+    if worker.incarnation not in (b"", event.incarnation):
+        worker.former.append(worker.incarnation)
     worker.incarnation = event.incarnation
     worker.dial = event.dial
     worker.session = event.session
@@ -117,7 +123,7 @@ def _take_over(turn: Turn, worker: Worker, event: events.Attach) -> None:
     worker.host = event.host
     worker.software = event.software
     worker.heard(turn.now)
-    worker.lease_ns = turn.config.orchestrator_lease_ns if event.orchestrator else turn.config.lease_ns
+    worker.lease_ns = turn.config.lease_of(orchestrator=event.orchestrator)
     worker.lost = worker.gone = False
     worker.frames = 0
     worker.lanes.clear()
@@ -249,9 +255,14 @@ def drain(turn: Turn, event: events.DrainWorker) -> None:
     worker = turn.state.workers.get(event.worker_id)
     if worker is None:
         raise errors.WorkerNotFound(f"no worker {event.worker_id!r} here: `antfarm worker list` shows those that are")
-    worker.drain_limit_ns = event.limit_ns if event.drain else None
+    drains, worker.drain_limit_ns = worker.drain_limit_ns is not None, event.limit_ns if event.drain else None
     if not event.drain:
         health.trust(turn, worker, "somebody said so")
+        if drains and worker.session is not None:
+            # Told by a welcome that no drain follows: a frame for it would be lost on workers that do not know it.
+            turn.state.sessions.pop(worker.session, None)
+            turn.effect(Refuse(session=worker.session, error=errors.Unavailable("the drain is over: attach again")))
+            worker.session = None
     if event.drain and worker.session is not None:
         turn.effect(SendDrain(session=worker.session, limit_ns=event.limit_ns))
     turn.effect(Reply(request=event.request, after=0))

@@ -144,7 +144,7 @@ _KINDS: dict[int, tuple[type[Any], _Form[Any]]] = {
         (12, r.JobPurged, "job", {}),
         (13, r.WorkerSeen, "worker_id orchestrator", {}),
         (14, r.WorkerLeft, "worker_id", {}),
-        (15, r.ParentBound, "job_id index epoch attempt template payload", {"template": _TEMPLATE.one}),
+        (15, r.ParentBound, "job_id index epoch attempt template payload wall_ns", {"template": _TEMPLATE.one}),
         (16, r.ParentDone, "job_id index", {}),
         (17, r.ParentsRelayed, "job local count job_id index epoch attempt", {}),
         (18, r.RelaysDone, "job job_id indices", {"indices": (list, list)}),

@@ -198,6 +198,36 @@ def test_queue_time_to_live_ends_what_waits_and_spares_what_runs_or_ran(farm: Ha
     )
 
 
+def test_a_task_that_was_out_when_its_time_in_the_queue_ended_expires_when_it_comes_back_unbegun(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 3, timeouts=Timeouts(queue_ns=5 * SECOND_NS), retry=retrying(3, 60.0))
+    first, second, *_ = worker.take()
+    worker.credit(0)
+    farm.wait(6, beating=[worker])
+    worker.release(first)
+    assert farm.states("j")[0] == "E"
+    assert ended(farm).failure == Failure(
+        failure_class=FailureClass.EXPIRED, kind="expired", message="its time in the queue is over"
+    )
+    worker.fail(second)  # it has begun: that is another matter
+    assert farm.states("j")[1] == "W"
+
+
+def test_it_does_not_expire_while_somebody_may_still_come_back_with_it(farm: Harness) -> None:
+    worker, other = farm.worker("w1"), farm.worker("w2")
+    farm.create("j", 1, timeouts=Timeouts(queue_ns=5 * SECOND_NS))
+    (token,) = worker.take() or other.take()
+    farm.restart()
+    third = farm.worker("w3")
+    holder = worker if token in worker.held else other
+    holder.attach()
+    farm.wait(6, beating=[third, holder])
+    holder.release(token)
+    assert farm.states("j") == "Q"
+    farm.wait(7, beating=[third, holder])
+    assert farm.states("j") == "E"
+
+
 def test_a_total_deadline_ends_everything_and_stops_what_runs(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 2, timeouts=Timeouts(total_ns=5 * SECOND_NS))

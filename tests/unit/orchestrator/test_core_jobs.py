@@ -11,6 +11,7 @@ from orchestrator_harness import Harness, append_event, create_event, each, retr
 from antfarm import errors
 from antfarm.model import PAYLOAD_BYTES_MAX, SECOND_NS, ConcurrencyLimit, JobId, JobState, TaskState, Timeouts
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.state import TASK_BYTES
 from services.orchestrator.core.turn import CoreConfig
 
 
@@ -142,10 +143,10 @@ def test_a_dependency_must_exist(farm: Harness) -> None:
 
 
 def test_too_many_payload_bytes_and_a_low_disk_refuse_new_tasks_alone() -> None:
-    farm = Harness(CoreConfig(payload_bytes_max=10))
+    farm = Harness(CoreConfig(payload_bytes_max=10 + TASK_BYTES))
     worker = farm.worker(slots=10)
     farm.create("j", [b"x" * 10], close=False)
-    refused(farm, lambda n: append_event(n, "j", 1, [b"y"]), errors.Overloaded, "too many payloads")
+    refused(farm, lambda n: append_event(n, "j", 1, [b"y"]), errors.Overloaded, "too many tasks are queued")
     refused(farm, lambda n: create_event(n, "k", [b"y"]), errors.Overloaded, "nothing was taken")
     farm.append("j", 0, [b"x" * 10])
     worker.take()
@@ -291,17 +292,36 @@ def test_requests_on_jobs_that_are_not_there_are_refused(farm: Harness) -> None:
         refused(farm, make, errors.JobNotFound, "no job 'nope' here")
 
 
+def test_small_tasks_are_bounded_too_and_what_failed_ones_keep_is_named() -> None:
+    farm = Harness(CoreConfig(payload_bytes_max=40 * (TASK_BYTES + 60_000)))
+    worker = farm.worker(slots=1)
+    big = [b"x" * 60_000] * 39
+    farm.create("old", big)
+    refused(farm, lambda n: create_event(n, "j", [b""] * 602), errors.Overloaded, r"submit again when some have run$")
+    worker.take()
+    farm.cancel("old")
+    farm.claim_all(effects.SendRevoke)
+    refused(
+        farm,
+        lambda n: create_event(n, "j", [b""] * 602),
+        errors.Overloaded,
+        "or purge ended jobs, whose failed and cancelled tasks keep 2 MiB for a retry",
+    )
+    farm.purge("old")
+    farm.create("j", [b""] * 602)
+
+
 def test_payloads_are_dropped_with_success_alone(farm: Harness) -> None:
     worker = farm.worker(slots=2)
     farm.create("j", [b"12345", b"678"])
     first, second = worker.take()
-    assert farm.state.payload_bytes == 8
+    assert farm.state.kept_bytes == 8 + 2 * TASK_BYTES
     worker.run([first])
     worker.fail(second)
-    assert farm.state.payload_bytes == 3
+    assert farm.state.kept_bytes == 3 + TASK_BYTES
     assert farm.job("j").counts[TaskState.FAILED] == 1
     farm.purge("j")
-    assert farm.state.payload_bytes == 0
+    assert farm.state.kept_bytes == 0
 
 
 def test_the_wall_clock_is_recorded_and_not_believed(farm: Harness) -> None:

@@ -65,6 +65,50 @@ def test_a_lost_incarnation_stays_lost_and_a_new_one_brings_what_it_holds(farm: 
     worker.take()
 
 
+def test_an_incarnation_whose_place_was_taken_stays_lost(farm: Harness) -> None:
+    first = farm.worker()
+    farm.create("j", 1)
+    (token,) = first.take()
+    first.detach()
+    second = Worker(farm, "w1", 1)
+    second.incarnation = b"second"
+    second.attach()
+    farm.wait(0)
+    (again,) = second.take()
+    second.detach()  # a broken stream is no proof of anything
+    assert isinstance(first.refused(), errors.IncarnationLost)
+    assert farm.job("j").live[0].token == again
+    second.attach()
+    assert second.report(again) is VerdictCode.ACCEPTED
+    second.goodbye()
+    assert isinstance(first.refused(), errors.IncarnationLost)
+    assert token != again
+
+
+@pytest.mark.parametrize(("heartbeat_s", "lease_s"), [(3, 60), (61, 244)])
+def test_an_orchestrators_lease_is_never_shorter_than_a_workers(heartbeat_s: int, lease_s: int) -> None:
+    farm = Harness(CoreConfig(heartbeat_ns=heartbeat_s * SECOND_NS))
+    below = farm.worker("below", orchestrator=True)
+    farm.create("j", 1)
+    (token,) = below.take()
+    farm.wait(lease_s - 1)
+    assert farm.states("j") == "A"
+    assert below.report(token) is VerdictCode.ACCEPTED
+
+
+def test_after_a_restart_an_orchestrator_below_is_awaited_for_its_own_lease() -> None:
+    farm = Harness(CoreConfig(heartbeat_ns=30 * SECOND_NS))
+    below = farm.worker("below", orchestrator=True)
+    farm.create("j", 1)
+    (token,) = below.take()
+    farm.restart()
+    other = farm.worker("other")
+    farm.wait(115, beating=[other])
+    assert other.take() == []
+    below.attach()
+    assert below.report(token) is VerdictCode.ACCEPTED
+
+
 @pytest.mark.parametrize("word", ["beat", "credit", "report", "running"])
 def test_any_word_renews_the_lease(farm: Harness, word: str) -> None:
     worker = farm.worker(slots=1)
@@ -344,7 +388,34 @@ def test_drain_gives_no_more_work_and_is_told_again_after_a_break(farm: Harness)
     assert farm.claim(effects.SendDrain).session == worker.session
     assert worker.take() == []
     drain(False)
+    assert str(farm.claim(effects.Refuse, session=worker.session).error) == "the drain is over: attach again"
+    worker.attach()
+    assert farm.claim_all(effects.SendDrain) == []
     assert len(worker.take()) == 1
+    drain(False)  # where there is none nothing happens
+    assert farm.claim_all(effects.Refuse) == []
+
+
+def test_an_orchestrators_next_process_is_told_of_the_drain_too(farm: Harness) -> None:
+    """It does not leave as a worker does, and goes on with what it had."""
+    below = farm.worker(slots=1, orchestrator=True)
+
+    def drain(on: bool) -> None:
+        farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=on, limit_ns=5 * SECOND_NS))
+
+    drain(True)
+    farm.claim(effects.SendDrain)
+    below.detach()
+    below.reborn()
+    below.attach()
+    assert farm.claim(effects.SendDrain).session == below.session
+    farm.create("j", 1)
+    assert below.take() == []
+    drain(False)
+    assert isinstance(farm.claim(effects.Refuse, session=below.session).error, errors.Weather)
+    below.attach()
+    assert farm.claim_all(effects.SendDrain) == []
+    assert len(below.take()) == 1
 
 
 def test_a_drained_id_that_comes_back_stays_drained_until_told_otherwise(farm: Harness) -> None:
@@ -357,6 +428,8 @@ def test_a_drained_id_that_comes_back_stays_drained_until_told_otherwise(farm: H
     farm.create("j", 1)
     assert worker.take() == []
     farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=False, limit_ns=0))
+    farm.claim(effects.Refuse, session=worker.session)
+    worker.attach()
     assert len(worker.take()) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -111,7 +112,15 @@ def test_a_parent_is_bound_before_it_is_started(farm: Harness) -> None:
     worker.take()
     bound = [r for r in farm.records if isinstance(r, records.ParentBound)]
     assert bound == [
-        records.ParentBound(job_id="top", index=4, epoch=1, attempt=1, template=STAGE, payload=b"[1]"),
+        records.ParentBound(
+            job_id="top",
+            index=4,
+            epoch=1,
+            attempt=1,
+            template=STAGE,
+            payload=b"[1]",
+            wall_ns=bound[0].wall_ns,
+        ),
     ]
 
 
@@ -701,3 +710,100 @@ def test_a_job_of_tasks_that_are_done_belongs_to_nobody_though_one_of_them_has_c
     farm.do(assigned(*tokens(0, attempt=2), template=PLAIN))
     assert farm.state.parents["top", 0].job == 0
     farm.purge("up/top/0/relay-1")
+
+
+# ---- drained and out of time -----------------------------------------------------------------------------------------
+
+
+def drain(farm: Harness, *, over: bool) -> list[tuple[bool, list[HeldToken]]]:
+    """(never started, tokens) of what is given back."""
+    farm.do(events.ParentsDrained(over=over))
+    return [(effect.never_started, list(effect.tokens)) for effect in farm.claim_all(effects.ReleaseParents)]
+
+
+def test_a_drain_gives_back_what_has_not_begun_and_at_its_end_the_rest(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1, 2, 3, slots=2)
+    assert [token[1] for token in here] == [0, 1]
+    worker.credit(0)
+    worker.run([here[0]])
+    assert [report.token for report in reports(farm)] == [("top", 0, 1, 1)]
+    assert drain(farm, over=False) == [(True, [("top", 2, 1, 1), ("top", 3, 1, 1)])]
+    assert farm.states("up/top/0/relay-1") == "SACC"
+    assert set(farm.state.parents) == {("top", 0), ("top", 1)}
+    assert drain(farm, over=True) == [(False, [("top", 1, 1, 1)])]
+    assert farm.states("up/top/0/relay-1") == "SCCC"
+    assert farm.claim(effects.SendRevoke).tokens == [here[1]]
+    assert set(farm.state.parents) == {("top", 0)}, "its end is told, and waits for the verdict"
+    assert drain(farm, over=True) == []
+
+
+def test_a_drain_waits_with_what_may_have_begun_before_a_restart(farm: Harness) -> None:
+    worker, here = relayed(farm, 0, 1, slots=1)
+    farm.restart()
+    assert drain(farm, over=False) == [], "who holds it has not come back"
+    worker.attach()
+    assert farm.states("up/top/0/relay-1") == "AQ"
+    assert drain(farm, over=False) == [(True, [("top", 1, 1, 1)])]
+    worker.run([here[0]])
+    assert [report.token for report in reports(farm)] == [("top", 0, 1, 1)]
+
+
+def test_a_drain_lets_an_expansion_go_on_until_its_end(farm: Harness) -> None:
+    assign(farm)
+    assert drain(farm, over=False) == [(True, [(*KEY, 1, 1)])], "nobody can plan it here"
+    assert not farm.state.parents
+    worker = farm.worker(slots=3, types=PLANNED)
+    started(farm, attempt=2)
+    planned(farm, worker)
+    worker.take()
+    assert drain(farm, over=False) == []
+    assert drain(farm, over=True) == [(False, [(*KEY, 1, 2)])]
+    assert not farm.state.parents
+    assert not farm.state.jobs
+    farm.claim_all(effects.SendRevoke)
+
+
+def test_what_a_drain_gives_back_leaves_when_that_is_durable(farm: Harness) -> None:
+    assign(farm)
+    farm.autocommit = False
+    farm.do(events.ParentsDrained(over=False))
+    assert farm.claim_all(effects.ReleaseParents) == []
+    farm.commit()
+    assert len(farm.claim_all(effects.ReleaseParents)) == 1
+
+
+def test_what_a_parent_becomes_has_no_more_time_than_the_parent(farm: Harness) -> None:
+    worker = farm.worker(slots=3, types=PLANNED)
+    assign(farm, template=replace(STAGE, timeouts=Timeouts(total_ns=60 * SECOND_NS)))
+    assert farm.job("up/top/4/plan").template.timeouts == Timeouts(total_ns=60 * SECOND_NS)
+    farm.wait(20, beating=[worker])
+    own = TaskTemplate(type="child", timeouts=Timeouts(run_ns=1, total_ns=50 * SECOND_NS))
+    (token,) = worker.take()
+    worker.run([token])
+    farm.claim(effects.ReadPlan)
+    expand(farm, 3, template=own)
+    timeouts = farm.job("up/top/4/tasks").template.timeouts
+    assert (timeouts.run_ns, round((timeouts.total_ns or 0) / SECOND_NS, 3)) == (1, 40.0)
+    worker.take()
+    farm.restart()
+    worker.attach()
+    farm.wait(39, beating=[worker])
+    assert farm.states("up/top/4/tasks") == "AAA"
+    farm.wait(2, beating=[worker])
+    assert farm.states("up/top/4/tasks") == "EEE"
+    farm.wait(1, beating=[worker])
+    assert farm.states("up/top/4/summary") == "E"
+    end = reported(farm)
+    assert (end.token, end.state) == ((*KEY, 1, 1), TaskState.EXPIRED)
+    farm.drop(effects.SendRevoke, effects.SendTasks)
+
+
+def test_children_keep_a_shorter_time_of_their_own(farm: Harness) -> None:
+    worker = farm.worker(slots=3, types=PLANNED)
+    assign(farm, template=replace(STAGE, timeouts=Timeouts(total_ns=60 * SECOND_NS)))
+    (token,) = worker.take()
+    worker.run([token])
+    farm.claim(effects.ReadPlan)
+    expand(farm, 1, template=TaskTemplate(type="child", timeouts=Timeouts(total_ns=5 * SECOND_NS)))
+    assert farm.job("up/top/4/tasks").template.timeouts == Timeouts(total_ns=5 * SECOND_NS)
+    worker.take()

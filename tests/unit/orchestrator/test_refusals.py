@@ -12,7 +12,16 @@ import pytest
 from orchestrator_harness import Harness, append_event, create_event, each, spec_of
 
 from antfarm.errors import AntFarmError
-from antfarm.model import PAYLOAD_BYTES_MAX, SECOND_NS, ConcurrencyLimit, JobId, RetryPolicy, Timeouts, WorkerId
+from antfarm.model import (
+    PAYLOAD_BYTES_MAX,
+    SECOND_NS,
+    ConcurrencyLimit,
+    JobId,
+    RetryPolicy,
+    SessionId,
+    Timeouts,
+    WorkerId,
+)
 from services.orchestrator.core import effects, events, jobs, limits, workers
 from services.orchestrator.core.turn import CoreConfig
 
@@ -85,6 +94,32 @@ def attach_anew(farm: Harness) -> None:
     farm.do(replace(farm_hello(farm), session="again"))  # type: ignore[arg-type]
 
 
+def replaced() -> AntFarmError:
+    """A process whose place another one has taken, which has gone since."""
+    farm = farm_with(type="u")
+    first = farm.worker("w1")
+    first.detach()
+    farm.do(replace(farm_hello(farm), session="second", incarnation=b"second"))  # type: ignore[arg-type]
+    farm.do(events.Detach(session=SessionId("second")))
+    farm.drop()
+    return first.refused()
+
+
+def cancelled_keeps() -> AntFarmError:
+    farm = farm_with("old")
+    farm.cancel("old")
+    return farm.refusal(lambda n: create_event(n, "new", [b"x" * 60_000] * 20))
+
+
+def undrain(farm: Harness) -> None:
+    farm.drop()
+    farm.do(replace(farm_hello(farm), session="below", orchestrator=True))  # type: ignore[arg-type]
+    farm.drop()
+    for on in (True, False):
+        farm.ask(lambda n, on=on: events.DrainWorker(request=n, worker_id=WorkerId("w1"), drain=on, limit_ns=SECOND_NS))  # type: ignore[misc]
+    farm.drop(effects.SendDrain)
+
+
 def farm_hello(farm: Harness) -> events.Attach:
     worker = farm.state.workers["w1"]
     return events.Attach(
@@ -114,9 +149,11 @@ CASES: dict[str, Case] = {
         farm_with(), lambda n: append_event(n, "j", 2, 1)
     ),
     "the orchestrator's disk is nearly full: nothing was taken; make room and submit again": disk_low,
-    "too many payloads are queued: nothing was taken; submit again when some have run": created(
+    "too many tasks are queued: nothing was taken; submit again when some have run": created(
         payloads=[b"x" * 60_000] * 20
     ),
+    "too many tasks are queued: nothing was taken; submit again when some have run, "
+    "or purge ended jobs, whose failed and cancelled tasks keep 0 MiB for a retry": cancelled_keeps,
     "job j has 2 tasks, none of index 7: `antfarm task list` shows them": lambda: on(
         farm_with(), lambda n: events.CancelTask(request=n, job_id=JobId("j"), index=7, cause="")
     ),
@@ -162,6 +199,8 @@ CASES: dict[str, Case] = {
     "worker w1 was silent beyond its lease: attach as a new incarnation": lambda: attach(silent_s=13.0),
     "a worker w1 is attached already: give this one another --worker-id": lambda: attach(incarnation=b"other"),
     "worker w1 has attached on a newer connection: this one is late": lambda: attach({"dial": 3}, dial=2),
+    "another process of worker w1 has taken its place: attach as a new incarnation": replaced,
+    "the drain is over: attach again": lambda: thrown_out(undrain),
     "the worker attached anew on another stream": lambda: thrown_out(attach_anew),
     "no worker 'w9' here: `antfarm worker list` shows those that are": lambda: on(
         farm_with(),
