@@ -28,7 +28,7 @@ class _Ending:
 class _EndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ending.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ENDING_UNSPECIFIED: _Ending.ValueType  # 0
-    """Not set: refused."""
+    """Not set. A peer that meets it or an unknown number takes it for a failure of class APP, never for an error of the stream."""
     ENDING_SUCCEEDED: _Ending.ValueType  # 1
     """It returned."""
     ENDING_FAILED: _Ending.ValueType  # 2
@@ -44,7 +44,7 @@ class Ending(_Ending, metaclass=_EndingEnumTypeWrapper):
     """How an attempt ended."""
 
 ENDING_UNSPECIFIED: Ending.ValueType  # 0
-"""Not set: refused."""
+"""Not set. A peer that meets it or an unknown number takes it for a failure of class APP, never for an error of the stream."""
 ENDING_SUCCEEDED: Ending.ValueType  # 1
 """It returned."""
 ENDING_FAILED: Ending.ValueType  # 2

@@ -128,19 +128,39 @@ async def test_garbage_after_a_good_hello_ends_that_session_alone(farm: Running)
     await served(farm)
 
 
-async def test_an_ending_that_nobody_knows_breaks_the_report_queue_and_counts_nothing(farm: Running) -> None:
-    await farm.create("j", 1)
+async def test_an_ending_of_a_later_version_is_a_failure_and_what_came_with_it_counts(farm: Running) -> None:
+    await farm.create("j", 2)
+    worker = farm.worker(slots=2)
+    await worker.attach()
+    odd, good = await worker.tasks(2)
+    group = report_queue_pb2.OutcomeGroup(job_id="j", epoch=odd[2])
+    endings: tuple[Any, ...] = (99, report_queue_pb2.ENDING_SUCCEEDED)
+    for number, token, ending in zip((101, 102), (odd, good), endings, strict=True):
+        group.outcomes.add(report_no=number, index=token[1], attempt=token[3], ending=ending)
+        worker.reported[number] = token
+    frame = report_queue_pb2.PushReportsRequest(reports=report_queue_pb2.Reports(outcomes=[group]))
+    await worker._reports.write(frame)
+    verdicts = (await asyncio.wait_for(worker._reports.read(), PATIENCE_S)).verdicts
+    assert [(v.code, sorted(v.report_nos)) for v in verdicts] == [(report_queue_pb2.VERDICT_CODE_ACCEPTED, [101, 102])]
+    failed, succeeded = await farm.results("j", indices=[0]), await farm.results("j", indices=[1])
+    assert [result.state for result in succeeded] == [common_pb2.TASK_STATE_SUCCEEDED]
+    assert [result.state for result in failed] == [common_pb2.TASK_STATE_FAILED]
+    failure = failed[0].failure
+    assert (failure.failure_class, failure.kind) == (common_pb2.FAILURE_CLASS_APP, "UnsupportedEnding")
+    assert "(99)" in failure.message
+    assert "upgrade the orchestrator" in failure.message
+    await worker.drop()
+
+
+async def test_an_ending_of_a_later_version_costs_an_attempt_as_any_failure_does(farm: Running) -> None:
+    await farm.create("j", 1, retry=common_pb2.RetryPolicy(max_attempts=2, backoff_initial=wire.duration_to_wire(1)))
     worker = farm.worker()
     await worker.attach()
     (token,) = await worker.tasks()
-    await worker.send(token, ending=99)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await worker._reports.read()
-    assert isinstance(wire.error_from_rpc(caught.value), InvalidArgument)
-    assert (await task_of(farm, "j", 0)).state == common_pb2.TASK_STATE_ACTIVE
-    worker.reported.clear()
-    await worker.attach()
-    assert await worker.report(token) == ["ACCEPTED"]
+    assert await worker.report(token, ending=0) == ["ACCEPTED"], "one that is not set is none that is known either"
+    (again,) = await worker.tasks()
+    assert again[3] == 2
+    assert await worker.report(again) == ["ACCEPTED"]
     await worker.drop()
 
 

@@ -210,7 +210,7 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
 def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
     ending = _ENDINGS.get(message.ending)
     if ending is None:
-        raise InvalidArgument(f"outcome of task {message.index}: ending {message.ending} is not supported")
+        return _of_a_later_version(message)
     outcome = Outcome(
         report_no=message.report_no,
         index=message.index,
@@ -233,3 +233,19 @@ def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
         if message.HasField("failure"):
             outcome.failure = wire.failure_from_wire(message.failure)
     return outcome
+
+
+def _of_a_later_version(message: report_queue_pb2.Outcome) -> Outcome:
+    """A failure in the place of an ending that nobody here knows: refused, it would be sent again for ever, and ignored, its task would run for ever."""
+    text = (
+        f"the worker says that it ended in a way ({message.ending}) that this orchestrator does not know: upgrade the orchestrator to the worker's "
+        "version, or let the worker use the orchestrator's"
+    )
+    return Outcome(
+        report_no=message.report_no,
+        index=message.index,
+        attempt=message.attempt,
+        ending=Ending.FAILED,
+        run_us=message.run_us,
+        failure=Failure(failure_class=FailureClass.APP, kind="UnsupportedEnding", message=text),
+    )
