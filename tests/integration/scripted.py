@@ -47,7 +47,7 @@ class Running:
         self.settings = settings
         self.address = ""
         self.orchestrator: Orchestrator
-        self._journal: SqliteJournal
+        self.journal: SqliteJournal
         self._stop: asyncio.Event
         self._task: asyncio.Task[int] | None = None
         self._channel: grpc.aio.Channel
@@ -58,9 +58,9 @@ class Running:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(program, "ready", lambda line: ready.set_result(line.rpartition(" ")[2]))
             patch.setattr(program, "tune_gc", lambda: None)
-            self._journal = SqliteJournal(self.settings.state_directory)
+            self.journal = SqliteJournal(self.settings.state_directory)
             self._stop = asyncio.Event()
-            self.orchestrator = Orchestrator(self.settings, self._journal, None)
+            self.orchestrator = Orchestrator(self.settings, self.journal, None)
             self._task = asyncio.create_task(self.orchestrator.run(self._stop))
             waiting: list[asyncio.Future[Any]] = [self._task, ready]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -83,9 +83,11 @@ class Running:
             return
         await self._channel.close()
         self._stop.set()
-        assert await asyncio.wait_for(self._task, PATIENCE_S) == 0
-        self._task = None
-        self._journal.close()
+        task, self._task = self._task, None
+        try:
+            assert await asyncio.wait_for(task, PATIENCE_S) == 0
+        finally:
+            self.journal.close()
 
     async def restart(self) -> None:
         """End it and serve again from what its journal holds, on the same port."""

@@ -95,7 +95,7 @@ async def test_why_no_backup_was_made_is_told_and_the_orchestrator_serves_on(
 async def test_a_damaged_journal_makes_no_backup(tmp_path: Path) -> None:
     async with orchestrator(tmp_path / "state") as running:
         await running.create("j", 1)
-        running._journal._db.execute("UPDATE record SET crc = crc + 1 WHERE kind = 3")
+        running.journal._db.execute("UPDATE record SET crc = crc + 1 WHERE kind = 3")
         error = await refusal(read(backup_pb2_grpc.BackupServiceStub(running.channel).CreateBackup(REQUEST)))
         assert isinstance(error, Internal)
         assert "is damaged (its checksum differs)" in str(error)

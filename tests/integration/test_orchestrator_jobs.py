@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from scripted import (
 )
 
 from antfarm import net, wire
-from antfarm.errors import Conflict, Gap, UserError, Weather
+from antfarm.errors import Conflict, Gap, Internal, Unavailable, UserError, Weather
 from antfarm.model import PAYLOAD_BYTES_MAX
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc, report_queue_pb2, system_pb2, task_pb2, worker_pb2
+from services.orchestrator.journal.base import JournalBroken
 from services.orchestrator.runtime.driver import Driver
+from services.orchestrator.runtime.results import ResultCache
 from services.orchestrator.servicers import jobs as servicer
+from services.orchestrator.settings import OrchestratorSettings
 
 pytestmark = pytest.mark.slow
 
@@ -654,3 +658,31 @@ async def test_a_refused_submission_is_not_kept_until_the_next_garbage_collectio
         gc.garbage.clear()
         gc.enable()
     assert kept == []
+
+
+@pytest.mark.parametrize("method", ["results", "task", "explanation"])
+async def test_a_record_that_cannot_be_read_ends_the_program_with_one_line(
+    tmp_path: Path, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trouble = JournalBroken("journal x cannot be read: disk I/O error; look at its disk, then start again")
+
+    def fail(*_: Any) -> Any:
+        raise trouble
+
+    running = Running(OrchestratorSettings(port=0, state=str(tmp_path / "state")))
+    await running.start()
+    await running.create("j", 1)
+    await running.jobs.CancelJob(job_pb2.CancelJobRequest(job_id="j"))
+    running.orchestrator.driver.results = ResultCache()  # they were long ago
+    running.journal.read = fail  # type: ignore[method-assign]
+    calls: dict[str, Any] = {
+        "results": lambda: running.jobs.StreamResults(job_pb2.StreamResultsRequest(job_id="j")),
+        "task": lambda: running.tasks.GetTask(task_pb2.GetTaskRequest(job_id="j", index=0)),
+        "explanation": lambda: running.tasks.ExplainTask(task_pb2.ExplainTaskRequest(job_id="j", index=0)),
+    }
+    assert isinstance(await refusal(calls[method]()), Unavailable)
+    with pytest.raises(Internal) as caught:
+        await running.stop()
+    assert str(caught.value) == str(trouble)
+    (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (line.message, line.exc_info) == (str(trouble), None)

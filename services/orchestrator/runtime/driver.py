@@ -61,7 +61,7 @@ class Driver:
         self.durable_seq = core.state.seq
         self.results = ResultCache()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Ends with the error that stops the program: a broken journal or a broken invariant."""
+        """Ends with the error that stops the program: a broken journal or a broken invariant. Nothing is handled after that."""
         self._journal = journal
         self._deliver = deliver
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -133,6 +133,8 @@ class Driver:
     def _turn(self) -> None:
         """Handle everything that has gathered, then place once."""
         self._scheduled = False
+        if self.failed.done():
+            return
         batch, self._inbox = self._inbox, []
         if self._tick_due:
             # Time comes last: nobody is given up whose word has been read already.
@@ -235,12 +237,20 @@ class Driver:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
+    async def _read(self, read: Callable[[], list[tuple[int, Record]]]) -> list[tuple[int, Record]]:
+        """Read from the journal. What cannot be read stops the program, as what cannot be written does: then whoever waits for it is cancelled."""
+        try:
+            return await self._loop.run_in_executor(self._thread, read)
+        except JournalBroken as error:
+            self._fail(error)
+            raise asyncio.CancelledError from None
+
     async def read_records(self, seqs: list[int]) -> list[tuple[int, Record]]:
         """Durable records by number, from the cache or the journal, in the order asked for."""
         found = {seq: record for seq in seqs if (record := self.results.get(seq)) is not None}
         missing = [seq for seq in seqs if seq not in found]
         if missing:
-            found.update(await self._loop.run_in_executor(self._thread, self._journal.read, missing))
+            found.update(await self._read(lambda: self._journal.read(missing)))
         return [(seq, found[seq]) for seq in seqs if seq in found]
 
     @asynccontextmanager
@@ -264,7 +274,7 @@ class Driver:
 
     async def read_history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
         """Durable records of single attempts of a job, as `Journal.history`; commits go on between two calls."""
-        return await self._loop.run_in_executor(self._thread, self._journal.history, job, first, last)
+        return await self._read(lambda: self._journal.history(job, first, last))
 
     async def settled(self, seq: int) -> bool:
         """Return True when the records up to that number are durable, False when there is no room to make them so."""

@@ -53,6 +53,7 @@ class Disk(MemoryJournal):
         self.free = (1 << 40, 1 << 40)
         self.away: OSError | None = None
         self.reads = 0
+        self.unreadable: Exception | None = None
 
     def append(self, records: Sequence[tuple[int, Record]]) -> None:
         assert threading.current_thread() is not threading.main_thread(), "the loop's thread must not wait for a disk"
@@ -64,7 +65,14 @@ class Disk(MemoryJournal):
 
     def read(self, seqs: Sequence[int]) -> list[tuple[int, Record]]:
         self.reads += 1
+        if self.unreadable is not None:
+            raise self.unreadable
         return super().read(seqs)
+
+    def history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
+        if self.unreadable is not None:
+            raise self.unreadable
+        return super().history(job, first, last)
 
     def free_bytes(self) -> tuple[int, int]:
         if self.away is not None:
@@ -240,6 +248,25 @@ async def test_a_broken_journal_stops_the_program_and_answers_nobody(bench: Benc
     assert not asked.done()
     asked.cancel()
     assert explain_failure(JournalBroken("it is so")) == "it is so"
+
+
+@pytest.mark.parametrize("what", ["records", "history"])
+async def test_a_journal_that_cannot_be_read_stops_the_program_and_answers_nobody(bench: Bench, what: str) -> None:
+    """Whoever asked is cancelled, which is no answer: a task of the up-stream link takes it for no word about a plan or an end."""
+    await bench.driver.ask(create("a"))
+    bench.disk.unreadable = JournalBroken("the disk is gone")
+    read = bench.driver.read_records([2]) if what == "records" else bench.driver.read_history(1, 1, 2)
+    reading = asyncio.create_task(read)
+    await asyncio.wait((reading,))
+    assert reading.cancelled()
+    with pytest.raises(JournalBroken, match="the disk is gone"):
+        await bench.driver.failed
+    durable = len(bench.disk.rows)
+    asked = asyncio.create_task(bench.driver.ask(create("b")))
+    await asyncio.sleep(0.02)
+    assert len(bench.disk.rows) == durable, "nothing is handled any more"
+    assert not asked.done()
+    asked.cancel()
 
 
 async def test_a_disk_that_cannot_be_looked_at_stops_the_program(bench: Bench) -> None:
