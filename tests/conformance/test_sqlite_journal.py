@@ -12,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from journal_records import Row, append_batches, batch_from, rows
@@ -268,6 +270,29 @@ def test_a_flipped_bit_in_a_body_is_named_with_its_record(tmp_path: Path) -> Non
     with pytest.raises(JournalBroken, match="record 8 is damaged"):
         journal.read([7, 8])
     journal.close()
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage_to_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk says nothing about the content, and a backup mends no disk."""
+
+    def fail(*_: object) -> NoReturn:
+        trouble = sqlite3.OperationalError("disk I/O error")
+        trouble.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+        raise trouble
+
+    small_journal(tmp_path)
+    journal = SqliteJournal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_db", SimpleNamespace(execute=fail))
+        for read in (lambda: journal.read([7]), lambda: journal.history(1, 1, 9), lambda: list(journal.replay())):
+            with pytest.raises(JournalBroken) as caught:
+                read()
+            assert str(caught.value) == (
+                f"journal {tmp_path / MAIN} cannot be read: disk I/O error; look at its disk, then start again"
+            )
+    journal.close()
+    monkeypatch.setattr(SqliteJournal, "_open", fail)
+    assert "disk I/O error; look at its disk, then start again" in refusal(tmp_path)
 
 
 def change(directory: Path, statement: str) -> None:

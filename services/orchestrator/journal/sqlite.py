@@ -37,9 +37,11 @@ _SCHEMA = {
     "record_job": "CREATE INDEX record_job ON record (job)",
 }
 _RESTORE = "restore it from a backup or give another --state"
+_LOOK = "look at its disk, then start again"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "end the other program that has it open",
     sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_IOERR: _LOOK,
     sqlite3.SQLITE_CANTOPEN: "give a --state whose files this user can read and write",
     sqlite3.SQLITE_READONLY: "give a --state whose files this user can read and write",
 }
@@ -94,8 +96,7 @@ class SqliteJournal:
         self._ballast.keep()
 
     def _unusable(self, error: object, advice: str = "") -> InvalidArgument:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return InvalidArgument(f"journal {self._path}: {error}; {advice or _ADVICE.get(code, _RESTORE)}")
+        return InvalidArgument(f"journal {self._path}: {error}; {advice or _ADVICE.get(_code(error), _RESTORE)}")
 
     def _open(self) -> str:
         """Look at what is there, or make it. Returns the orchestrator's id."""
@@ -154,6 +155,8 @@ class SqliteJournal:
             for row in self._db.execute(f"SELECT seq, job, kind, crc, body FROM record {which}", arguments):
                 yield row[0], self._checked(*row)
         except _TROUBLE as error:
+            if _code(error) == sqlite3.SQLITE_IOERR:  # which says nothing about the content
+                raise JournalBroken(f"journal {self._path} cannot be read: {error}; {_LOOK}") from None
             raise JournalBroken(f"journal {self._path} is damaged: {error}; restore it from a backup") from None
 
     def _checked(self, seq: int, job: int, kind: int, crc: int, body: bytes) -> Record:
@@ -219,7 +222,7 @@ class SqliteJournal:
             failpoint("journal.after_commit")
         except _TROUBLE as error:
             self._roll_back()
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            if _code(error) == sqlite3.SQLITE_FULL:
                 raise JournalFull(str(error)) from None
             raise self._failed(error) from None
         self._log_pages += 4 + max(deleted, 0) + sum(1 + len(row[4]) // _PAGE_BYTES for row in rows)
@@ -227,7 +230,7 @@ class SqliteJournal:
     def _failed(self, error: object) -> JournalBroken:
         """When a write or sync failed, nothing is written to these files again by this process: a sync that is repeated may lie."""
         self._broken = self._broken or not isinstance(error, sqlite3.IntegrityError)
-        return JournalBroken(f"journal {self._path} cannot be written: {error}; look at its disk, then start again")
+        return JournalBroken(f"journal {self._path} cannot be written: {error}; {_LOOK}")
 
     def _move_log(self) -> None:
         """Move the log into the main file when it has grown. Where there is no room for that, it goes on growing meanwhile."""
@@ -237,7 +240,7 @@ class SqliteJournal:
         try:
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except _TROUBLE as error:
-            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            if _code(error) != sqlite3.SQLITE_FULL:
                 raise self._failed(error) from None
 
     def _roll_back(self) -> None:
@@ -307,6 +310,11 @@ def verify(directory: Path) -> None:
             pass
     finally:
         journal.close()
+
+
+def _code(error: object) -> int:
+    """SQLite's primary code of an error, 0 where it gave none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _crc(seq: int, job: int, kind: int, body: bytes) -> int:
