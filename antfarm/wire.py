@@ -181,6 +181,11 @@ def template_from_wire(message: common_pb2.TaskTemplate) -> model.TaskTemplate:
     )
 
 
+def task_state_from_wire(number: int) -> model.TaskState:
+    """Wire to model; how a task ended that this side does not know counts as FAILED."""
+    return _enum(model.TaskState, number, model.TaskState.FAILED)
+
+
 def dependency_to_wire(dependency: model.Dependency) -> common_pb2.Dependency:
     """Model to wire."""
     return common_pb2.Dependency(job_id=dependency.job_id, kind=dependency.kind.value, offset=dependency.offset)  # type: ignore[arg-type]
@@ -192,6 +197,12 @@ def dependency_from_wire(message: common_pb2.Dependency) -> model.Dependency:
         kind = model.DependencyKind(message.kind)
     except ValueError:
         raise errors.InvalidArgument(f"dependency on {message.job_id}: kind {message.kind} is not supported") from None
+    return model.Dependency(job_id=model.JobId(message.job_id), kind=kind, offset=message.offset)
+
+
+def _dependency_told(message: common_pb2.Dependency) -> model.Dependency:
+    """Of a job that is there: it keeps nobody from reading about it, and to wait for all of the other job is the most that it can mean."""
+    kind = _enum(model.DependencyKind, message.kind, model.DependencyKind.ALL)
     return model.Dependency(job_id=model.JobId(message.job_id), kind=kind, offset=message.offset)
 
 
@@ -209,13 +220,15 @@ def spec_to_wire(spec: model.JobSpec) -> job_pb2.JobSpec:
     return message
 
 
-def spec_from_wire(message: job_pb2.JobSpec) -> model.JobSpec:
-    """Wire to model."""
+def spec_from_wire(
+    message: job_pb2.JobSpec, read: Callable[[common_pb2.Dependency], model.Dependency] = dependency_from_wire
+) -> model.JobSpec:
+    """Wire to model, dependencies by `read`."""
     return model.JobSpec(
         name=message.name,
         template=template_from_wire(message.template),
         priority=message.priority,
-        dependencies=tuple(dependency_from_wire(d) for d in message.dependencies),
+        dependencies=tuple(read(d) for d in message.dependencies),
         max_failures=message.max_failures if message.HasField("max_failures") else None,
         labels=dict(message.labels),
     )
@@ -245,7 +258,7 @@ def status_from_wire(message: job_pb2.Job) -> model.JobStatus:
     """Wire to model."""
     return model.JobStatus(
         job_id=model.JobId(message.job_id),
-        spec=spec_from_wire(message.spec),
+        spec=spec_from_wire(message.spec, _dependency_told),
         state=_enum(model.JobState, message.state, model.JobState.RUNNING),
         paused=message.paused,
         task_count=message.task_count,
@@ -307,7 +320,7 @@ def result_from_wire(message: common_pb2.TaskResult) -> model.TaskResult:
     """Wire to model."""
     return model.TaskResult(
         index=message.index,
-        state=_enum(model.TaskState, message.state, model.TaskState.FAILED),
+        state=task_state_from_wire(message.state),
         attempt=message.attempt,
         result=message.result,
         outputs=tuple(blob_from_wire(b) for b in message.outputs),

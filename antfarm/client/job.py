@@ -76,7 +76,7 @@ class AsyncFuture(FutureHandle, Generic[R]):
     def state(self) -> TaskState | None:
         """How it ended; None while this process does not know of its end."""
         message = self.message
-        return None if message is None else TaskState(message.state)
+        return None if message is None else wire.task_state_from_wire(message.state)
 
     @property
     def message(self) -> TaskResult | None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antfarm import errors, model, wire
+from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.v1 import common_pb2, job_pb2, work_queue_pb2
 
 PAIRS: list[tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callable[[Any], Any]]] = [
@@ -90,7 +91,7 @@ def test_no_limit_differs_from_a_limit_of_nothing() -> None:
 
 
 def test_unknown_numbers_of_a_newer_peer_never_fail() -> None:
-    """Except for a dependency, where a guess would run tasks too early."""
+    """Except for a dependency of a job to be made, where a guess would run tasks too early."""
     failure = common_pb2.Failure()
     failure.ParseFromString(b"\x08\x63")  # failure_class = 99
     assert wire.failure_from_wire(failure).failure_class is model.FailureClass.APP
@@ -99,8 +100,20 @@ def test_unknown_numbers_of_a_newer_peer_never_fail() -> None:
     job = job_pb2.Job.FromString(b"\x18\x63" + b"\x32\x04\x08\x63\x10\x05")  # state = 99, counts = [{99: 5}]
     assert wire.status_from_wire(job).state is model.JobState.RUNNING
     assert wire.status_from_wire(job).counts == {}
-    with pytest.raises(errors.InvalidArgument, match="kind 99 is not supported"):
-        wire.dependency_from_wire(common_pb2.Dependency.FromString(b"\x0a\x01j\x10\x63"))
+    newer = common_pb2.Dependency.FromString(b"\x0a\x01j\x10\x63")  # kind = 99
+    spec = job_pb2.JobSpec(dependencies=[newer])
+    for refuse in (lambda: wire.dependency_from_wire(newer), lambda: wire.spec_from_wire(spec)):
+        with pytest.raises(errors.InvalidArgument, match="kind 99 is not supported"):
+            refuse()
+    (told,) = wire.status_from_wire(job_pb2.Job(spec=spec)).spec.dependencies
+    assert told == model.Dependency(job_id=model.JobId("j"), kind=model.DependencyKind.ALL)
+
+
+def test_a_future_that_ended_in_a_way_of_a_newer_peer_has_failed() -> None:
+    message = common_pb2.TaskResult.FromString(b"\x10\x63")  # state = 99
+    future: AsyncFuture[None] = AsyncFuture(AsyncJob(None, "j"), 0, message)  # type: ignore[arg-type]
+    assert future.state is model.TaskState.FAILED
+    assert repr(future) == "<future j/0 failed>"
 
 
 def test_unknown_fields_of_a_newer_peer_are_ignored() -> None:
