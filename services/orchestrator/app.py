@@ -43,6 +43,7 @@ from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
 from services.orchestrator.journal.backup import restore
 from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
+from services.orchestrator.journal.mount import network_type
 from services.orchestrator.journal.sqlite import SqliteJournal
 from services.orchestrator.runtime.driver import Driver, explain_failure
 from services.orchestrator.runtime.logbook import Logbook
@@ -74,6 +75,13 @@ async def serve(settings: OrchestratorSettings) -> int:
     net.check_bind(settings.host, tls, insecure=settings.insecure)
     program.allow_open_files()
     stop = program.stop_on_signals()
+    if kind := network_type(settings.state_directory):
+        log.warning(
+            "--state %s lies on a network file system (%s), where no lock and no write-ahead log of SQLite can be trusted:"
+            " give a --state on a local disk",
+            settings.state_directory,
+            kind,
+        )
     journal = SqliteJournal(settings.state_directory, settings.ballast_mib << 20)
     try:
         orchestrator = Orchestrator(settings, journal, tls)
