@@ -10,6 +10,7 @@ from fake_jobs import FakeJobs
 
 from antfarm import aio, errors
 from antfarm.client import connection, writer
+from antfarm.v1 import system_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +204,23 @@ async def test_memory_of_what_is_not_acknowledged_is_bounded(monkeypatch: pytest
         release.set()
         job = await mapping
         assert len(fake.jobs[job.job_id]) == 200_000
+
+
+async def test_an_orchestrator_of_another_major_version_is_told_apart() -> None:
+    class Newer(FakeJobs):
+        async def GetServerInfo(self, request, context):  # type: ignore[no-untyped-def, override]
+            return system_pb2.GetServerInfoResponse(program="orchestrator", protocol_major=2, protocol_minor=9)
+
+    async with Newer() as fake:
+        with pytest.raises(errors.ProtocolUnsupported) as caught:
+            await aio.connect(fake.address)
+    assert str(caught.value) == f"{fake.address} speaks protocol 2 and this client 1: install the same version"
+
+
+async def test_an_orchestrator_of_a_later_minor_version_is_taken() -> None:
+    class Newer(FakeJobs):
+        async def GetServerInfo(self, request, context):  # type: ignore[no-untyped-def, override]
+            return system_pb2.GetServerInfoResponse(program="orchestrator", protocol_major=1, protocol_minor=9)
+
+    async with Newer() as fake, await aio.connect(fake.address) as farm:
+        assert await farm.submit("f", 1) == [1]
