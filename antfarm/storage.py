@@ -25,8 +25,8 @@ import grpc.aio
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
 from antfarm.content import Content, Digest, FileSink, Source, content_of, items_in_thread, keep_freed_buffers
-from antfarm.errors import AntFarmError, DataLoss, Overloaded, Unavailable
-from antfarm.model import BlobRef
+from antfarm.errors import AntFarmError, DataLoss, Overloaded, ProtocolUnsupported, Unavailable
+from antfarm.model import PROTOCOL_MAJOR, BlobRef
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
 
 UNARY_TIMEOUT_S = 60.0
@@ -197,8 +197,17 @@ class AsyncStorage:
         return await _repeated(attempt)
 
     def _error(self, error: grpc.aio.AioRpcError) -> AntFarmError:
-        """Our error of a failed call. What gRPC itself says of a lost connection becomes one line that names the address."""
+        """Our error of a failed call. What gRPC itself says of a lost connection becomes one line that names the address.
+
+        So does what it says of a call that is not served. That stands for a look at the other side's version, which would be a call more for each
+        connection: another major version of the protocol is another package, whose services have other names.
+        """
         found = wire.error_from_rpc(error)
+        if isinstance(found, ProtocolUnsupported):
+            return ProtocolUnsupported(
+                f"{self.address} does not answer as a Storage of protocol {PROTOCOL_MAJOR} ({found}): check the address, and install the same"
+                " version there"
+            )
         told = any(key == wire.STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
         if told or not isinstance(found, Unavailable):
             return found

@@ -26,6 +26,7 @@ from antfarm.errors import (
     InvalidKey,
     OutOfRange,
     Overloaded,
+    ProtocolUnsupported,
     Unavailable,
 )
 from antfarm.interceptor import ErrorInterceptor
@@ -296,6 +297,21 @@ async def test_wrong_bytes_from_the_wire_are_data_loss(tmp_path: Path) -> None:
             await client.download("k", tmp_path / "copy")
     await server.stop(0)
     assert os.listdir(tmp_path) == []
+
+
+async def test_whoever_is_no_storage_of_this_protocol_is_told_apart_at_once(tmp_path: Path) -> None:
+    """As one of another major version is: its services have the names of another package."""
+    server = net.make_server([ErrorInterceptor()])
+    system = SystemServicer(server_id="x", warnings=tuple)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    address = f"127.0.0.1:{net.bind(server, '127.0.0.1', 0, None, insecure=False)}"
+    await server.start()
+    async with AsyncStorage(address) as client:
+        calls = (client.put("k", b"1"), client.get("k"), client.stat("k"), client.delete("k"), client.verify("k"))
+        for call in calls:
+            with pytest.raises(ProtocolUnsupported, match=f"^{address} does not answer as a Storage of protocol 1 "):
+                await call
+    await server.stop(0)
 
 
 # ---- the protocol -----------------------------------------------------------------------------------------------------
