@@ -33,7 +33,7 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     TASK_STATE_UNSPECIFIED: _TaskState.ValueType  # 0
     """Not set. A peer that meets it or an unknown number treats the state as unknown, never as an error."""
     TASK_STATE_WAITING: _TaskState.ValueType  # 1
-    """Waits for a dependency, for its not-before time, or for the end of a back-off."""
+    """Waits for a dependency, or for the end of a back-off."""
     TASK_STATE_QUEUED: _TaskState.ValueType  # 2
     """Ready to be given to a worker."""
     TASK_STATE_ACTIVE: _TaskState.ValueType  # 3
@@ -55,7 +55,7 @@ class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
 TASK_STATE_UNSPECIFIED: TaskState.ValueType  # 0
 """Not set. A peer that meets it or an unknown number treats the state as unknown, never as an error."""
 TASK_STATE_WAITING: TaskState.ValueType  # 1
-"""Waits for a dependency, for its not-before time, or for the end of a back-off."""
+"""Waits for a dependency, or for the end of a back-off."""
 TASK_STATE_QUEUED: TaskState.ValueType  # 2
 """Ready to be given to a worker."""
 TASK_STATE_ACTIVE: TaskState.ValueType  # 3
