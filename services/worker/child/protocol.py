@@ -21,6 +21,9 @@ The page holds unsigned 64-bit words, each written by one side only. The agent t
 DEAD_FROM and DEAD_TO: tasks with DEAD_FROM < seq <= DEAD_TO are not started (`take_back`, `may_start`). Should the child start one in the same
 instant, that task runs twice and its first result counts, which is why tasks that may start only once are never fed behind others. The other way
 round must not happen: a task that the agent takes for started is started, or nobody would ever run it.
+
+CURRENT also says what has ended: all before it. A signal meant for one task must not hit the next, so the agent takes back what waits behind it, and
+sends the signal only while CURRENT has not gone beyond it. Should the child start another one in the same instant, that was taken back and runs elsewhere.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ PAGE_BYTES: Final = 4096
 DEAD_FROM: Final = 0  # agent
 DEAD_TO: Final = 1  # agent
 CANCEL: Final = 2  # agent: seq of the attempt that should stop
-CURRENT: Final = 3  # child: seq of the task that was started last
+CURRENT: Final = 3  # child: seq of the task that was started last, or left out as taken back
 COOPERATIVE: Final = 4  # child: seq of the attempt that looks at its context
 
 FRAME_BYTES_MAX: Final = 256 * 1024 * 1024

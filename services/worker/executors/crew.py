@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 
 from antfarm.model import SECOND_NS
-from services.worker.child.protocol import CANCEL, COOPERATIVE, IN_CANCEL, take_back
+from services.worker.child.protocol import CANCEL, COOPERATIVE, CURRENT, IN_CANCEL, take_back
 from services.worker.core.attempt import Attempt
 from services.worker.core.lane import Lane
 from services.worker.executors.feeder import Feeder
@@ -126,6 +126,10 @@ class Crew:
     def take_back(self, lane: Lane) -> int:
         """Tell the child not to start what it was fed and has not started. Seq of the task that it started last."""
         return take_back(self._children[lane.number].page, lane.fed[0].seq, lane.next_seq - 1)
+
+    def begun_last(self, lane: Lane) -> int:
+        """Plain lanes: seq of the task that the child began last, or left out because it was taken back. All before it have ended."""
+        return self._children[lane.number].page[CURRENT]
 
     def listens(self, lane: Lane, attempt: Attempt) -> bool:
         """Whether the attempt would notice a request to stop."""

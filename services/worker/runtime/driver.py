@@ -126,8 +126,7 @@ class Driver:
         self._stop_running_at_ns = now + int(limit_s * SECOND_NS)
         self._resize()
         for lane in self._board.lanes.values():
-            if not lane.is_loop and len(lane.fed) > 1:
-                self._take_back(lane)
+            self._take_back(lane)
         self._pump()  # hands back all that waits
         await self._idle.wait()
 
@@ -159,14 +158,15 @@ class Driver:
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         """Stop these; what has not started is simply dropped."""
         wanted = set(tokens)
-        for lane in list(self._board.lanes.values()):
-            if not lane.is_loop and any(attempt.token in wanted for attempt in list(lane.fed)[1:]):
-                self._take_back(lane)
+        lanes = [lane for lane in self._board.lanes.values() if any(attempt.token in wanted for attempt in lane.fed)]
+        for lane in lanes:
+            self._take_back(lane)
         waiting = self._board.withdraw(lambda attempt: attempt.token in wanted)
         self._reporter.revoked(waiting + self._intake.withdraw(lambda attempt: attempt.token in wanted))
-        for lane, attempt in list(self._board.running()):
-            if attempt.token in wanted:
-                self._stop(lane, attempt, Ending.REVOKED, cause)
+        for lane in lanes:
+            for attempt in list(lane.fed):  # what a plain child has left has begun, the first and perhaps later ones
+                if attempt.token in wanted:
+                    self._stop(lane, attempt, Ending.REVOKED, cause)
         self._pump()
 
     def on_drain(self, limit_s: float) -> None:
@@ -325,7 +325,25 @@ class Driver:
             self._board.open_lane(number, is_loop=is_loop)
 
     def _take_back(self, lane: Lane) -> None:
-        self._board.put_back(lane.take_back(self._crew.take_back(lane)))
+        """Plain lanes: what the child has not begun waits here again."""
+        # Done twice for nothing it would let the child have what it is just leaving out.
+        if not lane.is_loop and len(lane.fed) > 1 and lane.fed[-1].seq > self._crew.begun_last(lane):
+            self._board.put_back(lane.take_back(self._crew.take_back(lane)))
+
+    def _has_ended(self, lane: Lane, attempt: Attempt) -> bool:
+        """Whether a plain child has begun what comes after the attempt: its record is on its way, and a signal would hit another one.
+
+        After False all that waited behind it is taken back, and it may be signalled.
+        """
+        if lane.is_loop:
+            return False
+        if not self._has_passed(lane, attempt):
+            self._take_back(lane)
+        return self._has_passed(lane, attempt)
+
+    def _has_passed(self, lane: Lane, attempt: Attempt) -> bool:
+        # A number that was never fed was written by user code.
+        return attempt.seq < self._crew.begun_last(lane) < lane.next_seq
 
     def _stop(
         self, lane: Lane, attempt: Attempt, ending: Ending, cause: str, failure_class: FailureClass = FailureClass.APP
@@ -333,6 +351,9 @@ class Driver:
         if attempt.stop is not None:
             return
         now = now_ns()
+        ended = self._has_ended(lane, attempt)
+        if ended and ending is not Ending.REVOKED:
+            return  # it was late by a moment: what its record says counts
         listens = self._crew.listens(lane, attempt)
         attempt.stop = plan_stop(
             ending,
@@ -342,13 +363,14 @@ class Driver:
             listens=listens,
             failure_class=failure_class,
         )
-        if not lane.is_loop and len(lane.fed) > 1:
-            self._take_back(lane)
-        self._crew.ask(lane, attempt)
-        self._advance_stop(lane, attempt, now)
+        if not ended:
+            self._crew.ask(lane, attempt)
+            self._advance_stop(lane, attempt, now)
 
     def _advance_stop(self, lane: Lane, attempt: Attempt, now: int) -> None:
         assert attempt.stop is not None
+        if self._has_ended(lane, attempt):
+            return
         step = attempt.stop.due(now)
         if step is Step.KILL:
             lane.doomed = True
