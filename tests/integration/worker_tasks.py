@@ -237,6 +237,11 @@ def length(text: str) -> int:
     return len(text)
 
 
+@task(name="aio.length")
+async def aio_length(text: str) -> int:
+    return len(text)
+
+
 @task(name="fork")
 def fork() -> int:
     """Returns twice."""

@@ -22,7 +22,9 @@ from fake_orchestrator import until
 from worker_process import ROOT, WorkerProcess
 
 from antfarm import aio, errors, net, task
+from antfarm.model import FailureClass
 from antfarm.storage import AsyncStorage
+from antfarm.task import Task
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
 
 pytestmark = pytest.mark.slow
@@ -42,6 +44,10 @@ def aio_big(size: int) -> str: ...  # type: ignore[empty-body]
 
 @task(name="length")
 def length(text: str) -> int: ...  # type: ignore[empty-body]
+
+
+@task(name="aio.length")
+def aio_length(text: str) -> int: ...  # type: ignore[empty-body]
 
 
 @task(name="save")
@@ -159,6 +165,29 @@ async def test_outputs_are_in_storage_under_the_attempts_own_key(farm: Farm) -> 
             assert re.fullmatch(rf"tasks/{job.job_id}/0/\d+-1/a/report.txt", file.key)
             async with AsyncStorage(farm.storage.address) as storage:
                 assert await storage.get(file) == b"some text"
+
+
+@pytest.mark.parametrize("function", [length, aio_length], ids=["plain", "coroutine"])
+async def test_a_large_argument_that_is_rotten_or_gone_fails_its_task_for_good_and_names_the_blob(
+    farm: Farm, function: Task[..., int]
+) -> None:
+    async with await aio.connect(farm.orchestrator.address) as client:
+        job = await client.map(function, ["a" * 500_000, "b" * 500_000], retries=2)
+        paths = list((farm.directory / "blobs" / "blobs").rglob("*@"))
+        rotten, gone = sorted(paths, key=lambda path: b"b" in path.read_bytes())
+        with rotten.open("r+b") as file:
+            file.seek(400_000)
+            file.write(b"A")
+        gone.unlink()
+        async with farm.worker():
+            outcomes = {outcome.index: outcome async for outcome in job.outcomes()}
+            assert await client.submit(function, "c") == 1
+    for index, path, kind in ((0, rotten, "DataLoss"), (1, gone, "undecodable input")):
+        failure = outcomes[index].failure
+        assert failure is not None
+        assert (failure.failure_class, failure.kind) == (FailureClass.PERMANENT, kind)
+        assert path.name.rstrip("@") in failure.message
+        assert outcomes[index].attempt == 1
 
 
 async def test_all_output_of_a_long_winded_command_is_kept_in_storage(farm: Farm) -> None:

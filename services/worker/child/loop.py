@@ -13,7 +13,7 @@ from antfarm.context import use_context
 from antfarm.errors import UserError
 from services.worker.child.output import AttemptLog
 from services.worker.child.protocol import IN_CANCEL, IN_STORAGE, IN_TASKS, IN_TEMPLATE
-from services.worker.child.runner import DECODING_ERRORS, AttemptContext, Job, Runner
+from services.worker.child.runner import AttemptContext, Job, Runner
 
 _log: contextvars.ContextVar[AttemptLog | None] = contextvars.ContextVar("antfarm_log", default=None)
 
@@ -121,7 +121,7 @@ class LoopChild:
             if inputs is None and not job.shared and payload.blob_of(data) is None:
                 return self.runner.arguments(job, data, inputs)
             return await asyncio.to_thread(self.runner.arguments, job, data, inputs)
-        except DECODING_ERRORS as error:
+        except Exception as error:
             raise _Undecodable(error) from None
 
     async def _succeeded(self, job: Job, context: AttemptContext, seq: int, run_us: int, value: Any) -> None:

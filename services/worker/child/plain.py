@@ -20,7 +20,7 @@ from services.worker.child.protocol import (
     IN_TEMPLATE,
     may_start,
 )
-from services.worker.child.runner import DECODING_ERRORS, AttemptContext, Job, Runner
+from services.worker.child.runner import AttemptContext, Job, Runner
 
 
 class PlainChild:
@@ -68,7 +68,7 @@ class PlainChild:
             current.set(context)
             try:
                 args, kwargs = runner.arguments(job, payload, inputs)
-            except DECODING_ERRORS as error:
+            except Exception as error:
                 runner.undecodable(seq, error)
             else:
                 if job.parameter:

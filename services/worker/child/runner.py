@@ -13,7 +13,7 @@ from typing import Any
 from antfarm import model, payload, pipeline
 from antfarm.builtin import CALL, CALL_TASK, COMMAND
 from antfarm.context import Context
-from antfarm.errors import InvalidArgument, PayloadTooLarge, UserError, Weather
+from antfarm.errors import DataLoss, InvalidArgument, PayloadTooLarge, UserError
 from antfarm.model import FailureClass
 from antfarm.task import Task, registry
 from services.worker.child.channel import Channel
@@ -212,7 +212,7 @@ class Runner:
     # ---- one attempt ------------------------------------------------------------------------------------------------
 
     def arguments(self, job: Job, data: bytes, own_inputs: list[Any] | None) -> tuple[list[Any], dict[str, Any]]:
-        """Decode a call. Raises InvalidArgument or NotFound when no retry can help, Weather when Storage is away."""
+        """Decode a call. Raises whatever reading and decoding raise: `undecodable` says what that means."""
         if own_inputs is None and not job.shared:
             return payload.decode_call(data, job.common, get=self.fetch, allow_pickle=self.allow_pickle)
         inputs = self._inputs(job, own_inputs)
@@ -256,10 +256,14 @@ class Runner:
         return ref
 
     def undecodable(self, seq: int, error: Exception) -> None:
-        """Send the record of a call that could not be read."""
-        lasting = not isinstance(error, Weather)
+        """Send the record of a call that could not be read, in both kinds of children.
+
+        PERMANENT when every reader would meet the same: what is malformed, missing or rotten. Else INFRA: Storage is away, or something is
+        wrong with it or with this node.
+        """
+        lasting = isinstance(error, UserError | DataLoss)
         failure_class = FailureClass.PERMANENT if lasting else FailureClass.INFRA
-        kind = "undecodable input" if lasting else type(error).__name__
+        kind = "undecodable input" if isinstance(error, UserError) else type(error).__name__
         self.channel.send((OUT_FAILED, seq, 0, failure_class.value, kind, str(error), ""))
 
     def failed(self, job: Job, seq: int, run_us: int, error: BaseException) -> None:
@@ -268,7 +272,6 @@ class Runner:
         self.channel.send((OUT_FAILED, seq, run_us, int(failure_class), kind, message, trace))
 
 
-DECODING_ERRORS = (UserError, Weather)
 _STATES = {int(state): state for state in model.TaskState}
 """Looked up, because there may be a hundred thousand outcomes for one task."""
 
