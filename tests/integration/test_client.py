@@ -112,6 +112,8 @@ def test_retries_count_attempts(farm: af.Farm) -> None:
 def test_a_crash_is_told_from_a_failure(farm: af.Farm) -> None:
     with pytest.raises(af.TaskCrashed):
         farm.submit(client_app.die).result(60)
+    with pytest.raises(af.TaskFailed, match="exit code 7"):
+        farm.submit(client_app.leave).result(60)
 
 
 def test_a_failed_dependency_is_named(farm: af.Farm) -> None:

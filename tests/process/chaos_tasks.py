@@ -54,7 +54,7 @@ ENDS = {
     "trouble.raise": End(_FAILED, _APP, "ValueError"),
     "trouble.never": End(_FAILED, _PERMANENT, "antfarm.errors.PermanentError"),
     "trouble.sys-exit": End(_FAILED, _APP, "SystemExit"),
-    "trouble.exit": End(_DEAD, _CRASH, "exit code 3", *CRASHES),
+    "trouble.exit": End(_FAILED, _APP, "exit code 3"),
     "trouble.segfault": End(_DEAD, _CRASH, "signal SIGSEGV", *CRASHES),
     "trouble.memory": End(_DEAD, _CRASH, "MemoryError", *CRASHES),
     "trouble.hang": End(_FAILED, _APP, "timeout"),

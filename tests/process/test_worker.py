@@ -319,16 +319,17 @@ async def test_a_command_may_end_in_its_own_way_when_it_is_revoked(
 
 
 @pytest.mark.parametrize(
-    ("how", "kind"),
+    ("how", "failure_class", "kind"),
     [
-        ("segfault", "signal SIGSEGV"),
-        ("abort", "signal SIGABRT"),
-        ("kill", "signal SIGKILL"),
-        ("exit", "exit code 3"),
+        ("segfault", CRASH, "signal SIGSEGV"),
+        ("abort", CRASH, "signal SIGABRT"),
+        ("kill", CRASH, "signal SIGKILL"),
+        ("exit", APP, "exit code 3"),
+        ("exit 0", APP, "exit code 0"),
     ],
 )
 async def test_a_crash_fails_the_running_task_alone(
-    farm: FakeOrchestrator, worker: WorkerProcess, how: str, kind: str
+    farm: FakeOrchestrator, worker: WorkerProcess, how: str, failure_class: int, kind: str
 ) -> None:
     farm.give("noop", [b"[]"] * 50, job_id="warm")
     await farm.outcome(("warm", 49, 1, 1))
@@ -336,7 +337,8 @@ async def test_a_crash_fails_the_running_task_alone(
     [bad] = farm.give("crash", [json.dumps([how]).encode()])
     good += farm.give("noop", [b"[]"] * 100, job_id="after")
     failure = (await farm.outcome(bad)).failure
-    assert (failure.failure_class, failure.kind) == (CRASH, kind)
+    assert (failure.failure_class, failure.kind) == (failure_class, kind)
+    assert failure.message.startswith(f"the process that ran the task ended with {kind}")
     for token in good:
         outcomes = farm.outcomes.get(token) or [await farm.outcome(token)]
         assert [outcome.ending for outcome in outcomes] == [rq.ENDING_SUCCEEDED]
@@ -444,7 +446,7 @@ async def test_a_crash_among_coroutines_is_blamed_on_one_that_was_alone_only(
     farm: FakeOrchestrator, worker: WorkerProcess
 ) -> None:
     failure = (await one(farm, "aio.crash")).failure
-    assert (failure.failure_class, failure.kind) == (CRASH, "exit code 5")
+    assert (failure.failure_class, failure.kind) == (APP, "exit code 5")
     [good] = farm.give("aio.sleep", [b"[60]"], job_id="good")
     await until(lambda: [w for w in farm.words if w.job_id == "good"])
     failures = [(await one(farm, "aio.crash")).failure, (await farm.outcome(good)).failure]

@@ -72,14 +72,18 @@ class Reporter:
     # ---- its process died -----------------------------------------------------------------------------------------------
 
     def died(self, attempt: Attempt, code: int) -> None:
-        """The process ended while it ran there alone."""
+        """The process ended while it ran there alone: a crash when a signal ended it, else its own doing, with code 0 too."""
         if attempt.stop is not None:
             self.stopped(attempt)
             return
-        hint = " (the machine may have run out of memory)" if code == -signal.SIGKILL else ""
-        text = f"the process that ran the task ended with {death(code)}{hint}"
+        text = f"the process that ran the task ended with {death(code)}"
+        if code >= 0:
+            failure_class, text = FailureClass.APP, f"{text} before the task had a result"
+        else:
+            failure_class = FailureClass.CRASH
+            text += " (the machine may have run out of memory)" if code == -signal.SIGKILL else ""
         run_us = _run_us(attempt)
-        self._end(attempt, translation.failure(attempt, FailureClass.CRASH, death(code), text, run_us=run_us))
+        self._end(attempt, translation.failure(attempt, failure_class, death(code), text, run_us=run_us))
 
     def suspected(self, attempt: Attempt, code: int, count: int, noise: str) -> None:
         """The process ended while `count` attempts ran there; nobody knows which one is to blame."""
