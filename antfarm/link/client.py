@@ -90,6 +90,7 @@ class Link:
         self._sent_window = -1
         self._said_below: frozenset[str] = frozenset()
         self._heard_ns = 0
+        self._hello_ns = 0  # when the last Hello was sent
         self._id_in_use_since_ns: int | None = None
         self._complained = False
 
@@ -268,6 +269,7 @@ class Link:
             host=identity.host,
             software=f"antfarm {__version__}",
         )
+        self._hello_ns = now_ns()
         await work.write(work_queue_pb2.PullTasksRequest(hello=hello))
         frame = await read_frame(work)
         if frame is None:
@@ -285,6 +287,7 @@ class Link:
             heartbeat_ns=wire.duration_from_wire(welcome.heartbeat),
             lease_ns=wire.duration_from_wire(welcome.lease),
             now_ns=now,
+            hello_ns=self._hello_ns,
         )
         if not taken:
             raise Unavailable(f"its epoch {welcome.epoch} is below {session.max_epoch_seen}, which was seen before")
@@ -339,7 +342,7 @@ class Link:
     async def _write_work(self, work: Call) -> None:
         """Credit, heartbeats, goodbye. The beat is sent by the loop that handles work, so a wedged agent looks dead."""
         session = self._session
-        number, next_beat_ns = 0, now_ns() + session.heartbeat_ns
+        number, next_beat_ns = 0, self._hello_ns + session.heartbeat_ns  # both leases run from the Hello
         while self._goodbye is None:
             if not self._said_below.issuperset(self._identity.descendants):
                 return  # dial again: two orchestrators that attach to each other at the same time find out only so

@@ -28,7 +28,7 @@ RECONNECT_REFUSED_NS = SECOND_NS
 LEASE_DEFAULT_NS = 12 * SECOND_NS
 HEARTBEAT_DEFAULT_NS = 3 * SECOND_NS
 SELF_LEASE_SHARE = (3, 4)
-"""The worker's own lease as a share of the orchestrator's, counted from when the acknowledged heartbeat was sent."""
+"""The worker's own lease as a share of the orchestrator's, counted from when the acknowledged Hello or heartbeat was sent."""
 
 
 class Dice(Protocol):
@@ -73,7 +73,7 @@ class Session:
         self.lease_ns = LEASE_DEFAULT_NS
         self.heartbeat_ns = HEARTBEAT_DEFAULT_NS
         self.self_lease_ends_ns: int | None = None
-        """When attempts that must not overlap with others have to be stopped. None before the first acknowledged heartbeat."""
+        """When attempts that must not overlap with others have to be stopped. None before the first Welcome."""
         self.unacked_bytes = 0
         self._unacked: dict[int, tuple[Token, object, int]] = {}
         self._pausing: dict[
@@ -126,8 +126,13 @@ class Session:
         self._dials += 1
         return self._dials
 
-    def welcomed(self, *, epoch: int, heartbeat_ns: int, lease_ns: int, now_ns: int) -> bool:
+    def welcomed(
+        self, *, epoch: int, heartbeat_ns: int, lease_ns: int, now_ns: int, hello_ns: int | None = None
+    ) -> bool:
         """Take a Welcome. False: its epoch is below the highest seen, so it must not be obeyed; hang up and dial again.
+
+        hello_ns: when the Hello was sent that it answers. The orchestrator counts its lease from that Hello, however long its Welcome took, so
+        this side's begins no later. None: just now.
 
         After True all unacked reports have to be sent on the new stream (`unacked`), except those told to wait (`is_pausing`).
         """
@@ -136,7 +141,7 @@ class Session:
         self.max_epoch_seen = epoch
         self.heartbeat_ns = heartbeat_ns or HEARTBEAT_DEFAULT_NS
         self.lease_ns = lease_ns or LEASE_DEFAULT_NS
-        self.self_lease_ends_ns = now_ns + self._own_lease_ns()
+        self.self_lease_ends_ns = (now_ns if hello_ns is None else hello_ns) + self._own_lease_ns()
         self._beats.clear()
         self._pausing.clear()  # a new stream is a new chance
         self._failures = 0

@@ -79,6 +79,7 @@ class FakeOrchestrator(
             report_queue_pb2.VERDICT_CODE_ACCEPTED
         )
         self.ack_beats = True
+        self.welcome_after_s = 0.0
         self.batch = 512
         self.results: dict[str, list[common_pb2.TaskResult]] = {}
         self._server: grpc.aio.Server | None = None
@@ -200,6 +201,7 @@ class FakeOrchestrator(
         connection.window = first.hello.window
         held = wire.tokens_from_wire(first.hello.held)
         connection.outstanding = {token for token in held if token not in self.outcomes}
+        await asyncio.sleep(self.welcome_after_s)
         self.connections.append(connection)
         yield work_queue_pb2.PullTasksResponse(
             welcome=work_queue_pb2.Welcome(

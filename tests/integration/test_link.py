@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -180,6 +181,22 @@ async def test_an_orchestrator_of_a_lower_epoch_is_not_obeyed() -> None:
         assert len(handler.welcomes) == 1
         farm.epoch = 7
         await until(lambda: len(handler.welcomes) == 2)
+
+
+@pytest.mark.slow
+async def test_a_welcome_that_took_long_leaves_what_is_left_of_the_own_lease_and_a_beat_follows_at_once() -> None:
+    """0.75 of 2 s from the Hello: 0.5 s after the Welcome nothing else would have kept it, and a beat from 0.9 s after it comes too late."""
+    async with FakeOrchestrator(heartbeat_s=0.9, lease_s=2.0) as farm:
+        farm.welcome_after_s, farm.ack_beats = 1.0, False
+        async with linked(farm) as (link, _):
+            connection = await farm.attached()
+            await until(lambda: link.attached)
+            welcome = time.monotonic()
+            assert not link.self_lease_over
+            await until(lambda: connection.heartbeats)
+            assert time.monotonic() - welcome < 0.7
+            await until(lambda: link.self_lease_over)
+            assert time.monotonic() - welcome < 1.2
 
 
 async def test_what_is_not_wanted_any_more_is_forgotten_with_its_report() -> None:

@@ -218,6 +218,17 @@ def test_the_own_lease_runs_from_when_the_acknowledged_beat_was_sent() -> None:
     assert session.self_lease_ends_ns == 17 * SECOND_NS
 
 
+def test_the_own_lease_runs_from_when_the_hello_was_sent_however_long_the_welcome_took() -> None:
+    session = make()
+    lease = {"heartbeat_ns": 3 * SECOND_NS, "lease_ns": 12 * SECOND_NS}
+    assert session.welcomed(epoch=1, now_ns=7 * SECOND_NS, hello_ns=2 * SECOND_NS, **lease)
+    assert session.self_lease_ends_ns == 11 * SECOND_NS
+    session.beat(1, 7 * SECOND_NS)
+    session.beat_acked(1)
+    assert session.welcomed(epoch=2, now_ns=40 * SECOND_NS, hello_ns=38 * SECOND_NS, **lease)
+    assert session.self_lease_ends_ns == 47 * SECOND_NS
+
+
 class Machine(RuleBasedStateMachine):
     """The session against plain dicts, under any order of messages."""
 
