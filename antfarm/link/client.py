@@ -118,7 +118,7 @@ class Link:
 
     def hold(self, token: Token) -> None:
         """Answer for an attempt that an earlier process took on and this one goes on with. Before `run`."""
-        self._session.held.setdefault(token, 0)
+        self._session.hold(token)
 
     def holds(self, token: Token) -> bool:
         """True until the attempt's report has a final verdict, or the orchestrator does not want it any more."""

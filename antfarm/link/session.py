@@ -43,7 +43,7 @@ class Session:
     """What one worker process owes and may do, over all its connections.
 
     Changed only by the link's loop. Invariants: every unacked report's token is held, and `held[token]` is its number; `unacked_bytes` is the
-    sum of their sizes; `max_epoch_seen` never falls.
+    sum of their sizes; `max_epoch_seen` never falls, and no held token is of a higher epoch.
     """
 
     __slots__ = (
@@ -207,6 +207,11 @@ class Session:
                 kept.append(position)
         return kept
 
+    def hold(self, token: Token) -> None:
+        """Answer for an attempt that an earlier process took. Its epoch was seen then: an orchestrator that knows less has lost its history."""
+        self.held.setdefault(token, 0)
+        self.max_epoch_seen = max(self.max_epoch_seen, token[2])
+
     def still_held(self, tokens: Iterable[Token]) -> list[Token]:
         """Those of `tokens` that are held; a Revoke of others is ignored."""
         return [token for token in tokens if token in self.held]
@@ -242,7 +247,7 @@ class Session:
 
     def recovered(self, token: Token, report: object, size_bytes: int) -> int:
         """Keep a report that an earlier process of this worker left. Its number; 0 when it is there already."""
-        self.held.setdefault(token, 0)
+        self.hold(token)
         return self.report(token, report, size_bytes)
 
     def judged(self, code: int, numbers: Iterable[int], retry_after_ns: int, now_ns: int) -> bool:

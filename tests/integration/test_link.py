@@ -278,6 +278,7 @@ async def test_reports_of_one_turn_are_one_write_to_the_outbox_and_survive_the_p
             connection = await farm.attached(2)
             assert connection.hello.incarnation != farm.connections[0].hello.incarnation
             assert [list(h.indices) for h in connection.hello.held] == [[0, 1, 2, 3, 4]]
+            assert connection.hello.max_epoch_seen == 1
             assert await link.settled(10)
             await until(lambda: kept.messages == [], what="the outbox is emptied")
         assert {len(farm.outcomes[token]) for token in tokens} == {2}

@@ -159,6 +159,19 @@ def test_reports_of_an_earlier_process_are_held_and_unacked_once() -> None:
     assert session.unacked() == [(1, "report")]
 
 
+def test_epochs_of_what_an_earlier_process_left_have_been_seen() -> None:
+    """So that an orchestrator that lost its history is told by the first Hello, and is not obeyed before it has taken a higher epoch."""
+    session = make()
+    session.recovered(("job", 1, 5, 1), "report", 5)
+    assert session.max_epoch_seen == 5
+    session.hold(("job", 2, 7, 1))
+    session.hold(("job", 3, 6, 1))
+    assert session.max_epoch_seen == 7
+    assert not attach(session, epoch=6)
+    assert session.assigned("job", 6, [(9, 1)]) == []
+    assert attach(session, epoch=8)
+
+
 def test_pauses_between_dials_are_jittered_grow_and_stay_between_a_tenth_and_a_third_of_the_lease() -> None:
     session = make()
     ceilings = [max(make_pause(seed, failures) for seed in range(200)) for failures in range(8)]
@@ -259,6 +272,12 @@ class Machine(RuleBasedStateMachine):
                 expected.append(position)
         assert (list(range(len(pairs))) if kept is None else kept) == expected
 
+    @rule(token=st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.integers(0, 4), st.integers(1, 2)))
+    def hold(self, token: Token) -> None:
+        self.session.hold(token)
+        self.held.setdefault(token, 0)
+        self.epoch = max(self.epoch, token[2])
+
     @rule(data=st.data(), size=st.integers(0, 5 * 1024 * 1024))
     @precondition(lambda self: self.held)
     def report(self, data: st.DataObject, size: int) -> None:
@@ -303,7 +322,7 @@ class Machine(RuleBasedStateMachine):
         session = self.session
         assert session.held == self.held
         assert dict(session.unacked()) == self.reports
-        assert session.max_epoch_seen == self.epoch
+        assert session.max_epoch_seen == self.epoch >= max((token[2] for token in session.held), default=0)
         assert session.window in (0, 4)
         if len(self.reports) <= 1 and session.unacked_bytes <= UNACKED_BYTES_MAX // 2:
             assert session.window == 4
