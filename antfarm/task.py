@@ -249,7 +249,9 @@ def task(function: Callable[..., Any] | None = None, /, *, name: str = "", **opt
         labels: labels that a worker must carry.
         limit: at most so many attempts at a time, farm-wide under one name.
         at_most_once: rather give the task up than start it twice.
-        fence_late_results: refuse the success of an attempt that was already declared lost.
+        fence_late_results: refuse the success of an attempt that was already declared lost. Its worker stops it when it has heard nothing from the
+            orchestrator for three quarters of the lease. That narrows the time in which two attempts run and cannot exclude it: the machine may stand
+            still, the function may not end. What must never be done twice at a time has to compare tokens (`ctx.epoch`, `ctx.attempt`) where it is done.
         idempotent: running it twice at the same time does no harm. A task that takes much longer than the others of its job may get a second
             attempt then, on another host when slots are idle; the first success counts, the other attempt is stopped.
 

@@ -530,6 +530,36 @@ async def test_revoked_attempts_end_wherever_they_are(farm: FakeOrchestrator, wo
     assert value(await one(farm, "add", 1)) == 1
 
 
+# ---- the own lease ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("type_", "neighbour"), [("sleep", "aio.sleep"), ("aio.sleep", "sleep")])
+async def test_an_exclusive_attempt_is_stopped_at_the_workers_own_lease_and_no_other(
+    tmp_path: Path, type_: str, neighbour: str
+) -> None:
+    """Nothing is heard any more: others may be given it when the lease is over, so it must not run until then."""
+    lease_s, heartbeat_s = 4.0, 0.2
+    async with (
+        FakeOrchestrator(heartbeat_s=heartbeat_s, lease_s=lease_s) as farm,
+        WorkerProcess(farm.address, tmp_path, "--slots", "3"),
+    ):
+        [exclusive] = farm.give(type_, [b"[60]"], job_id="exclusive", fence_late_results=True)
+        others = farm.give(neighbour, [b"[60]"], job_id="other")
+        await until(lambda: {word.job_id for word in farm.words} == {"exclusive", "other"})
+        farm.ack_beats = False
+        silent = time.monotonic()
+        outcome = await farm.outcome(exclusive)
+        passed_s = time.monotonic() - silent
+        assert (outcome.ending, outcome.never_started) == (rq.ENDING_RELEASED, False)
+        assert 0.75 * lease_s - 2 * heartbeat_s < passed_s < lease_s
+        assert len(farm.connections) == 1, "it was not told so by anybody"
+        farm.ack_beats = True
+        assert value(await one(farm, "add", 1, fence_late_results=True)) == 1
+        assert not any(token in farm.outcomes for token in others)
+        farm.revoke(others)
+        await farm.outcome(others[0])
+
+
 # ---- coming and going ---------------------------------------------------------------------------------------------------
 
 
