@@ -554,6 +554,8 @@ async def test_an_exclusive_attempt_is_stopped_at_the_workers_own_lease_and_no_o
         assert 0.75 * lease_s - 2 * heartbeat_s < passed_s < lease_s
         assert len(farm.connections) == 1, "it was not told so by anybody"
         farm.ack_beats = True
+        beats = len(farm.now.heartbeats)
+        await until(lambda: len(farm.now.heartbeats) >= beats + 2)
         assert value(await one(farm, "add", 1, fence_late_results=True)) == 1
         assert not any(token in farm.outcomes for token in others)
         farm.revoke(others)

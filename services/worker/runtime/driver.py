@@ -407,6 +407,8 @@ class Driver:
             self._look_after(lane, attempt, now, lease_over=lease_over, drained=drained)
         for lane in self._board.stuck(now):
             self._take_back(lane)
+        if lease_over:
+            self._hand_back_exclusive()
         self._reporter.released(self._board.stale(now))
         self._resize()
         self._pump()
@@ -427,6 +429,17 @@ class Driver:
         elif lease_over and attempt.group.exclusive:
             self._stop(lane, attempt, Ending.RELEASED, "the worker lost touch with its orchestrator")
         self._reporter.speak(attempt, now)
+
+    def _hand_back_exclusive(self) -> None:
+        """The own lease is over: what must not overlap with others is not begun any more."""
+
+        def is_exclusive(attempt: Attempt) -> bool:
+            return attempt.group.exclusive
+
+        for lane in self._board.lanes.values():
+            if any(map(is_exclusive, lane.fed)):
+                self._take_back(lane)
+        self._reporter.released(self._board.withdraw(is_exclusive) + self._intake.withdraw(is_exclusive))
 
     def _resize(self) -> None:
         """Ask for as much work as is of use."""

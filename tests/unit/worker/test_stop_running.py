@@ -232,6 +232,18 @@ async def test_a_page_that_user_code_wrote_over_protects_nobody(farm: Farm) -> N
     assert farm.child.signals == [TERM]
 
 
+async def test_exclusive_attempts_that_wait_are_handed_back_at_the_own_lease(farm: Farm) -> None:
+    """Behind a running one, in its child or here: none of them begins when others may have been given it."""
+    await farm.fed(exclusive=True)
+    farm.link.self_lease_over = True
+    await farm.passes(0)
+    assert farm.child.signals == [TERM]
+    assert [farm.link.outcomes[seq]["never_started"] for seq in (SECOND, THIRD)] == [True, True]
+    farm.dies()
+    assert farm.link.ending(FIRST) == Ending.RELEASED
+    assert not farm.link.outcomes[FIRST]["never_started"]
+
+
 # ---- a later one has begun --------------------------------------------------------------------------------------------
 
 
@@ -293,6 +305,7 @@ async def test_the_child_of_an_attempt_that_has_ended_is_never_signalled(farm: F
     assert farm.link.ending(FIRST) == (Ending.REVOKED if reason == "revoked" else Ending.SUCCEEDED)
     if reason == "drain":
         await farm.draining  # type: ignore[attr-defined]
+    if reason in ("drain", "self-lease"):
         assert farm.link.outcomes[THIRD]["never_started"]
     else:
         assert farm.has() == [THIRD], "the child goes on"
