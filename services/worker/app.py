@@ -6,13 +6,14 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from antfarm import net, program
 from antfarm.link import Link, WorkerIdentity
 from antfarm.model import SECOND_NS
 from services.worker.executors.process import ChildSpec, child_environment
+from services.worker.leave import Leave
 from services.worker.runtime.driver import Driver, Manner
 from services.worker.runtime.inputs import InputReader
 from services.worker.runtime.place import Place, claim, default_state
@@ -41,15 +42,8 @@ async def run_worker(settings: WorkerSettings) -> int:
     place.sweep()
     stop = program.stop_on_signals()
     defect = _watch_for_defects()
-    drain_limit_s = settings.drain_s
-
-    def on_drain(limit_s: float | None) -> None:
-        nonlocal drain_limit_s
-        if limit_s is not None:
-            drain_limit_s = min(limit_s, settings.drain_s)
-        stop.set()
-
-    driver = Driver(_manner(settings), _child_spec(settings, place), on_drain=on_drain)
+    leave = Leave(stop, settings.drain_s)
+    driver = Driver(_manner(settings), _child_spec(settings, place), on_drain=leave.ask)
     outbox = FileOutbox(place.outbox)
     try:
         types = await _or_stopped(driver.start(), stop)
@@ -64,7 +58,7 @@ async def run_worker(settings: WorkerSettings) -> int:
             outbox=outbox,
         )
         driver.use(link, InputReader(place.inputs, lambda: link.channel))
-        await _serve(place.worker_id, driver, link, stop, lambda: drain_limit_s, defect, settings)
+        await _serve(place.worker_id, driver, link, leave, defect, settings)
     finally:
         await driver.close()
         outbox.close()
@@ -96,15 +90,13 @@ async def _serve(
     worker_id: str,
     driver: Driver,
     link: Link,
-    stop: asyncio.Event,
-    drain_limit_s: Callable[[], float],
+    leave: Leave,
     defect: asyncio.Future[None],
     settings: WorkerSettings,
 ) -> None:
-    """Pull and run until stopped, then drain. Raises what ended the link for good, and defects."""
+    """Pull and run until it is to leave, then drain. Raises what ended the link for good, and defects."""
     running = asyncio.create_task(link.run())
-    stopping = asyncio.create_task(stop.wait())
-    drain = asyncio.create_task(_drain_when_stopped(stopping, worker_id, driver, link, drain_limit_s))
+    drain = asyncio.create_task(_drain_when_told(leave, worker_id, driver, link))
     helpers = [asyncio.create_task(_announce(settings, worker_id, link)), asyncio.create_task(program.watchdog())]
     try:
         await asyncio.wait([running, drain, defect], return_when=asyncio.FIRST_COMPLETED)
@@ -112,18 +104,34 @@ async def _serve(
             if ended.done():
                 await ended
     finally:
-        for task in (running, stopping, drain, *helpers):
+        for task in (running, drain, *helpers):
             task.cancel()
-        await asyncio.gather(running, stopping, drain, *helpers, return_exceptions=True)
+        await asyncio.gather(running, drain, *helpers, return_exceptions=True)
 
 
-async def _drain_when_stopped(
-    stopping: asyncio.Task[Any], worker_id: str, driver: Driver, link: Link, drain_limit_s: Callable[[], float]
-) -> None:
-    await stopping
-    program.notify("STOPPING=1")
-    log.info("draining: running tasks get %g s", drain_limit_s())
-    await driver.drain(drain_limit_s())
+async def _drain_when_told(leave: Leave, worker_id: str, driver: Driver, link: Link) -> None:
+    """Drain and say goodbye. A drain that the orchestrator ends before is followed by work as before."""
+    while True:
+        limit_s = await leave.wanted()
+        if leave.for_good:
+            program.notify("STOPPING=1")
+        log.info("draining: running tasks get %g s", limit_s)
+        draining = asyncio.create_task(_drain(limit_s, worker_id, driver, link))
+        staying = asyncio.create_task(leave.over())
+        try:
+            await asyncio.wait([draining, staying], return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                return await draining
+        finally:
+            for task in (draining, staying):
+                task.cancel()
+            await asyncio.gather(draining, staying, return_exceptions=True)
+        log.info("the drain is over: working again")
+        driver.resume()
+
+
+async def _drain(limit_s: float, worker_id: str, driver: Driver, link: Link) -> None:
+    await driver.drain(limit_s)
     if await link.settled(VERDICTS_TIMEOUT_S):
         await link.goodbye("drained")
     else:  # no goodbye, which would say that nothing is held any more

@@ -16,7 +16,7 @@ from google.protobuf import duration_pb2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from fake_orchestrator import FakeOrchestrator
-from farm_app import after, broken, meet, work
+from farm_app import after, broken, gated, meet, work
 from farm_bench import APP, H_S, LEASE_S, Notes, connect, kill_and_restart, local_farm, until
 
 import antfarm as af
@@ -359,6 +359,36 @@ async def test_an_operator_drains_a_level_below_and_lets_it_work_again(farm: Loc
         notes.open_gate()
         await drain(client, on=False)
         assert [value async for value in gated.results()] == [["a", sum_of_squares(20), []]]
+
+
+async def test_a_drained_worker_that_has_not_left_yet_works_again_when_an_operator_says_so(
+    farm: LocalFarm, notes: Notes
+) -> None:
+    """Not by the orchestrator's restart, which has only forgotten the drain."""
+    top = await asyncio.to_thread(farm.start_orchestrator, "top", options=["--heartbeat-s", "1"])
+    await start_worker(farm, "w1", top)
+    async with await connect(top) as client:
+        workers, request = client.connection.workers, worker_pb2.DrainWorkerRequest(worker_id="w1")
+        gate = f"{notes.path}.gate"
+        job = await client.map(gated, range(6), path=notes.path, gate=gate)
+        await until(lambda: notes.count("work-") == 2, "two run and will not end by themselves")
+        await workers.DrainWorker(request)
+        log = farm.program("w1").log
+        await until(lambda: "draining" in log.read_text())
+        await workers.UndrainWorker(worker_pb2.UndrainWorkerRequest(worker_id="w1"))
+        await until(lambda: "the drain is over: working again" in log.read_text())
+        notes.open_gate()
+        assert [value async for value in job.results()] == [n * n for n in range(6)]
+        assert notes.count("work-") == 6
+        second = await client.map(gated, range(2), path=notes.path, gate=f"{gate}2")
+        await until(lambda: notes.count("work-") == 8)
+        await workers.DrainWorker(request)
+        await until(lambda: log.read_text().count("draining") == 2)
+        await kill_and_restart(farm, "top")
+        await until(lambda: log.read_text().count("attached to") == 3)
+        await asyncio.to_thread(Path(f"{gate}2").touch)
+        assert [value async for value in second.results()] == [0, 1]
+        await until(lambda: not farm.program("w1").running, "it leaves")
 
 
 def test_orchestrators_in_a_ring_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Link:
         """The protocol's minor version that it speaks; 0 does not say which reports it owes."""
         self._heard_ns = 0
         self._frames = 0
-        self._beats = 0
+        self._beats = self._hello_ns = 0
         self._sent_window = 0
 
     def _incarnation(self) -> bytes:
@@ -84,6 +84,7 @@ class Link:
         session = self.session
         self._frames = self._beats = 0
         self._sent_window = session.window
+        self._hello_ns = self.process.clock_ns
         wire = self.wire = self.world.network.dial(self, self.world.orchestrators[self.upper])
         hello = dict(
             self.about,
@@ -150,7 +151,11 @@ class Link:
         session = self.session
         self.world.checks.welcomed(self.upper, self.worker_id, epoch, session.max_epoch_seen)
         if not session.welcomed(
-            epoch=epoch, heartbeat_ns=heartbeat_ns, lease_ns=lease_ns, now_ns=self.process.clock_ns
+            epoch=epoch,
+            heartbeat_ns=heartbeat_ns,
+            lease_ns=lease_ns,
+            now_ns=self.process.clock_ns,
+            hello_ns=self._hello_ns,
         ):
             self._drop()
             return
@@ -159,7 +164,7 @@ class Link:
         self._forget(revoked)
         reports: Any = [report for _, report in session.unacked()]
         self._send_reports(reports)
-        self.process.later(session.heartbeat_ns, self._beat, self.wire)
+        self.process.later(max(self._hello_ns + session.heartbeat_ns - self.process.clock_ns, 0), self._beat, self.wire)
         self.say_window()
 
     # ---- down -------------------------------------------------------------------------------------------------------

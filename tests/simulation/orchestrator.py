@@ -92,7 +92,7 @@ class Orchestrator:
             }
             self.link = Link(self.world, self.process, self.upper, f"{ORCHESTRATOR}{self.name}", self, about)
             for parent in self.core.state.parents.values():
-                self.link.session.held.setdefault((parent.job_id, parent.index, parent.epoch, parent.attempt), 0)
+                self.link.session.hold(parent.token)
             self._to_dial = True
             self.process.later(200 * MS, self._watch_acks)
         self.post(events.Recover(wall_ns=self.wall_ns))

@@ -69,7 +69,7 @@ class Driver:
     """Handler of the link and owner of the children."""
 
     def __init__(self, manner: Manner, spec: ChildSpec, *, on_drain: Callable[[float | None], None]) -> None:
-        """Make it; `start` must follow. `on_drain` is told when the orchestrator asks for a drain."""
+        """Make it; `start` must follow. `on_drain` is told when the orchestrator asks for a drain, and in how many seconds; None: no more."""
         self._manner = manner
         self._board = Board(manner.capacity)
         self._sizer = WindowSizer()
@@ -84,6 +84,9 @@ class Driver:
         self._noise: dict[int, str] = {}  # what a lane without a running attempt wrote last
         self._window = 0
         self._draining = False
+        self._epoch = 0
+        self._drain_asked_in: int | None = None
+        """The epoch in which the orchestrator asked for a drain."""
         self._stop_running_at_ns: int | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -130,6 +133,14 @@ class Driver:
         self._pump()  # hands back all that waits
         await self._idle.wait()
 
+    def resume(self) -> None:
+        """Work again after a drain that was not waited for."""
+        self._draining = False
+        self._stop_running_at_ns = None
+        self._idle.clear()
+        self._resize()
+        self._pump()
+
     async def close(self) -> None:
         """End all children. Attempts that still ran are not reported: the lease or the next process speaks for them."""
         self._closed = True
@@ -146,6 +157,11 @@ class Driver:
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
         """Attached; Storage may have moved, and an orchestrator that was restarted does not know what has started."""
+        self._epoch = welcome.epoch
+        if self._drain_asked_in == welcome.epoch:
+            # Over, or asked for once more in a moment. An orchestrator that was restarted has only forgotten it.
+            self._drain_asked_in = None
+            self._on_drain_asked(None)
         for _, attempt in self._board.running():
             attempt.last_word_ns = 0
         self._crew.set_storage(self._manner.storage_override or welcome.storage_address)
@@ -171,6 +187,7 @@ class Driver:
 
     def on_drain(self, limit_s: float) -> None:
         """The orchestrator asks for a drain."""
+        self._drain_asked_in = self._epoch
         self._on_drain_asked(limit_s)
 
     # ---- from the children ------------------------------------------------------------------------------------------
