@@ -126,7 +126,7 @@ class Client:
             rare["limit"] = ConcurrencyLimit(name="l", max_active=dice.randint(1, 3))
         timeouts = Timeouts(
             run_ns=dice.choice((None, None, 2 * SECOND)),
-            queue_ns=dice.choice((None,) * 8 + (5 * SECOND,)),
+            queue_ns=dice.choice((None,) * 5 + (5 * SECOND,)),
             total_ns=dice.choice((None,) * 8 + (20 * SECOND,)),
         )
         kind = dice.choice(("t", "u") if self.world.knobs.levels == 1 else ("t",))
@@ -136,7 +136,8 @@ class Client:
         if known and dice.random() < 0.2:
             kind_of = dice.choice((DependencyKind.EACH, DependencyKind.ALL))
             needs = (Dependency(job_id=JobId(dice.choice(known)), kind=kind_of),)
-        return JobSpec(template=template, dependencies=needs, priority=dice.choice((0, 0, 5)))
+        few = dice.choice((None,) * 8 + (0, 1))
+        return JobSpec(template=template, dependencies=needs, priority=dice.choice((0, 0, 5)), max_failures=few)
 
     def _payloads(self, count: int) -> list[bytes]:
         dice = self._dice

@@ -271,6 +271,11 @@ def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome)
     jobs.revoke(turn, losers, turn.state.seq, "another attempt succeeded")
 
 
+def _is_live(attempt: Attempt) -> bool:
+    """False: the end of another one of the same worker has cancelled the job meanwhile, because too many of its tasks had failed."""
+    return attempt.job.find_live(attempt.index, attempt.epoch, attempt.attempt) is attempt
+
+
 def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -> None:
     """A benign end: the task is queued again at no cost, unless another attempt of it runs. A started at-most-once task cannot be, and is given up.
 
@@ -278,6 +283,8 @@ def give_back(turn: Turn, attempt: Attempt, how: Past, *, never_started: bool) -
         how: RELEASED when its worker said so; LOST when it never arrived, as far as is known; REVOKED when nothing of it may count.
     """
     job, index = attempt.job, attempt.index
+    if not _is_live(attempt):
+        return
     if job.template.at_most_once:
         if not never_started:
             failure = Failure(
@@ -307,7 +314,8 @@ def recall(turn: Turn, worker: Worker) -> None:
     unstarted = [a for a in worker.live.values() if not (a.started or a.job.template.at_most_once)]
     for attempt in unstarted:
         give_back(turn, attempt, Past.REVOKED, never_started=True)
-        attempt.job.note(attempt.index).after = worker.frames_after
+        if attempt.job.states[attempt.index] < _TERMINAL:  # its time in the queue may be over
+            attempt.job.note(attempt.index).after = worker.frames_after
     jobs.revoke(turn, unstarted, turn.state.seq, QUARANTINED)
 
 
@@ -450,6 +458,8 @@ def lose(turn: Turn, attempt: Attempt, cause: str) -> None:
     because it had been a suspect before, is it a crash: that a worker had one slot, or nothing else to do, proves nothing.
     """
     job, index = attempt.job, attempt.index
+    if not _is_live(attempt):
+        return
     if job.template.at_most_once:
         # Its token stays the only one: the task waits, ACTIVE, for the holder until the orphan hold ends.
         turn.state.finish(attempt)

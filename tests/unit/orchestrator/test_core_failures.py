@@ -12,6 +12,7 @@ from antfarm.model import (
     Ending,
     Failure,
     FailureClass,
+    JobState,
     RetryPolicy,
     SessionId,
     TaskState,
@@ -19,6 +20,7 @@ from antfarm.model import (
     VerdictCode,
 )
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.turn import CoreConfig
 
 
 def ended(farm: Harness) -> records.EndedTask:
@@ -551,3 +553,45 @@ def test_an_assignment_that_was_not_durable_was_never_sent(farm: Harness) -> Non
     worker.attach()
     assert worker.release(token) is VerdictCode.ACCEPTED
     assert worker.take() == [("j", 0, 2, 2)]
+
+
+# ---- ends of several attempts at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["falls silent", "is restarted", "leaves", "does not have them"])
+def test_a_worker_that_goes_takes_several_tasks_of_a_job_that_the_first_of_them_ends(how: str) -> None:
+    """It had one failure too many: what else the worker held of it has been cancelled when its turn comes."""
+    farm = Harness(CoreConfig(infra_failures_max=0))
+    worker = farm.worker(slots=3)
+    farm.create("j", 3, max_failures=0, timeouts=Timeouts(queue_ns=5 * SECOND_NS))
+    worker.take()
+    farm.wait(6, beating=[worker])
+    match how:
+        case "falls silent":
+            farm.wait(13)
+        case "is restarted":
+            worker.die()
+        case "leaves":
+            worker.goodbye()
+        case "does not have them":
+            worker.detach()
+            worker.held.clear()
+            worker.attach()
+    assert farm.states("j") == ("ECC" if how in ("leaves", "does not have them") else "DCC")
+    assert farm.job("j").state is JobState.CANCELLED
+    farm.drop()
+
+
+def test_what_a_quarantine_takes_back_may_have_waited_too_long(farm: Harness) -> None:
+    bad, other, third = farm.worker("w1", slots=8), farm.worker("w2"), farm.worker("w3")
+    for idle in (other, third):
+        idle.credit(0)
+    farm.create("j", 3)
+    farm.create("k", 2, timeouts=Timeouts(queue_ns=5 * SECOND_NS))
+    tokens = bad.take()
+    farm.wait(6, beating=[bad, other, third])
+    for token in [token for token in tokens if token[0] == "j"]:
+        bad.fail(token)
+    assert farm.state.quarantined
+    assert farm.states("k") == "EE"
+    farm.drop()
