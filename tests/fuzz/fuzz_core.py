@@ -63,7 +63,7 @@ class Maker:
         self._makers: list[Callable[[], Any]] = [
             *[self.outcomes] * 9, *[self.heartbeat] * 4, *[self.attach] * 4, *[self.create] * 4, *[self.append] * 2, *[self.tick] * 3,
             *[self.running] * 3, self.close, self.cancel, self.cancel_task, self.pause, self.retry, self.purge, self.detach, self.goodbye,
-            self.credit, self.drain, self.parent_assigned, self.parent_assigned, self.parent_revoked, self.parent_expanded, self.parent_expanded,
+            self.credit, self.drain, self.parent_assigned, self.parent_assigned, self.parent_revoked, self.parents_drained, self.parent_expanded, self.parent_expanded,
             self.parent_acked, self.disk,
         ]  # fmt: skip
 
@@ -349,6 +349,10 @@ class Maker:
     def parent_revoked(self) -> Any:
         """A task is taken away."""
         return events.ParentsRevoked(tokens=self._parent_tokens(), cause=self.pick(_TEXTS))
+
+    def parents_drained(self) -> Any:
+        """The one above drains this one."""
+        return events.ParentsDrained(over=self.chance(0.5))
 
     def parent_acked(self) -> Any:
         """The end of one is acknowledged."""

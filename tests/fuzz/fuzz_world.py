@@ -33,7 +33,7 @@ _COUNTS = {VerdictCode.ACCEPTED}
 
 _OF_A_SESSION = (events.Detach, events.Goodbye, events.Credit, events.Heartbeat, events.Running)
 _TAKEN = (
-    events.Tick, events.DiskLow, events.Recover, events.ParentsAssigned, events.ParentsRevoked, events.ParentExpanded, events.ParentsAcked,
+    events.Tick, events.DiskLow, events.Recover, events.ParentsAssigned, events.ParentsRevoked, events.ParentsDrained, events.ParentExpanded, events.ParentsAcked,
 )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ ACTIONS: list[tuple[int, str, dict[str, list[Any]]]] = [
     (2, "manage", {"job": SMALL, "index": [0, 1, 2, 3, 4], "what": ["close", "close", "cancel", "task", "pause", "resume", "resume", "purge", "purge"]}),
     (1, "assign_parent", {"index": [0, 1, 1], "again": [True, False, False]}),
     (1, "revoke_parent", {"index": [0, 1], "really": [True, False, False]}),
+    (1, "drain_from_above", {"over": [False, False, True]}),
     (1, "answer_parent", {"children": [0, 1, 2], "good": [True, True, False]}),
     (4, "attach", {"name": WORKERS}),
     (2, "come_and_go", {"name": WORKERS, "what": ["detach", "detach", "crash", "crash", "wipe", "goodbye", "drain", "undrain"]}),
@@ -308,6 +309,18 @@ class World:
         if token is not None:
             attempt = token[1] if really else token[1] - 1
             self.do(events.ParentsRevoked(tokens=[("top", index, token[0], attempt)], cause=""))
+
+    def drain_from_above(self, over: bool) -> None:
+        """What has not begun goes back, or everything; what is given back was bound, and is so no more."""
+        bound = {parent.token for parent in self.harness.state.parents.values()}
+        self.do(events.ParentsDrained(over=over))
+        for effect in self.harness.claim_all(effects.ReleaseParents):
+            assert effect.after <= self.harness.durable_seq, "I5: given back before it is durable"
+            assert bound.issuperset(effect.tokens), "I19: what is given back was held"
+            assert not {parent.token for parent in self.harness.state.parents.values()} & set(effect.tokens), (
+                "and is not any more"
+            )
+            self.model.worked["given back above"] += len(effect.tokens)
 
     def answer_parent(self, children: int, good: bool) -> None:
         """A plan is read, and a report acknowledged."""

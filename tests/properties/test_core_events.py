@@ -104,6 +104,7 @@ any_event = st.one_of(
         events.ParentsAssigned, job_id=st.sampled_from(["top", "x"]), epoch=u64, template=templates, tasks=st.lists(parent_tasks, max_size=3),
     ),
     st.builds(events.ParentsRevoked, tokens=parent_tokens, cause=texts),
+    st.builds(events.ParentsDrained, over=st.booleans()),
     st.builds(
         events.ParentExpanded, parent=st.sampled_from([("top", 0), ("x", 1), ("no", 5)]), template=st.none() | templates,
         payloads=payload_lists, failure=failures,
