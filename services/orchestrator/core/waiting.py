@@ -14,7 +14,7 @@ from antfarm.text import one_line, show
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.lanes import Misfit, fits, misfits
 from services.orchestrator.core.placement import room
-from services.orchestrator.core.state import Attempt, Job, State, TaskNote, Worker, dependency_ready
+from services.orchestrator.core.state import Attempt, Job, Past, State, TaskNote, Worker, dependency_ready
 from services.orchestrator.core.turn import CoreConfig
 
 _QUEUED = int(TaskState.QUEUED)
@@ -389,9 +389,11 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             help=f"Ask there: antfarm job list -c ITS_ADDRESS shows the jobs up/{name_of(job, index)}/...",
         )
     elif _taken_up(scene, job, attempt):
+        known = scene.state.knows_epoch(attempt.epoch)
+        before = "the worker fell silent" if known else "the orchestrator was started again"
         yield Finding(
             what=f"{worker.worker_id} came back with attempt {attempt.attempt} {since} ago and goes on with it.",
-            why="It was given out before the orchestrator was started again, or before the worker fell silent: nothing is repeated.",
+            why=f"It was given out before {before}: nothing is repeated.",
         )
     elif attempt.started:
         yield Finding(
@@ -429,9 +431,13 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 
 def _taken_up(scene: Scene, job: Job, attempt: Attempt) -> bool:
-    """True when the attempt is older than what this process, or its worker's present lease, knows of."""
+    """True when the attempt is older than what this process, or its worker's present lease, knows of.
+
+    What runs at most once is on record from its issue on: that alone makes it no older.
+    """
     note = job.notes.get(attempt.index)
-    return attempt.epoch < scene.state.epoch or (note is not None and (attempt.epoch, attempt.attempt) in note.past)
+    past = note.past.get((attempt.epoch, attempt.attempt)) if note is not None else None
+    return not scene.state.knows_epoch(attempt.epoch) or (past is not None and past[1] is not Past.ISSUED)
 
 
 def _progress(attempt: Attempt) -> str:
@@ -452,8 +458,18 @@ def _orphaned(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if job.states[index] != _ACTIVE or index in job.live or note is None or note.wait_until_ns is None:
         return
     holder, _ = note.past.get((note.epoch, note.attempt), ("its worker", None))
+    left = span(note.wait_until_ns - scene.now)
+    worker = scene.state.workers.get(holder)
+    if worker is not None and (worker.gone or worker.session is not None):  # what it has, its hello would have said
+        yield Finding(
+            what=f"{holder} {'has left' if worker.gone else 'is back'} without it; whether it ran is not known; it is given up in {left}.",
+            why="It runs at most once, so nobody else gets it.",
+            help=f"Look at what it has done already; antfarm task cancel {name_of(job, index)} ends it at once. "
+            "Leave out at_most_once if the task may be repeated.",
+        )
+        return
     yield Finding(
-        what=f"{holder} has the task and has fallen silent; it is given up in {span(note.wait_until_ns - scene.now)}.",
+        what=f"{holder} was given the task and has fallen silent; it is given up in {left}.",
         why="It runs at most once, so nobody else gets it; a success that comes until then counts.",
         help=f"Start {holder} again with its state directory; leave out at_most_once if the task may be repeated.",
     )

@@ -450,8 +450,37 @@ def test_an_attempt_that_a_worker_took_up_again(farm: Harness) -> None:
     worker.attach()
     assert now(farm, "j") == (
         "w1 came back with attempt 1 0s ago and goes on with it.\n"
-        "    why:  It was given out before the orchestrator was started again, or before the worker fell silent: nothing is repeated."
+        "    why:  It was given out before the orchestrator was started again: nothing is repeated."
     )
+
+
+def test_an_attempt_that_a_worker_took_up_again_after_a_silence(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", at_most_once=True)
+    worker.take()
+    farm.wait(13)
+    farm.drop()
+    worker.incarnation += b"+"
+    worker.attach()
+    assert now(farm, "j") == (
+        "w1 came back with attempt 1 0s ago and goes on with it.\n"
+        "    why:  It was given out before the worker fell silent: nothing is repeated."
+    )
+
+
+@pytest.mark.parametrize("at_most_once", [False, True])
+def test_what_runs_with_a_steady_worker_is_not_told_as_taken_up_again(farm: Harness, at_most_once: bool) -> None:
+    """Neither its record of issue, nor an epoch that began because a purged job's id came again, makes it older."""
+    worker = farm.worker(slots=2)
+    farm.create("again", type="u")
+    farm.cancel("again")
+    farm.create("j", at_most_once=at_most_once)
+    (token,) = worker.take()
+    worker.running(token)
+    farm.purge("again")
+    farm.create("again", type="u")
+    assert farm.state.epoch > token[2]
+    assert now(farm, "j").startswith("Attempt 1 runs on w1, given to it 0s ago.\n")
 
 
 def test_a_task_that_an_orchestrator_below_has(farm: Harness) -> None:
@@ -474,7 +503,7 @@ def test_the_holder_of_an_at_most_once_task_is_waited_for(farm: Harness) -> None
     farm.wait(13)
     farm.drop()
     assert now(farm, "j") == (
-        "w1 has the task and has fallen silent; it is given up in 4m59s.\n"
+        "w1 was given the task and has fallen silent; it is given up in 4m59s.\n"
         "    why:  It runs at most once, so nobody else gets it; a success that comes until then counts.\n"
         "    help: Start w1 again with its state directory; leave out at_most_once if the task may be repeated."
     )
@@ -482,6 +511,23 @@ def test_the_holder_of_an_at_most_once_task_is_waited_for(farm: Harness) -> None
         "Attempt 1 was issued to w1, on record before it was sent.\n"
         "    why:  It runs at most once: no other worker gets it unless this one confirms that it never started."
     )
+
+
+def test_the_holder_of_an_at_most_once_task_that_is_back_without_it(farm: Harness) -> None:
+    """No help that was done already: it was started again, and the task was not there."""
+    worker = farm.worker()
+    farm.create("j", at_most_once=True)
+    worker.take()
+    worker.die()
+    rest = (
+        " without it; whether it ran is not known; it is given up in 5m.\n"
+        "    why:  It runs at most once, so nobody else gets it.\n"
+        "    help: Look at what it has done already; antfarm task cancel j/0 ends it at once."
+        " Leave out at_most_once if the task may be repeated."
+    )
+    assert now(farm, "j") == "w1 is back" + rest
+    worker.goodbye()
+    assert now(farm, "j") == "w1 has left" + rest
 
 
 def test_an_at_most_once_attempt_that_was_handed_back(farm: Harness) -> None:
