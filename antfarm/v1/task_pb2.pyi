@@ -216,7 +216,9 @@ class ListTasksResponse(_message.Message):
     """Token of the next page; empty on the last."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
-        """A page of tasks in the order of their index; `result` is left out."""
+        """A page of tasks in the order of their index. Left out are `result`, `worker_id` of those that succeeded, and of failures traceback, log and what
+        is long: GetTask has them.
+        """
 
     def __init__(
         self,

@@ -226,7 +226,11 @@ def test_failed_jobs_are_retried_and_purged(cli: Cli) -> None:
 def test_tasks_are_listed_and_their_story_is_told(cli: Cli) -> None:
     cli("submit", "client_app.fail_odd", "--range", "x=0..3", "--job-id", "story", "--wait", code=1)
     rows = cli.json("task", "list", "--job", "story", "--state", "FAILED")
-    assert [row["task"] for row in rows] == ["story/1", "story/3"]
+    assert [(row["task"], row["failure"]) for row in rows] == [
+        ("story/1", "ValueError: odd 1"),
+        ("story/3", "ValueError: odd 3"),
+    ]
+    assert {row["worker"] for row in rows} <= {row["worker"] for row in cli.json("worker", "list")}
     out, _ = cli("task", "show", "story/1")
     assert "ValueError: odd 1" in out
     assert 'raise ValueError(f"odd {x}")' in out

@@ -428,6 +428,45 @@ async def test_tasks_are_looked_at_listed_and_cancelled_one_by_one(farm: Running
     await worker.drop()
 
 
+async def test_a_list_names_failures_and_their_workers_from_the_record_and_reads_nothing_of_successes(
+    farm: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await farm.create("j", 5)
+    worker = farm.worker(slots=4)
+    await worker.attach()
+    first, *others = await worker.tasks(4)
+    failure = common_pb2.Failure(
+        failure_class=common_pb2.FAILURE_CLASS_PERMANENT,
+        kind="ValueError",
+        message="x" * 5_000,
+        traceback="t" * 9_000,
+        log_tail="l" * 60_000,
+    )
+    await worker.report(first, ending=FAILED, failure=failure)
+    await worker.report(*others)
+    await worker.drop()
+    await farm.tasks.CancelTask(task_pb2.CancelTaskRequest(job_id="j", index=4, cause="not that one"))
+    await farm.restart()
+    read: list[int] = []
+    read_records = Driver.read_records
+
+    async def noted(driver: Driver, seqs: list[int]) -> Any:
+        read.extend(seqs)
+        return await read_records(driver, seqs)
+
+    monkeypatch.setattr(Driver, "read_records", noted)
+    answer = await farm.tasks.ListTasks(task_pb2.ListTasksRequest(job_id="j"))
+    assert len(read) == 2, "one record of the failed task, one of the cancelled one"
+    assert [(task.worker_id, task.last_failure.kind, task.last_failure.message) for task in answer.tasks] == [
+        ("w1", "ValueError", "x" * 300),
+        *[("", "", "")] * 3,
+        ("", "cancelled", "not that one"),
+    ]
+    assert (answer.tasks[0].last_failure.traceback, answer.tasks[0].last_failure.log_tail) == ("", "")
+    whole = (await farm.tasks.GetTask(task_pb2.GetTaskRequest(job_id="j", index=0))).task.result.failure
+    assert len(whole.log_tail) == 60_000
+
+
 async def test_only_the_holder_of_an_attempt_writes_in_its_tasks_log(farm: Running) -> None:
     await farm.create("j", 1)
     holder, other = farm.worker("holder"), farm.worker("other", types=("none",))

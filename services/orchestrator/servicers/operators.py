@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from antfarm import __version__, wire
 from antfarm.errors import WorkerNotFound
@@ -13,6 +13,7 @@ from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS, JobId, Task
 from antfarm.v1 import (
     backup_pb2,
     backup_pb2_grpc,
+    common_pb2,
     system_pb2,
     system_pb2_grpc,
     task_pb2,
@@ -33,6 +34,8 @@ from services.orchestrator.servicers.jobs import find_job, page_number, page_siz
 DRAIN_LIMIT_NS = 30 * SECOND_NS
 LOG_POLL_S = 0.5
 BACKUP_CHUNK_BYTES = 1 << 20
+LISTED_TEXT_MAX = 300
+"""Characters of a failure's message in a list."""
 
 
 class TaskServicer(task_pb2_grpc.TaskServiceServicer):
@@ -62,8 +65,29 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
             if len(response.tasks) == size:
                 response.next_page_token = str(index)
                 break
-            response.tasks.append(self._brief(job, index))
+            task = self._brief(job, index)
+            if task.HasField("last_failure"):
+                _shorten(task.last_failure)
+            response.tasks.append(task)
+        await self._add_failures(job, response.tasks)
         return response
+
+    async def _add_failures(self, job: Job, tasks: Sequence[task_pb2.Task]) -> None:
+        """What is on record of those that ended without success: one read for all. Of a success nothing is read: there may be a million."""
+        durable_seq = self._driver.durable_seq
+        failed = {
+            task.index: task
+            for task in tasks
+            if task.state > TaskState.SUCCEEDED and job.outcome_seqs[task.index] <= durable_seq
+        }
+        wanted = frozenset(failed)
+        for _, record in await self._driver.read_records(sorted({job.outcome_seqs[index] for index in wanted})):
+            for result in results_of(record, job, wanted):
+                task = failed[result.index]
+                task.worker_id = result.worker_id
+                if result.failure is not None:
+                    task.last_failure.CopyFrom(wire.failure_to_wire(result.failure))
+                    _shorten(task.last_failure)
 
     async def ExplainTask(self, request: task_pb2.ExplainTaskRequest, context: Context) -> task_pb2.ExplainTaskResponse:
         """In words."""
@@ -163,6 +187,13 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
                     task.result.CopyFrom(wire.result_to_wire(result))
                     task.worker_id = result.worker_id
         return task
+
+
+def _shorten(failure: common_pb2.Failure) -> None:
+    """What a page has of a failure: a thousand of them, whole, are no message."""
+    failure.ClearField("traceback")
+    failure.ClearField("log_tail")
+    failure.message = failure.message[:LISTED_TEXT_MAX]
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
