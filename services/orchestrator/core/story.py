@@ -13,7 +13,7 @@ from services.orchestrator.core import isolation, records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, dependency_failed
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.core.waiting import CHAIN_MAX, crash_limit, name_of, plural, span
+from services.orchestrator.core.waiting import CHAIN_MAX, crash_count, name_of, plural, span
 
 SHOWN_MAX = 20
 """Attempts of a task that are told one by one: the last ones."""
@@ -68,7 +68,7 @@ def _failed_attempt(job: Job, record: records.AttemptFailed, config: CoreConfig)
     how = f"was lost with {where}" if record.lost else f"failed on {where}"
     match failure.failure_class:
         case FailureClass.CRASH:
-            count = f"crash {record.crashes}, {crash_limit(config)}"
+            count = crash_count(config, record.crashes)
         case FailureClass.INFRA:
             count = f"loss {record.infra_failures} of the {config.infra_failures_max} that are tolerated"
         case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from antfarm.model import SECOND_NS, DependencyKind, Finding, TaskState
+from antfarm.model import SECOND_NS, DependencyKind, Failure, Finding, TaskState
 from antfarm.text import one_line, show
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.lanes import Misfit, fits, misfits
@@ -156,22 +156,55 @@ def _type_paused(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 
 def _alone(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
-    alone = scene.state.alone.get((job.number, index))
-    if alone is None or job.states[index] != _QUEUED:
+    alone, note = scene.state.alone.get((job.number, index)), job.notes.get(index)
+    if alone is None or note is None:
         return
-    where = (
-        f"{alone.worker.worker_id}, which becomes empty for it" if alone.worker is not None else "a worker of its own"
-    )
+    worker, others = alone.worker, ""
+    if worker is None:
+        where = "when a worker is kept for it"
+        kept = sorted(one.worker_id for one in scene.state.workers.values() if one.alone_for is not None)
+        others = f" {_listed(kept)} {'is' if len(kept) == 1 else 'are'} kept for others before it." if kept else ""
+    elif alone.running:
+        where = f"on {worker.worker_id} now"
+    else:
+        where = f"on {worker.worker_id} as soon as nothing else runs there"
+        busy = len(worker.live) + len(worker.stopping)
+        others = f" {plural(busy, 'task')} there {'ends' if busy == 1 else 'end'} first." if busy else ""
+    if note.crashes:
+        why = f"{crash_count(scene.config, note.crashes).capitalize()}. Alone it harms no other task, and shows whose fault it is."
+        cure = f"Wait; look at its memory and native code (antfarm task logs {name_of(job, index)})."
+    else:
+        why = "It may have brought them down: if its worker dies again while nothing else runs there, that is a crash of the task."
+        cure = "Wait."
     yield Finding(
-        what=f"It waits for {where}: it runs alone.",
-        why="It was on workers that died, more than once, and may have brought them down.",
-        help="Wait; if its worker dies again while nothing else runs there, that is a crash of the task.",
+        what=f"It {' and '.join(_suspicions(note))}; it is tried alone, {where}.", why=f"{why}{others}", help=cure
     )
+
+
+def _suspicions(note: TaskNote) -> Iterator[str]:
+    """What a task is suspected for, said of it."""
+    if note.crashes:
+        yield f"crashed {_times(note.crashes)}"
+    if note.suspected > note.crashes:
+        yield f"was {_times(note.suspected - note.crashes)} on a worker or process that died"
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+
+
+def suspicion(note: TaskNote | None) -> str:
+    """Why a task runs alone, in short, said of it."""
+    if note is not None and note.crashes and note.crashes == note.suspected:
+        return f"crashed {_times(note.crashes)}"
+    return "is suspected of bringing workers down"
 
 
 def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
-    able = _fit(scene, job)
+    able, alone = _fit(scene, job), scene.state.alone.get((job.number, index))
     if job.states[index] != _QUEUED or not able or any(worker.assignable for worker in able):
+        return
+    if alone is not None and alone.worker is not None:  # which takes nothing else, for its sake
         return
     draining = sorted(worker.worker_id for worker in able if worker.draining)
     if draining:
@@ -196,7 +229,7 @@ def reservation(state: State, task: tuple[int, int]) -> str:
     job, alone = state.jobs.get(task[0]), state.alone.get(task)
     name = name_of(job, task[1]) if job is not None else "a task"
     how = "runs" if alone is not None and alone.running else "becomes empty for"
-    return f"{how} {name}, which is suspected of bringing workers down"
+    return f"{how} {name}, which {suspicion(job.notes.get(task[1]) if job is not None else None)}"
 
 
 def _away(scene: Scene, worker: Worker) -> str:
@@ -229,13 +262,18 @@ def _ready(scene: Scene, job: Job) -> list[Worker]:
     return [worker for worker in _fit(scene, job) if worker.assignable]
 
 
+def _is_placed(scene: Scene, job: Job, index: int) -> bool:
+    """True when the task waits for a place among others; one that is to run alone does not."""
+    return job.states[index] == _QUEUED and (job.number, index) not in scene.state.alone
+
+
 def _free(worker: Worker, job: Job) -> bool:
     """True when it has places for a task of the job; one that needs more than all goes to an empty worker."""
     return worker.window > worker.taken and (worker.taken + job.lane.slots <= worker.window or not worker.live)
 
 
 def _resources_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
-    if job.states[index] != _QUEUED or (job.lane.limit is not None and job.lane.limit.room <= 0):
+    if not _is_placed(scene, job, index) or (job.lane.limit is not None and job.lane.limit.room <= 0):
         return
     ready = _ready(scene, job)
     free = [worker for worker in ready if _free(worker, job)]
@@ -252,7 +290,7 @@ def _resources_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 def _avoids(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     note = job.notes.get(index)
-    if job.states[index] != _QUEUED or note is None or not note.failed_on:
+    if not _is_placed(scene, job, index) or note is None or not note.failed_on:
         return
     ready = _ready(scene, job)
     shunned = sorted(worker.worker_id for worker in ready if worker.worker_id in note.failed_on and _free(worker, job))
@@ -267,7 +305,7 @@ def _avoids(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     ready = _ready(scene, job)
-    if job.states[index] != _QUEUED or not ready or any(_free(worker, job) for worker in ready):
+    if not _is_placed(scene, job, index) or not ready or any(_free(worker, job) for worker in ready):
         return
     away = [worker for worker in _fit(scene, job) if not worker.assignable]
     before = job.states.count(_QUEUED, 0, index)
@@ -297,30 +335,37 @@ def _backs_off(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         return
     failure = note.last_failure
     last = f"{failure.kind}: {failure.message}" if failure is not None else ""
+    alone = ", alone on its worker" if note.suspected >= scene.config.suspicions_max else ""
+    look = trace(name_of(job, index), failure) if failure is not None else ""
     yield Finding(
-        what=f"It failed and is tried again in {span(note.wait_until_ns - scene.now)}.",
+        what=f"It failed and is tried again in {span(note.wait_until_ns - scene.now)}{alone}.",
         why=f"{one_line(last)} ({budget(scene.config, job, note)})",
-        help=f"Wait; `antfarm task show {name_of(job, index)}` has the traceback.",
+        help=f"Wait; {look}." if look else "Wait.",
     )
+
+
+def trace(task: str, failure: Failure) -> str:
+    """Where more of a failure is to be read; empty when there is nothing."""
+    if failure.traceback:
+        return f"`antfarm task show {task}` has the traceback"
+    return f"`antfarm task logs {task}` has what it wrote last" if failure.log_tail else ""
 
 
 def budget(config: CoreConfig, job: Job, note: TaskNote) -> str:
     """How much of each budget a task has used."""
     used = [
         (note.app_failures, f"{note.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')} used"),
-        (note.crashes, f"{plural(note.crashes, 'crash', 'crashes')}; {crash_limit(config)}"),
+        (note.crashes, crash_count(config, note.crashes)),
         (note.infra_failures, f"{note.infra_failures} of {config.infra_failures_max} tolerated losses"),
     ]
     return ", ".join(text for count, text in used if count)
 
 
-def crash_limit(config: CoreConfig) -> str:
-    """When crashes end a task, as `isolation.is_proven` judges it."""
-    most = config.crashes_max
-    return (
-        f"given up from crash {most} on when it crashes alone and has crashed on two workers, if two can run it, "
-        f"and from crash {2 * most} on when it crashes alone"
-    )
+def crash_count(config: CoreConfig, crashes: int) -> str:
+    """A task's last crash, which did not end it, against the limit as `isolation.is_proven` judges it."""
+    if crashes < config.crashes_max:
+        return f"crash {crashes} of {config.crashes_max}"
+    return f"crash {crashes}, not the last one: it did not run alone, or another worker could run it"
 
 
 def unmet(job: Job, index: int) -> Iterator[tuple[Job, DependencyKind, int]]:

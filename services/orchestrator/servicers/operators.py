@@ -175,7 +175,7 @@ class TaskServicer(task_pb2_grpc.TaskServiceServicer):
                 until = probation_text(paused, self._driver.clock.monotonic_ns())
                 task.waits_for = f"the end of its type's pause: {until}"
             elif (job.number, index) in state.alone:
-                task.waits_for = "a worker for itself: it is suspected of bringing workers down"
+                task.waits_for = f"a worker for itself: it {waiting.suspicion(note)}"
         return task
 
     async def _task(self, job: Job, index: int) -> task_pb2.Task:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from orchestrator_harness import Harness, Worker, each, retrying, straggler, whole
+from orchestrator_harness import Harness, Token, Worker, each, retrying, straggler, whole
 
 from antfarm.model import (
     SECOND_NS,
     ConcurrencyLimit,
+    Ending,
     Explanation,
+    Failure,
     FailureClass,
     Finding,
     RetryPolicy,
@@ -48,6 +50,14 @@ def about(farm: Harness, job_id: str) -> str:
             *explain.job(scene(farm), farm.job(job_id)),
         ]
     )
+
+
+def raised(worker: Worker, token: Token, **fields: object) -> None:
+    """An attempt ended by an exception, or as the fields of Failure say."""
+    fields = {
+        "failure_class": FailureClass.APP, "kind": "ValueError", "message": "it went wrong", "traceback": "line 1", **fields
+    }  # fmt: skip
+    worker.report(token, Ending.FAILED, failure=Failure(**fields))  # type: ignore[arg-type]
 
 
 def outcome(farm: Harness, job_id: str, index: int = 0) -> TaskResult:
@@ -275,12 +285,62 @@ def test_a_suspect_that_waits_is_told_for_which_worker(farm: Harness) -> None:
     farm.drop()
     name = holder.worker_id
     assert now(farm, "j") == (
-        f"It waits for {name}, which becomes empty for it: it runs alone.\n"
-        "    why:  It was on workers that died, more than once, and may have brought them down.\n"
-        "    help: Wait; if its worker dies again while nothing else runs there, that is a crash of the task."
+        f"It was twice on a worker or process that died; it is tried alone, on {name} as soon as nothing else runs there.\n"
+        "    why:  It may have brought them down: if its worker dies again while nothing else runs there, that is a crash of the task."
+        " 1 task there ends first.\n"
+        "    help: Wait."
     )
     farm.create("l", 2)
     assert f"{name} becomes empty for j/0, which is suspected of bringing workers down" in now(farm, "l", 1)
+    farm.drop()
+
+
+def test_a_task_that_crashes_its_own_process_is_told_so_and_is_no_obstacle_to_itself(farm: Harness) -> None:
+    """No worker died, and the worker that becomes empty for it does so for its sake."""
+    worker = farm.worker("w1", slots=2)
+    farm.create("px", retry=retrying(1, 0))
+    for count in (1, 2):
+        farm.wait(8, beating=[worker])
+        (token,) = worker.take()
+        if count == 2:
+            farm.create("k")
+            worker.take()
+        worker.fail(token, FailureClass.CRASH)
+    assert now(farm, "px").startswith("It failed and is tried again in ")
+    assert now(farm, "px").splitlines()[0].endswith(", alone on its worker.")
+    assert now(farm, "px").splitlines()[1:] == ["    why:  ValueError: it went wrong (crash 2 of 3)", "    help: Wait."]
+    farm.wait(8, beating=[worker])
+    told_of = (
+        "    why:  Crash 2 of 3. Alone it harms no other task, and shows whose fault it is.{}\n"
+        "    help: Wait; look at its memory and native code (antfarm task logs px/0)."
+    )
+    assert now(farm, "px") == (
+        "It crashed twice; it is tried alone, on w1 as soon as nothing else runs there.\n"
+        + told_of.format(" 1 task there ends first.")
+    )
+    farm.create("l")
+    assert "w1 becomes empty for px/0, which crashed twice, and takes nothing beside it." in now(farm, "l")
+    farm.create("py", type="t")
+    worker.run([token for token in worker.held if token[0] == "k"])
+    worker.take()
+    assert now(farm, "px").startswith("It crashed twice; it is tried alone, on w1 now.\n" + told_of.format(""))
+
+
+def test_a_suspect_that_has_no_worker_yet_is_told_who_comes_first(farm: Harness) -> None:
+    worker = farm.worker("w1", slots=2)
+    farm.create("a", retry=retrying(1, 0))
+    farm.create("b", retry=retrying(1, 0))
+    for _ in range(2):
+        farm.wait(8, beating=[worker])
+        for token in worker.take():
+            worker.fail(token, FailureClass.CRASH)
+    farm.wait(8, beating=[worker])
+    ((job_id, *_),) = worker.take()
+    other = "b" if job_id == "a" else "a"
+    assert now(farm, other).startswith(
+        "It crashed twice; it is tried alone, when a worker is kept for it.\n"
+        "    why:  Crash 2 of 3. Alone it harms no other task, and shows whose fault it is. w1 is kept for others before it.\n"
+    )
     farm.drop()
 
 
@@ -333,7 +393,7 @@ def test_a_back_off_with_its_budget_and_its_time(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", retry=RetryPolicy(max_attempts=3, backoff_initial_ns=8 * SECOND_NS))
     (token,) = worker.take()
-    worker.fail(token)
+    raised(worker, token)
     left = (farm.job("j").notes[0].wait_until_ns or 0) - farm.now
     assert now(farm, "j") == (
         f"It failed and is tried again in {left // (SECOND_NS // 10) / 10:g}s.\n"
@@ -577,9 +637,7 @@ def test_losses_and_crashes_count_apart(farm: Harness) -> None:
     token = next(token for token in second.take() if token[0] == "k")
     second.fail(token, FailureClass.CRASH)
     assert past(farm, "k") == (
-        "Attempt 1 failed on w2: ValueError: it went wrong\n"
-        "    why:  Counted as crash 1, given up from crash 3 on when it crashes alone and has crashed on two workers,"
-        " if two can run it, and from crash 6 on when it crashes alone; queued again at once."
+        "Attempt 1 failed on w2: ValueError: it went wrong\n    why:  Counted as crash 1 of 3; queued again at once."
     )
     second.take()
 
@@ -665,9 +723,7 @@ def test_crashes_beyond_three_are_counted_truly_until_the_proof(farm: Harness) -
     second.credit(1)
     first.fail(token, FailureClass.CRASH)
     assert farm.states("j") == "W"
-    assert "(3 crashes; given up from crash 3 on when it crashes alone and has crashed on two workers," in now(
-        farm, "j"
-    )
+    assert "(crash 3, not the last one: it did not run alone, or another worker could run it)" in now(farm, "j")
     crash(second)
     assert farm.states("j") == "D"
     assert "\n    why:  What runs it died 4 times with it, the last time with nothing beside it.\n" in end(farm, "j")
