@@ -348,8 +348,8 @@ def test_jobs_and_tasks_are_explained_in_words(cli: Cli) -> None:
         "Task told/0 (client_app.fail_odd) is FAILED; it was *.\n"
         "It failed: ValueError: odd 1 (attempt 1 *\n"
         "    why:  Its type has one attempt, the default: an exception or a timeout ends the task.\n"
-        "    help: `antfarm task show told/0` has the traceback. If another try can help, give the type retries=,"
-        " then `antfarm job retry told`.\n"
+        "    help: `antfarm task show told/0` has the traceback. If another try can help, `antfarm job retry told`,"
+        " or give the type retries= and submit it anew.\n"
     )
     assert err == ""
     out, _ = cli("job", "explain", "told")

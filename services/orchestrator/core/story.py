@@ -13,7 +13,16 @@ from services.orchestrator.core import isolation, records
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job, dependency_failed
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.core.waiting import CHAIN_MAX, crash_count, name_of, plural, span
+from services.orchestrator.core.waiting import (
+    CHAIN_MAX,
+    crash_count,
+    limit,
+    more_time,
+    name_of,
+    plural,
+    span,
+    trace,
+)
 
 SHOWN_MAX = 20
 """Attempts of a task that are told one by one: the last ones."""
@@ -115,27 +124,32 @@ def _verb(state: TaskState) -> str:
 
 def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: CoreConfig) -> tuple[str, str]:
     """(why that ended the task, what would help)."""
-    again = f"then `antfarm job retry {job.job_id}`"
+    retry = _retry(job)
+    again = f"then {retry}"
     attempts_max = job.template.retry.max_attempts
+    longer, look = more_time(job, failure), trace(task, failure)
     if job.template.at_most_once and failure.failure_class in (
         FailureClass.CRASH,
         FailureClass.INFRA,
         FailureClass.APP,
     ):
-        return "It runs at most once, so it is not tried again.", f"Look at what it has done already, {again}."
+        helps = f"Look at what it has done already, {again}."
+        return "It runs at most once, so it is not tried again.", f"{helps} {longer}." if longer else helps
     match failure.failure_class:
         case FailureClass.PERMANENT:
             return "This kind of failure is permanent: no retry can help.", f"Mend the task or its input, {again}."
-        case FailureClass.APP if attempts_max == 1:
-            return (
-                "Its type has one attempt, the default: an exception or a timeout ends the task.",
-                f"`antfarm task show {task}` has the traceback. If another try can help, give the type retries=, {again}.",
-            )
         case FailureClass.APP:
-            return (
-                f"All {plural(attempts_max, 'attempt')} are used.",
-                f"`antfarm task show {task}` has the traceback; mend the cause, {again}.",
-            )
+            why = f"All {plural(attempts_max, 'attempt')} are used."
+            if attempts_max == 1:
+                why = "Its type has one attempt, the default: an exception or a timeout ends the task."
+            cures = [look] if look else []
+            if longer:  # another try in the same time is of little use, and a retried job has the limits of the first
+                cures.append(longer)
+            elif attempts_max == 1:
+                cures.append(f"If another try can help, {retry}, or give the type retries= and submit it anew")
+            else:
+                cures = [f"{look}; mend the cause, {again}" if look else f"Mend the cause, {again}"]
+            return why, ". ".join(cures) + "."
         case FailureClass.CRASH:
             crashes = isolation.poison_crashes(failure) or f"at least {config.crashes_max}"
             return (
@@ -150,17 +164,38 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
         case FailureClass.DEPENDENCY:
             return "A task whose result it needs did not succeed.", "Mend that one, and submit both anew."
         case FailureClass.EXPIRED:
-            return _limits(job), f"More workers, or longer timeouts, {again}."
+            return _ran_out(job, task, failure)
         case FailureClass.CANCELLED:
+            if job.spec.dependencies:
+                return "", "Submit it anew to run it after all."
             return "", f"`antfarm job retry {job.job_id}` runs what was cancelled, as a new job."
         case _:
             return "", ""
 
 
-def _limits(job: Job) -> str:
+def _retry(job: Job) -> str:
+    """How to run its failed tasks again as they were: a job that takes inputs from others cannot be retried."""
+    return "submit it anew" if job.spec.dependencies else f"`antfarm job retry {job.job_id}`"
+
+
+def _ran_out(job: Job, task: str, failure: Failure) -> tuple[str, str]:
+    """(why a task expired, what would help): of its queue timeout, or of its total one."""
     timeouts = job.template.timeouts
-    given = (("queue", timeouts.queue_ns), ("total", timeouts.total_ns))
-    return "Its timeouts: " + ", ".join(f"{name} {span(length)}" for name, length in given if length is not None) + "."
+    if timeouts.queue_ns is not None and (timeouts.total_ns is None or "queue" in failure.message):
+        needs = " or for what it depends on" if job.spec.dependencies else ""
+        return (
+            f"Its queue timeout is {limit(timeouts.queue_ns)}, and it waited for a worker{needs} all that time.",
+            f"Start more workers, then {_retry(job)}; or give it a longer queue=, and submit it anew.",
+        )
+    why = "Its time is over."
+    if timeouts.total_ns is not None:
+        why = f"Its total timeout is {limit(timeouts.total_ns)}, from its submission on, all attempts and waiting included."
+    if job.template.at_most_once or "; attempt " in failure.message:
+        return why, "Submit it anew with a longer total=."
+    return (
+        f"{why} Whether it waited or ran at last is not on record.",
+        f"Submit it anew with a longer total=. If it waited, more workers help; if it ran, `antfarm task logs {task}` may show how far it was.",
+    )
 
 
 def culprit(job: Job, index: int) -> tuple[Job, int] | None:

@@ -49,6 +49,11 @@ def span(length_ns: int) -> str:
     return show(max(length_ns, 0) // (SECOND_NS // 10) / 10)
 
 
+def limit(length_ns: int) -> str:
+    """A length of time that somebody chose, exactly."""
+    return show(length_ns / SECOND_NS)
+
+
 def plural(count: int, noun: str, many: str = "") -> str:
     """A number of things."""
     return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
@@ -337,11 +342,39 @@ def _backs_off(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     last = f"{failure.kind}: {failure.message}" if failure is not None else ""
     alone = ", alone on its worker" if note.suspected >= scene.config.suspicions_max else ""
     look = trace(name_of(job, index), failure) if failure is not None else ""
+    longer = more_time(job, failure) if failure is not None else ""
     yield Finding(
         what=f"It failed and is tried again in {span(note.wait_until_ns - scene.now)}{alone}.",
         why=f"{one_line(last)} ({budget(scene.config, job, note)})",
-        help=f"Wait; {look}." if look else "Wait.",
+        help=f"Wait{f'; {look}' if look else ''}.{f' {longer}.' if longer else ''}",
     )
+
+
+def more_time(job: Job, failure: Failure) -> str:
+    """What helps against a run or progress timeout, which its worker words; empty for another failure."""
+    timeouts = job.template.timeouts
+    if failure.kind != "timeout" or failure.traceback:  # an exception may be called anything
+        return ""
+    if timeouts.progress_ns is not None and (timeouts.run_ns is None or "progress" in failure.message):
+        return (
+            f"Call ctx.progress at least every {limit(timeouts.progress_ns)}, or submit it anew with a longer progress="
+        )
+    if timeouts.run_ns is not None:
+        return f"If it needs longer than {limit(timeouts.run_ns)}, submit it anew with a longer run="
+    return ""
+
+
+def stopping(scene: Scene, job: Job, index: int) -> list[Finding]:
+    """Attempts of a task that has ended which may run still."""
+    return [
+        Finding(
+            what=f"Attempt {attempt} on {worker.worker_id} was told to stop, and may run still.",
+            why="Its end does not count any more.",
+        )
+        for worker in scene.state.workers.values()
+        for job_id, place, _, attempt in worker.stopping
+        if (job_id, place) == (job.job_id, index)
+    ]
 
 
 def trace(task: str, failure: Failure) -> str:

@@ -9,7 +9,7 @@ from antfarm.model import Explanation, Finding, TaskResult, TaskState
 from services.orchestrator.core import explain, story
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.state import Job
-from services.orchestrator.core.waiting import Scene, name_of
+from services.orchestrator.core.waiting import Scene, name_of, stopping
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.views import job_status, results_of, task_state
 
@@ -32,7 +32,7 @@ class Explainer:
         """How one task stands and how it came there."""
         scene, state = self._scene(), job.states[index]
         seq, attempt, noted = scene.state.seq, job.live.get(index), index in job.notes
-        now = explain.task(scene, job, index) if state < TaskState.SUCCEEDED else []
+        now = explain.task(scene, job, index) if state < TaskState.SUCCEEDED else stopping(scene, job, index)
         last = attempt.attempt if attempt is not None else job.winners[index] & 0xFFFFFFFF
         origin = story.culprit(job, index) if state == TaskState.FAILED else None
         if not await self._driver.settled(seq):

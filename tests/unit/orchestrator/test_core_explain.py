@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from orchestrator_harness import Harness, Token, Worker, each, retrying, straggler, whole
 
@@ -21,7 +23,7 @@ from antfarm.model import (
 )
 from services.orchestrator.core import effects, events, explain, story
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.core.waiting import REASONS, Scene
+from services.orchestrator.core.waiting import REASONS, Scene, stopping
 from services.orchestrator.runtime.views import results_of
 
 
@@ -608,7 +610,7 @@ def test_failed_attempts_are_told_from_the_record_after_the_end(farm: Harness) -
     (token,) = worker.take()
     worker.fail(token)
     (token,) = worker.take()
-    worker.fail(token)
+    raised(worker, token)
     assert farm.states("j") == "F"
     assert past(farm, "j") == (
         "Attempt 1 failed on w1: ValueError: it went wrong\n"
@@ -685,7 +687,7 @@ def test_each_end_says_what_would_help(farm: Harness) -> None:
     )
     assert ends("app", FailureClass.APP) == (
         "    why:  Its type has one attempt, the default: an exception or a timeout ends the task.\n"
-        "    help: `antfarm task show app/0` has the traceback. If another try can help, give the type retries=, then `antfarm job retry app`."
+        "    help: If another try can help, `antfarm job retry app`, or give the type retries= and submit it anew."
     )
     assert ends("crash", FailureClass.CRASH, 3) == (
         "    why:  What runs it died 3 times with it, the last time with nothing beside it.\n"
@@ -739,9 +741,107 @@ def test_cancelled_and_expired_tasks(farm: Harness) -> None:
     farm.wait(2)
     assert end(farm, "k") == (
         "It expired: its time in the queue is over\n"
-        "    why:  Its timeouts: queue 1s.\n"
-        "    help: More workers, or longer timeouts, then `antfarm job retry k`."
+        "    why:  Its queue timeout is 1s, and it waited for a worker all that time.\n"
+        "    help: Start more workers, then `antfarm job retry k`; or give it a longer queue=, and submit it anew."
     )
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "message", "cure"),
+    [
+        ({"run_ns": 2}, "ran longer than its limit of 2 s", "If it needs longer than 2s, submit it anew with a longer run="),
+        ({"run_ns": 2}, "the run timeout passed and its worker did not end it", "If it needs longer than 2s, submit it anew with a longer run="),
+        ({"progress_ns": 0.05, "run_ns": 9}, "showed no progress for 0.05 s", "Call ctx.progress at least every 0.05s, or submit it anew with a longer progress="),
+        ({"progress_ns": 1}, "without words", "Call ctx.progress at least every 1s, or submit it anew with a longer progress="),
+        ({"progress_ns": 1, "run_ns": 9}, "ran longer than its limit of 9 s", "If it needs longer than 9s, submit it anew with a longer run="),
+    ],
+)  # fmt: skip
+def test_a_timeout_is_told_with_its_cure_and_no_traceback_is_promised(
+    farm: Harness, timeouts: dict[str, float], message: str, cure: str
+) -> None:
+    worker = farm.worker()
+    limits = Timeouts(**{name: int(length * SECOND_NS) for name, length in timeouts.items()})
+    farm.create("j", timeouts=limits, retry=retrying(2))
+    for log_tail in ("", "last words"):
+        (token,) = worker.take()
+        raised(worker, token, kind="timeout", message=message, traceback="", log_tail=log_tail)
+        if not log_tail:
+            assert now(farm, "j").splitlines()[2] == f"    help: Wait. {cure}."
+            farm.wait(2, beating=[worker])
+    assert end(farm, "j").splitlines()[1:] == [
+        "    why:  All 2 attempts are used.",
+        f"    help: `antfarm task logs j/0` has what it wrote last. {cure}.",
+    ]
+    farm.create("once", timeouts=limits, at_most_once=True)
+    (token,) = worker.take()
+    raised(worker, token, kind="timeout", message=message, traceback="")
+    assert end(farm, "once").endswith(
+        f"    help: Look at what it has done already, then `antfarm job retry once`. {cure}."
+    )
+
+
+def test_an_exception_that_is_called_timeout_has_its_traceback(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", timeouts=Timeouts(run_ns=SECOND_NS))
+    (token,) = worker.take()
+    raised(worker, token, kind="timeout")
+    assert end(farm, "j").endswith(
+        "    help: `antfarm task show j/0` has the traceback."
+        " If another try can help, `antfarm job retry j`, or give the type retries= and submit it anew."
+    )
+
+
+def test_a_total_timeout_tells_what_is_known_and_what_is_not(farm: Harness) -> None:
+    """More workers help what waited alone."""
+    worker = farm.worker()
+    farm.create("j", timeouts=Timeouts(total_ns=4 * SECOND_NS, queue_ns=SECOND_NS))
+    (token,) = worker.take()
+    worker.running(token)
+    farm.wait(4, beating=[worker])
+    assert end(farm, "j").splitlines()[1:] == [
+        "    why:  Its total timeout is 4s, from its submission on, all attempts and waiting included."
+        " Whether it waited or ran at last is not on record.",
+        "    help: Submit it anew with a longer total=. If it waited, more workers help;"
+        " if it ran, `antfarm task logs j/0` may show how far it was.",
+    ]
+    assert told(stopping(scene(farm), farm.job("j"), 0)) == (
+        "Attempt 1 on w1 was told to stop, and may run still.\n    why:  Its end does not count any more."
+    )
+    farm.drop()
+    worker.held.clear()
+    worker.beat()
+    assert stopping(scene(farm), farm.job("j"), 0) == []
+    ran = outcome(farm, "j")
+    assert ran.failure is not None
+    words = "its total deadline has passed; attempt 1 was running on w1 for 4s when it was stopped"
+    ran = replace(ran, failure=replace(ran.failure, message=words))
+    assert told([story.end(farm.job("j"), ran, farm.config)]) == (
+        f"It expired: {words}\n"
+        "    why:  Its total timeout is 4s, from its submission on, all attempts and waiting included.\n"
+        "    help: Submit it anew with a longer total=."
+    )
+
+
+def test_a_job_that_takes_inputs_is_to_be_submitted_anew(farm: Harness) -> None:
+    """It cannot be retried."""
+    worker = farm.worker()
+    farm.create("a")
+    farm.create("b", 2, dependencies=(whole("a"),), timeouts=Timeouts(queue_ns=3 * SECOND_NS))
+    for _ in range(2):
+        (token,) = worker.take()
+        worker.fail(token, FailureClass.PERMANENT)
+    farm.cancel_task("b", 1)
+    worker.take()
+    assert end(farm, "b").endswith("\n    help: Mend the task or its input, then submit it anew.")
+    assert end(farm, "b", 1).endswith("\n    help: Submit it anew to run it after all.")
+    farm.create("open", close=False)
+    farm.create("c", dependencies=(whole("open"),), timeouts=Timeouts(queue_ns=3 * SECOND_NS))
+    farm.wait(4, beating=[worker])
+    assert end(farm, "c").endswith(
+        "    why:  Its queue timeout is 3s, and it waited for a worker or for what it depends on all that time.\n"
+        "    help: Start more workers, then submit it anew; or give it a longer queue=, and submit it anew."
+    )
+    farm.drop()
 
 
 def test_the_first_failure_of_a_chain_is_found(farm: Harness) -> None:

@@ -117,7 +117,7 @@ async def test_a_task_that_ended_is_told_with_all_its_attempts(bench: Bench) -> 
         "    why:  Counted as failure 1 of 2 attempts; queued again at once.\n"
         "It failed: ValueError: it went wrong (attempt 2 on w1, after 0s)\n"
         "    why:  All 2 attempts are used.\n"
-        "    help: `antfarm task show j/0` has the traceback; mend the cause, then `antfarm job retry j`."
+        "    help: Mend the cause, then `antfarm job retry j`."
     )
 
 
@@ -190,3 +190,12 @@ async def test_history_is_read_in_pieces_from_the_newest_on_and_only_where_there
     assert spans[-1][0] == bench.driver.core.state.by_id["j"].created_seq
     monkeypatch.setattr(explainer_module, "SPANS_MAX", 1)
     assert "\nWhat came before these attempts was not looked for.\n" in await bench.told("j", 0)
+
+
+async def test_an_attempt_that_may_run_on_after_its_task_ended_is_told(bench: Bench) -> None:
+    await bench.create("j")
+    await bench.driver.ask(lambda n: events.CancelJob(request=n, job_id=JobId("j"), cause=""))
+    assert (await bench.told("j", 0)).splitlines()[1:3] == [
+        "Attempt 1 on w1 was told to stop, and may run still.",
+        "    why:  Its end does not count any more.",
+    ]
