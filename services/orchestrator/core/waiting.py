@@ -319,14 +319,27 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         for other in scene.state.jobs.values()
         if other is not job and other.lane is job.lane and not other.paused
     )
-    ahead = (
-        f"{plural(before, 'queued task')} of its job before it" if before else "no queued tasks of its job before it"
+    here = sum(number == job.number for worker in ready for number, _ in worker.live)
+    others = sum(len(worker.live) for worker in ready) - here
+    held = " and ".join(
+        f"{plural(count, 'task')} of {whose}" for count, whose in ((here, "its job"), (others, "other jobs")) if count
     )
-    others = f", and {plural(rivals, 'queued task')} of other jobs share them" if rivals else ""
+    facts = [f"They have {held}." if held else ""]
+    if before:
+        facts.append(f"{plural(before, 'queued task')} of its job {'is' if before == 1 else 'are'} before it.")
+    if rivals:
+        facts.append(
+            f"{plural(rivals, 'queued task')} of other jobs {'shares' if rivals == 1 else 'share'} the places."
+        )
+    wide = job.lane.slots > 1
     yield Finding(
-        what=f"All places of the workers that can run it are taken: {plural(len(ready), 'worker')} with "
-        f"{plural(sum(worker.window for worker in ready), 'place')}.",
-        why=f"There {'is' if before == 1 else 'are'} {ahead}{others}. {_all_away(scene, away)}".rstrip(),
+        what=(
+            f"No worker that can run it has {job.lane.slots:g} places free"
+            if wide
+            else "All places of the workers that can run it are taken"
+        )
+        + f": {plural(len(ready), 'worker')} with {plural(sum(worker.window for worker in ready), 'place')}.",
+        why=" ".join(filter(None, [*facts, _all_away(scene, away)])),
         help="Wait, start more workers, or submit with a higher priority.",
     )
 
@@ -528,7 +541,7 @@ def _slow(job: Job, index: int) -> str:
     if job.template.timeouts.run_ns is not None:
         return f"Its worker ends it when it runs for more than {span(job.template.timeouts.run_ns)}."
     follow = f"antfarm task logs -f {name_of(job, index)}"
-    return f"If it hangs: {follow}, or antfarm task cancel. It has no run timeout, so nothing else ends it."
+    return f"If it hangs: {follow}, or antfarm task cancel {name_of(job, index)}. It has no run timeout, so nothing else ends it."
 
 
 def _orphaned(scene: Scene, job: Job, index: int) -> Iterator[Finding]:

@@ -170,11 +170,11 @@ def test_full_workers_are_told_with_who_is_ahead(farm: Harness) -> None:
     farm.pause("paused")
     assert now(farm, "j", 2) == (
         "All places of the workers that can run it are taken: 1 worker with 2 places.\n"
-        "    why:  There are 2 queued tasks of its job before it, and 4 queued tasks of other jobs share them.\n"
+        "    why:  They have 2 tasks of other jobs. 2 queued tasks of its job are before it. 4 queued tasks of other jobs share the places.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
-    assert "There are no queued tasks of its job before it, and" in now(farm, "j", 0)
-    assert "There is 1 queued task of its job before it" in now(farm, "j", 1)
+    assert "why:  They have 2 tasks of other jobs. 4 queued tasks of other jobs share" in now(farm, "j", 0)
+    assert "1 queued task of its job is before it." in now(farm, "j", 1)
     worker.take()
 
 
@@ -183,7 +183,7 @@ def test_a_task_of_several_cpus_waits_for_as_many_places(farm: Harness) -> None:
     farm.create("a")
     farm.create("j", resources={"cpu": 2.0})
     assert now(farm, "j").startswith(
-        "All places of the workers that can run it are taken: 1 worker with 2 places.\n"
+        "No worker that can run it has 2 places free: 1 worker with 2 places.\n    why:  They have 1 task of other jobs.\n"
     ), "one place is free, and it needs two"
     worker.take()
 
@@ -354,7 +354,7 @@ def test_full_workers_are_told_with_those_that_take_no_work(farm: Harness) -> No
     worker.take()
     assert now(farm, "j", 1) == (
         "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
-        "    why:  There are no queued tasks of its job before it. w2 is being drained.\n"
+        "    why:  They have 1 task of its job. w2 is being drained.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
     assert drained.held == {}
@@ -467,7 +467,7 @@ def test_an_attempt_that_has_not_begun_or_runs(farm: Harness) -> None:
     assert now(farm, "j") == (
         "Attempt 1 runs on w1, given to it 1s ago.\n"
         "    why:  It has told of no progress.\n"
-        "    help: If it hangs: antfarm task logs -f j/0, or antfarm task cancel. It has no run timeout, so nothing else ends it."
+        "    help: If it hangs: antfarm task logs -f j/0, or antfarm task cancel j/0. It has no run timeout, so nothing else ends it."
     )
     worker.running(first, progress=0.25, progress_text="half\nway")
     assert "\n    why:  25% done: half way\n" in now(farm, "j")
@@ -880,7 +880,7 @@ def test_a_job_tells_of_one_task_for_all_in_the_same_state(farm: Harness) -> Non
         "    why:  w1 holds 1 task and runs 1 at a time; short ones are told of when they end.\n"
         "2 tasks are QUEUED; the first is j/1:\n"
         "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
-        "    why:  There are no queued tasks of its job before it.\n"
+        "    why:  They have 1 task of its job.\n"
         "    help: Wait, start more workers, or submit with a higher priority."
     )
 
