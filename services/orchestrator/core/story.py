@@ -98,12 +98,12 @@ def words(failure: Failure) -> str:
 
 def end(job: Job, result: TaskResult, config: CoreConfig) -> Finding:
     """How the task ended, and what would help."""
-    task, took = name_of(job, result.index), show(result.run_us / 1e6)
+    took = show(result.run_us / 1e6)
     where = f"attempt {result.attempt}{f' on {result.worker_id}' if result.worker_id else ''}"
     failure = result.failure
     if result.state is TaskState.SUCCEEDED or failure is None:
         return Finding(what=f"It {_verb(result.state)}: {where}, which ran for {took}.")
-    why, helps = _cause(job, task, result.state, failure, config)
+    why, helps = _cause(job, result.index, result.state, failure, config)
     told = f"{words(failure)}{f' ({where}, after {took})' if result.attempt else ''}"
     return Finding(what=f"It {_verb(result.state)}: {told}", why=why, help=helps)
 
@@ -122,9 +122,9 @@ def _verb(state: TaskState) -> str:
             return "failed"
 
 
-def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: CoreConfig) -> tuple[str, str]:
+def _cause(job: Job, index: int, state: TaskState, failure: Failure, config: CoreConfig) -> tuple[str, str]:
     """(why that ended the task, what would help)."""
-    retry = _retry(job)
+    task, retry = name_of(job, index), _retry(job)
     again = f"then {retry}"
     attempts_max = job.template.retry.max_attempts
     longer, look = more_time(job, failure), trace(task, failure)
@@ -162,7 +162,7 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
                 f"Look at the workers and at Storage (`antfarm worker list --all`), {again}.",
             )
         case FailureClass.DEPENDENCY:
-            return "A task whose result it needs did not succeed.", "Mend that one, and submit both anew."
+            return _needed(job, index)
         case FailureClass.EXPIRED:
             return _ran_out(job, task, failure)
         case FailureClass.CANCELLED:
@@ -171,6 +171,29 @@ def _cause(job: Job, task: str, state: TaskState, failure: Failure, config: Core
             return "", f"`antfarm job retry {job.job_id}` runs what was cancelled, as a new job."
         case _:
             return "", ""
+
+
+def _needed(job: Job, index: int) -> tuple[str, str]:
+    """(why a dependency ended a task, what would help)."""
+    if all(not dependency_failed(other, kind, index + offset) for other, kind, offset in job.dependencies):
+        there = {other.job_id for other, _, _ in job.dependencies}
+        purged = [wanted.job_id for wanted in job.spec.dependencies if wanted.job_id not in there]
+        if purged:
+            return f"Job {purged[0]} was purged, and with it what is known of its tasks.", "Submit both anew."
+    for other, kind, offset in job.dependencies:
+        place = index + offset
+        if dependency_failed(other, kind, place) and not 0 <= place < other.task_count:
+            has = plural(other.task_count, "task")
+            return (
+                f"It needs task {place} of job {other.job_id}, which has {has}.",
+                "Submit no more tasks than that job has.",
+            )
+    return "A task whose result it needs did not succeed.", "Mend that one, and submit both anew."
+
+
+def is_first(job: Job, index: int) -> bool:
+    """True when a task that did not succeed failed by itself, not by another one."""
+    return job.states[index] != TaskState.FAILED or job.winners[index] > 0
 
 
 def _retry(job: Job) -> str:

@@ -86,7 +86,11 @@ class Explainer:
 
     async def _origin(self, job: Job, index: int, seq: int) -> list[Finding]:
         """The task whose end made another one fail."""
-        head = Finding(what=f"What failed first is task {name_of(job, index)}:")
+        name = name_of(job, index)
+        first = f"What failed first is task {name}:"
+        head = Finding(
+            what=first if story.is_first(job, index) else f"As far back as is known, that is because of task {name}:"
+        )
         return [head, *await self._story(job, index, seq, 0), *await self._end(job, index, seq)]
 
     async def _outcomes(self, job: Job, indices: list[int], seq: int) -> list[TaskResult]:

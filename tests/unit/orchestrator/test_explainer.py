@@ -199,3 +199,31 @@ async def test_an_attempt_that_may_run_on_after_its_task_ended_is_told(bench: Be
         "Attempt 1 on w1 was told to stop, and may run still.",
         "    why:  Its end does not count any more.",
     ]
+
+
+async def test_a_purged_job_at_the_head_of_a_chain_is_named_as_that(bench: Bench) -> None:
+    await bench.create("a")
+    await bench.create("b", dependencies=(each("a"),))
+    await bench.create("c", dependencies=(each("b"),))
+    bench.end("a", 0, 1, FailureClass.PERMANENT)
+    await bench.turn()
+    await bench.driver.ask(lambda n: events.PurgeJob(request=n, job_id=JobId("a")))
+    of_b = (
+        "It failed: the task of job a that it needs did not succeed\n"
+        "    why:  Job a was purged, and with it what is known of its tasks.\n"
+        "    help: Submit both anew."
+    )
+    assert await bench.told("b", 0) == "Task b/0 (t) is FAILED; it was submitted 0s ago.\n" + of_b
+    assert (await bench.told("c", 0)).endswith("\nAs far back as is known, that is because of task b/0:\n" + of_b)
+    await bench.create("a", type="u")  # another job under that id changes nothing of it
+    assert (await bench.told("b", 0)).endswith(of_b)
+
+
+async def test_a_task_that_needs_more_than_a_job_has_is_told_so(bench: Bench) -> None:
+    await bench.create("a", 1)
+    await bench.create("b", 2, dependencies=(each("a"),))
+    assert (await bench.told("b", 1)).endswith(
+        "\nIt failed: the task of job a that it needs did not succeed\n"
+        "    why:  It needs task 1 of job a, which has 1 task.\n"
+        "    help: Submit no more tasks than that job has."
+    )
