@@ -49,6 +49,11 @@ def _row(worker: worker_pb2.Worker) -> dict[str, Any]:
     }
 
 
+def _amount(amount: float) -> float:
+    """A whole one without a fraction."""
+    return int(amount) if amount.is_integer() else amount
+
+
 async def list_workers(options: argparse.Namespace) -> int:
     """antfarm worker list."""
     rows = []
@@ -74,6 +79,7 @@ async def show_worker(options: argparse.Namespace) -> int:
     more = {
         "window": worker.window,
         "labels": dict(worker.labels),
+        "resources": {name: _amount(amount) for name, amount in sorted(worker.resources.items())},
         "task types": list(worker.task_types),
         "software": worker.software,
         "remark": worker.remark or None,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61ntfarm/v1/worker.proto\x12\nantfarm.v1\x1a\x1egoogle/protobuf/duration.proto\"\x87\x03\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.antfarm.v1.WorkerState\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x0c\n\x04held\x18\x06 \x01(\r\x12\x12\n\ntask_types\x18\x07 \x03(\t\x12.\n\x06labels\x18\x08 \x03(\x0b\x32\x1e.antfarm.v1.Worker.LabelsEntry\x12\x14\n\x0corchestrator\x18\t \x01(\x08\x12-\n\nsilent_for\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fsucceeded_count\x18\x0b \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x0c \x01(\x04\x12\x10\n\x08software\x18\r \x01(\t\x12\x0e\n\x06remark\x18\x0e \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.antfarm.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker\"Q\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12(\n\x05limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\";\n\x15UndrainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker*\xdf\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x15\n\x11WORKER_STATE_LOST\x10\x04\x12\x15\n\x11WORKER_STATE_GONE\x10\x05\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x06\x12\x19\n\x15WORKER_STATE_RESERVED\x10\x07\x32\xcf\x02\n\rWorkerService\x12N\n\x0bListWorkers\x12\x1e.antfarm.v1.ListWorkersRequest\x1a\x1f.antfarm.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.antfarm.v1.GetWorkerRequest\x1a\x1d.antfarm.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.antfarm.v1.DrainWorkerRequest\x1a\x1f.antfarm.v1.DrainWorkerResponse\x12T\n\rUndrainWorker\x12 .antfarm.v1.UndrainWorkerRequest\x1a!.antfarm.v1.UndrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61ntfarm/v1/worker.proto\x12\nantfarm.v1\x1a\x1egoogle/protobuf/duration.proto\"\xef\x03\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.antfarm.v1.WorkerState\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x0e\n\x06window\x18\x05 \x01(\r\x12\x0c\n\x04held\x18\x06 \x01(\r\x12\x12\n\ntask_types\x18\x07 \x03(\t\x12.\n\x06labels\x18\x08 \x03(\x0b\x32\x1e.antfarm.v1.Worker.LabelsEntry\x12\x14\n\x0corchestrator\x18\t \x01(\x08\x12-\n\nsilent_for\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fsucceeded_count\x18\x0b \x01(\x04\x12\x14\n\x0c\x66\x61iled_count\x18\x0c \x01(\x04\x12\x10\n\x08software\x18\r \x01(\t\x12\x0e\n\x06remark\x18\x0e \x01(\t\x12\x34\n\tresources\x18\x0f \x03(\x0b\x32!.antfarm.v1.Worker.ResourcesEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.antfarm.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"7\n\x11GetWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker\"Q\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12(\n\x05limit\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"9\n\x13\x44rainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker\")\n\x14UndrainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\";\n\x15UndrainWorkerResponse\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.antfarm.v1.Worker*\xdf\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x18\n\x14WORKER_STATE_SUSPECT\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x15\n\x11WORKER_STATE_LOST\x10\x04\x12\x15\n\x11WORKER_STATE_GONE\x10\x05\x12\x1c\n\x18WORKER_STATE_QUARANTINED\x10\x06\x12\x19\n\x15WORKER_STATE_RESERVED\x10\x07\x32\xcf\x02\n\rWorkerService\x12N\n\x0bListWorkers\x12\x1e.antfarm.v1.ListWorkersRequest\x1a\x1f.antfarm.v1.ListWorkersResponse\x12H\n\tGetWorker\x12\x1c.antfarm.v1.GetWorkerRequest\x1a\x1d.antfarm.v1.GetWorkerResponse\x12N\n\x0b\x44rainWorker\x12\x1e.antfarm.v1.DrainWorkerRequest\x1a\x1f.antfarm.v1.DrainWorkerResponse\x12T\n\rUndrainWorker\x12 .antfarm.v1.UndrainWorkerRequest\x1a!.antfarm.v1.UndrainWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +34,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERSTATE']._serialized_start=954
-  _globals['_WORKERSTATE']._serialized_end=1177
+  _globals['_WORKER_RESOURCESENTRY']._loaded_options = None
+  _globals['_WORKER_RESOURCESENTRY']._serialized_options = b'8\001'
+  _globals['_WORKERSTATE']._serialized_start=1058
+  _globals['_WORKERSTATE']._serialized_end=1281
   _globals['_WORKER']._serialized_start=72
-  _globals['_WORKER']._serialized_end=463
-  _globals['_WORKER_LABELSENTRY']._serialized_start=418
-  _globals['_WORKER_LABELSENTRY']._serialized_end=463
-  _globals['_LISTWORKERSREQUEST']._serialized_start=465
-  _globals['_LISTWORKERSREQUEST']._serialized_end=524
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=526
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=609
-  _globals['_GETWORKERREQUEST']._serialized_start=611
-  _globals['_GETWORKERREQUEST']._serialized_end=648
-  _globals['_GETWORKERRESPONSE']._serialized_start=650
-  _globals['_GETWORKERRESPONSE']._serialized_end=705
-  _globals['_DRAINWORKERREQUEST']._serialized_start=707
-  _globals['_DRAINWORKERREQUEST']._serialized_end=788
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=790
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=847
-  _globals['_UNDRAINWORKERREQUEST']._serialized_start=849
-  _globals['_UNDRAINWORKERREQUEST']._serialized_end=890
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=892
-  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=951
-  _globals['_WORKERSERVICE']._serialized_start=1180
-  _globals['_WORKERSERVICE']._serialized_end=1515
+  _globals['_WORKER']._serialized_end=567
+  _globals['_WORKER_LABELSENTRY']._serialized_start=472
+  _globals['_WORKER_LABELSENTRY']._serialized_end=517
+  _globals['_WORKER_RESOURCESENTRY']._serialized_start=519
+  _globals['_WORKER_RESOURCESENTRY']._serialized_end=567
+  _globals['_LISTWORKERSREQUEST']._serialized_start=569
+  _globals['_LISTWORKERSREQUEST']._serialized_end=628
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=630
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=713
+  _globals['_GETWORKERREQUEST']._serialized_start=715
+  _globals['_GETWORKERREQUEST']._serialized_end=752
+  _globals['_GETWORKERRESPONSE']._serialized_start=754
+  _globals['_GETWORKERRESPONSE']._serialized_end=809
+  _globals['_DRAINWORKERREQUEST']._serialized_start=811
+  _globals['_DRAINWORKERREQUEST']._serialized_end=892
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=894
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=951
+  _globals['_UNDRAINWORKERREQUEST']._serialized_start=953
+  _globals['_UNDRAINWORKERREQUEST']._serialized_end=994
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_start=996
+  _globals['_UNDRAINWORKERRESPONSE']._serialized_end=1055
+  _globals['_WORKERSERVICE']._serialized_start=1284
+  _globals['_WORKERSERVICE']._serialized_end=1619
 # @@protoc_insertion_point(module_scope)

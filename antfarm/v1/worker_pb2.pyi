@@ -90,6 +90,26 @@ class Worker(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ResourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKER_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
@@ -104,6 +124,7 @@ class Worker(_message.Message):
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
     REMARK_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Stable name."""
     state: Global___WorkerState.ValueType
@@ -138,6 +159,10 @@ class Worker(_message.Message):
     def silent_for(self) -> _duration_pb2.Duration:
         """Silence so far."""
 
+    @_builtins.property
+    def resources(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Amounts of what it can give to tasks at the same time, by name; "cpu" are its slots."""
+
     def __init__(
         self,
         *,
@@ -155,10 +180,11 @@ class Worker(_message.Message):
         failed_count: _builtins.int = ...,
         software: _builtins.str = ...,
         remark: _builtins.str = ...,
+        resources: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silent_for", b"silent_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_count", b"failed_count", "held", b"held", "host", b"host", "labels", b"labels", "orchestrator", b"orchestrator", "remark", b"remark", "silent_for", b"silent_for", "slots", b"slots", "software", b"software", "state", b"state", "succeeded_count", b"succeeded_count", "task_types", b"task_types", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed_count", b"failed_count", "held", b"held", "host", b"host", "labels", b"labels", "orchestrator", b"orchestrator", "remark", b"remark", "resources", b"resources", "silent_for", b"silent_for", "slots", b"slots", "software", b"software", "state", b"state", "succeeded_count", b"succeeded_count", "task_types", b"task_types", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

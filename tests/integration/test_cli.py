@@ -281,11 +281,15 @@ def test_one_task_is_cancelled(cli: Cli) -> None:
 
 
 def test_workers_are_listed_drained_and_taken_back(cli: Cli, programs: LocalFarm) -> None:
-    programs.start_worker("leaver", slots=1, app=[APP])
+    programs.start_worker("leaver", slots=1, app=[APP], options=["--resource", "gpu=2", "--resource", "disk=2.5"])
     rows = {row["worker"]: row for row in cli.json("worker", "list")}
     assert rows["worker-1"]["state"] == "READY"
     assert rows["worker-1"]["slots"] == 2
     assert "client_app.square" in str(cli.json("worker", "show", "worker-1")[0]["task types"])
+    resources = cli.json("worker", "show", "leaver")[0]["resources"]
+    assert isinstance(resources, dict)
+    assert [(name, resources[name]) for name in ("cpu", "disk", "gpu")] == [("cpu", 1), ("disk", 2.5), ("gpu", 2)]
+    assert re.search(r"^resources +cpu=1, disk=2.5, gpu=2", cli("worker", "show", "leaver")[0], re.MULTILINE)
     cli("worker", "drain", "leaver", "--limit", "5s")
     wait_until(lambda: not programs.program("leaver").running)
     assert "leaver" not in {row["worker"] for row in cli.json("worker", "list")}

@@ -265,6 +265,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             failed_count=worker.failed,
             software=worker.software,
             remark=self._remark(worker),
+            resources=dict(worker.resources),
         )
 
     def _remark(self, worker: Worker) -> str:
