@@ -102,10 +102,12 @@ def _fit(scene: Scene, job: Job) -> list[Worker]:
 
 def _no_worker(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if job.states[index] == _QUEUED and not _known(scene.state):
-        lost = [worker.worker_id for worker in scene.state.workers.values() if worker.lost]
+        workers = sorted(scene.state.workers.values(), key=lambda worker: worker.worker_id)
+        lost = [worker.worker_id for worker in workers if worker.lost]
+        left = [worker.worker_id for worker in workers if worker.gone and not worker.lost]
         yield Finding(
             what="No worker is attached.",
-            why=f"Lost: {_listed(sorted(lost))}." if lost else "",
+            why=" ".join(f"{how}: {_listed(names)}." for how, names in (("Lost", lost), ("Left", left)) if names),
             help="Start one: python -m services.worker --connect HOST:PORT --app MODULE_OR_FILE",
         )
 
@@ -207,13 +209,16 @@ def suspicion(note: TaskNote | None) -> str:
 
 def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     able, alone = _fit(scene, job), scene.state.alone.get((job.number, index))
-    if job.states[index] != _QUEUED or not able or any(worker.assignable for worker in able):
+    if job.states[index] != _QUEUED or not able or any(_takes_work(worker) for worker in able):
         return
     if alone is not None and alone.worker is not None:  # which takes nothing else, for its sake
         return
     draining = sorted(worker.worker_id for worker in able if worker.draining)
+    going = sorted(worker.worker_id for worker in able if is_leaving(worker))
     if draining:
         cure = f"antfarm worker undrain {draining[0]}"
+    elif going:
+        cure = f"Start {going[0]} again when it has left"
     elif any(worker.able for worker in able):  # in quarantine or reserved: that ends by itself
         cure = "Wait"
     else:
@@ -223,6 +228,22 @@ def _none_takes_work(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
         why=_all_away(scene, able),
         help=f"{cure}, or start another worker.",
     )
+
+
+def _takes_work(worker: Worker) -> bool:
+    return worker.assignable and worker.window > 0
+
+
+def is_leaving(worker: Worker) -> bool:
+    """True when an attached worker grants no places, as the protocol has it of one that drains, asked to or by itself."""
+    return worker.window == 0 and worker.session is not None and not (worker.orchestrator or worker.gone or worker.lost)
+
+
+def leaving(worker: Worker) -> str:
+    """That, said of it: nobody here can tell it from one whose children do not start, or whose reports pile up."""
+    if worker.draining:
+        return "was drained, and is leaving"
+    return "grants no places: it is leaving, cannot load its tasks, or waits until its reports are taken (its log says which)"
 
 
 def _all_away(scene: Scene, workers: Sequence[Worker]) -> str:
@@ -239,12 +260,16 @@ def reservation(state: State, task: tuple[int, int]) -> str:
 
 def _away(scene: Scene, worker: Worker) -> str:
     """Why a worker that is known gets no work."""
+    if worker.draining and is_leaving(worker):
+        return leaving(worker)
     if worker.draining:
         return "is being drained"
     if worker.able and worker.quarantine is not None:
         return f"is in quarantine ({one_line(probation_text(worker.quarantine, scene.now))})"
     if worker.able and worker.alone_for is not None:
         return f"{reservation(scene.state, worker.alone_for)}, and takes nothing beside it"
+    if worker.able and worker.window == 0:
+        return "asks for no work now" if worker.orchestrator else leaving(worker)
     silent_ns = scene.now - worker.heard_ns
     left = span(worker.lease_ns - silent_ns)
     if worker.session is None:
@@ -264,7 +289,7 @@ def _at_limit(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 
 def _ready(scene: Scene, job: Job) -> list[Worker]:
-    return [worker for worker in _fit(scene, job) if worker.assignable]
+    return [worker for worker in _fit(scene, job) if _takes_work(worker)]
 
 
 def _is_placed(scene: Scene, job: Job, index: int) -> bool:
@@ -312,7 +337,7 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     ready = _ready(scene, job)
     if not _is_placed(scene, job, index) or not ready or any(_free(worker, job) for worker in ready):
         return
-    away = [worker for worker in _fit(scene, job) if not worker.assignable]
+    away = [worker for worker in _fit(scene, job) if not _takes_work(worker)]
     before = job.states.count(_QUEUED, 0, index)
     rivals = sum(
         other.counts[_QUEUED]
@@ -503,12 +528,13 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             what=f"Attempt {backup.attempt} is its backup, given to {backup.worker.worker_id} {span(scene.now - backup.assigned_ns)} ago.",
             why="The first attempt takes far longer than others of the job did; the first success counts, and the other one is stopped.",
         )
+    benign = (
+        "handed back, which counts on nothing" if not job.template.at_most_once else "given up: it runs at most once"
+    )
     if worker.drain_limit_ns is not None:
         yield Finding(
             what=f"{worker.worker_id} is being drained: what runs there may go on for {span(worker.drain_limit_ns)} from then on.",
-            why="What has not ended by then is stopped and handed back, which counts on nothing."
-            if not job.template.at_most_once
-            else "It runs at most once: if it has not ended by then, it is given up.",
+            why=f"What has not ended by then is stopped and {benign}.",
             help=f"antfarm worker undrain {worker.worker_id}",
         )
     elif not worker.able:
@@ -518,6 +544,11 @@ def _held(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
             if not job.template.at_most_once
             else "It runs at most once, so nobody else gets it.",
             help="Look at that worker and its network.",
+        )
+    elif is_leaving(worker):
+        yield Finding(
+            what=f"{worker.worker_id} {leaving(worker)}.",
+            why=f"When it leaves, what has not ended in its time for that is stopped and {benign}.",
         )
 
 

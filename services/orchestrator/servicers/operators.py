@@ -272,7 +272,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         state, now_ns = self._driver.core.state, self._driver.clock.monotonic_ns()
         if worker.quarantine is not None:
             return probation_text(worker.quarantine, now_ns)
-        return waiting.reservation(state, worker.alone_for) if worker.alone_for is not None else ""
+        if worker.alone_for is not None:
+            return waiting.reservation(state, worker.alone_for)
+        return waiting.leaving(worker) if waiting.is_leaving(worker) else ""
 
 
 def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:

@@ -364,7 +364,7 @@ def test_full_workers_are_told_with_those_that_take_no_work(farm: Harness) -> No
     ("at_most_once", "why"),
     [
         (False, "What has not ended by then is stopped and handed back, which counts on nothing."),
-        (True, "It runs at most once: if it has not ended by then, it is given up."),
+        (True, "What has not ended by then is stopped and given up: it runs at most once."),
     ],
 )
 def test_a_task_on_a_worker_that_is_drained_is_told_so(farm: Harness, at_most_once: bool, why: str) -> None:
@@ -378,6 +378,43 @@ def test_a_task_on_a_worker_that_is_drained_is_told_so(farm: Harness, at_most_on
         f"    why:  {why}\n"
         "    help: antfarm worker undrain w1"
     )
+
+
+def test_a_worker_that_leaves_is_told_as_that_and_not_as_full(farm: Harness) -> None:
+    """It grants no places: to wait for them would be in vain."""
+    worker = farm.worker("w1")
+    farm.create("j", 2)
+    worker.take()
+    worker.credit(0)
+    running, queued = farm.states("j").index("A"), farm.states("j").index("Q")
+    assert now(farm, "j", queued) == (
+        "No worker that can run it takes work now.\n"
+        "    why:  w1 grants no places: it is leaving, cannot load its tasks, or waits until its reports are taken (its log says which).\n"
+        "    help: Start w1 again when it has left, or start another worker."
+    )
+    assert now(farm, "j", running).endswith(
+        "\nw1 grants no places: it is leaving, cannot load its tasks, or waits until its reports are taken (its log says which).\n"
+        "    why:  When it leaves, what has not ended in its time for that is stopped and handed back, which counts on nothing."
+    )
+    full = farm.worker("w2")
+    full.take()
+    farm.create("k")
+    assert now(farm, "k").startswith(
+        "All places of the workers that can run it are taken: 1 worker with 1 place.\n"
+        "    why:  They have 1 task of other jobs. w1 grants no places: it is leaving, cannot load its tasks, or waits until its reports are taken (its log says which).\n"
+    )
+    full.goodbye()
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=WorkerId("w1"), drain=True, limit_ns=SECOND_NS))
+    farm.drop()
+    assert now(farm, "k") == (
+        "No worker that can run it takes work now.\n"
+        "    why:  w1 was drained, and is leaving.\n"
+        "    help: antfarm worker undrain w1, or start another worker."
+    )
+    worker.goodbye()
+    assert "No worker is attached.\n    why:  Left: w1, w2.\n" in now(farm, "k")
+    farm.worker("below", orchestrator=True, window=0)
+    assert "    why:  below asks for no work now.\n    help: Wait, or start another worker." in now(farm, "k")
 
 
 def test_a_task_that_nothing_keeps(farm: Harness) -> None:
