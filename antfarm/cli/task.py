@@ -84,7 +84,15 @@ async def list_tasks(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _last_failure(task: Any) -> Any:
+    """Its last failure in the protocol's form; None when it has none."""
+    if task.HasField("last_failure"):
+        return task.last_failure
+    return task.result.failure if task.result.HasField("failure") else None
+
+
 def _row(task: Any) -> dict[str, Any]:
+    failure = _last_failure(task)
     return {
         "task": f"{task.job_id}/{task.index}",
         "state": _state(task.state),
@@ -92,7 +100,7 @@ def _row(task: Any) -> dict[str, Any]:
         "worker": task.worker_id,
         "backup": f"attempt {task.backup_attempt} on {task.backup_worker_id}" if task.backup_attempt else "",
         "progress": f"{task.progress:.0%} {task.progress_text}".strip() if task.HasField("progress") else "",
-        "failure": _failure(task.last_failure)[:100] if task.HasField("last_failure") else "",
+        "failure": _failure(failure)[:100] if failure is not None else "",
     }
 
 
@@ -115,8 +123,8 @@ async def show_task(options: argparse.Namespace) -> int:
         row["took"] = show(task.result.run_duration.ToMicroseconds() / 1e6)
         row["result"] = task.result.result[:400].decode("utf-8", "replace")
         row["outputs"] = [blob.key for blob in task.result.outputs]
-    if task.HasField("last_failure") or task.result.HasField("failure"):
-        failure = task.last_failure if task.HasField("last_failure") else task.result.failure
+    failure = _last_failure(task)
+    if failure is not None:
         row["failure class"] = failure_from_wire(failure).failure_class.name.lower()
         row["failure"] = _failure(failure)
         row["traceback"] = failure.traceback

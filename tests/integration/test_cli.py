@@ -275,8 +275,8 @@ def test_logs_are_followed_until_the_task_ends(cli: Cli) -> None:
 
 def test_one_task_is_cancelled(cli: Cli) -> None:
     cli("submit", "client_app.wait_for", "--arg", f"path={cli.home / 'x'}", "--job-id", "single")
-    out, _ = cli("task", "cancel", "single/0", "--cause", "no")
-    assert "CANCELLED" in out
+    out, _ = cli("task", "cancel", "single/0", "--cause", "not that one")
+    assert re.search(r"^single/0 +CANCELLED .*cancelled: not that one$", out, re.MULTILINE)
     cli("job", "wait", "single", code=1)
 
 
