@@ -547,7 +547,11 @@ async def test_a_worker_is_listed_drained_and_taken_up_again(farm: Running) -> N
     task = (await farm.tasks.GetTask(task_pb2.GetTaskRequest(job_id="j", index=waiting[1]))).task
     assert (task.state, task.app_failures, task.crashes, task.infra_failures) == (common_pb2.TASK_STATE_QUEUED, 0, 0, 0)
     await farm.workers.UndrainWorker(worker_pb2.UndrainWorkerRequest(worker_id="w1"))
+    await worker.drop()  # its session is ended: no Drain follows the next welcome
+    worker.drain_asked = False
+    await worker.attach(labels={"zone": "a"}, host="node-1")
     await worker.work(2)
+    assert not worker.drain_asked
     assert (await farm.job("j")).state == job_pb2.JOB_STATE_SUCCEEDED
     await worker.goodbye()
     gone = await farm.workers.GetWorker(worker_pb2.GetWorkerRequest(worker_id="w1"))
