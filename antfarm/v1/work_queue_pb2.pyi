@@ -598,7 +598,9 @@ Global___Revoke: _TypeAlias = Revoke  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """A request to drain."""
+    """A request to drain. It is over when a later Welcome of the same epoch is not followed by another one. A down-stream orchestrator gives back what
+    has not begun, at the limit the rest, and stays.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -33,7 +33,7 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_SUSPECT: _WorkerState.ValueType  # 2
     """Silent for two heartbeats, or its stream broke; gets no new work."""
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 3
-    """Finishing; gets no new work."""
+    """Asked to drain; gets no new work, under this id by a new process neither, until UndrainWorker."""
     WORKER_STATE_LOST: _WorkerState.ValueType  # 4
     """Its lease ran out."""
     WORKER_STATE_GONE: _WorkerState.ValueType  # 5
@@ -53,7 +53,7 @@ WORKER_STATE_READY: WorkerState.ValueType  # 1
 WORKER_STATE_SUSPECT: WorkerState.ValueType  # 2
 """Silent for two heartbeats, or its stream broke; gets no new work."""
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 3
-"""Finishing; gets no new work."""
+"""Asked to drain; gets no new work, under this id by a new process neither, until UndrainWorker."""
 WORKER_STATE_LOST: WorkerState.ValueType  # 4
 """Its lease ran out."""
 WORKER_STATE_GONE: WorkerState.ValueType  # 5
@@ -302,7 +302,7 @@ class DrainWorkerRequest(_message.Message):
     """The worker."""
     @_builtins.property
     def limit(self) -> _duration_pb2.Duration:
-        """Time in which running tasks may finish. Absent: 30 s."""
+        """Time in which running tasks may finish; a worker may have a shorter limit of its own. Absent: 30 s."""
 
     def __init__(
         self,

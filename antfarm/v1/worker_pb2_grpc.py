@@ -76,7 +76,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. Answers at once.
+        """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
+        gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

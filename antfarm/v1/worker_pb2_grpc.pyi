@@ -21,7 +21,9 @@ class WorkerServiceStub:
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetWorkerRequest, _worker_pb2.GetWorkerResponse]
     """One worker."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainWorkerRequest, _worker_pb2.DrainWorkerResponse]
-    """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. Answers at once."""
+    """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
+    gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
+    """
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.UndrainWorkerRequest, _worker_pb2.UndrainWorkerResponse]
     """Lets a worker that has not left yet, or that comes back under the same id, get work again; ends its quarantine too."""
 
@@ -50,7 +52,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DrainWorkerRequest,
         context: _aio.ServicerContext[_worker_pb2.DrainWorkerRequest, _abc.Awaitable[_worker_pb2.DrainWorkerResponse]],
     ) -> _abc.Awaitable[_worker_pb2.DrainWorkerResponse]:
-        """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. Answers at once."""
+        """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
+        gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
+        """
 
     @_abc_1.abstractmethod
     def UndrainWorker(
