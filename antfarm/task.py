@@ -68,8 +68,8 @@ class Timeouts:
     Args:
         run: start to end of one attempt; the attempt is stopped then.
         progress: longest silence between two calls of `ctx.progress`; the attempt is stopped then.
-        queue: longest wait for a worker; the task ends as expired.
-        total: from submission to the end, all attempts included; the task ends as expired.
+        queue: from submission until it has begun, waiting for other tasks included, for a retry not; the task ends as expired.
+        total: from submission to the end, all attempts included, and all that a plan makes of it; the task ends as expired.
     """
 
     run: Duration | None = None

@@ -266,11 +266,15 @@ class Timeouts(_message.Message):
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Longest time that the task may spend waiting and queued. Kept by the orchestrator. Ends the task as EXPIRED."""
+        """From submission until the task has begun: waiting for dependencies counts, waiting for a retry does not, because it has begun then. A task that
+        lies at a worker is left alone until it is handed back. Kept by the orchestrator. Ends the task as EXPIRED.
+        """
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """From submission to the end of the task, all attempts included. Ends the task as EXPIRED."""
+        """From submission to the end of the task, all attempts included. Kept by the orchestrator; what a down-stream one makes of the task has no more
+        than the time that is left. Ends the task as EXPIRED.
+        """
 
     def __init__(
         self,
