@@ -81,15 +81,15 @@ class _FailureClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureC
     FAILURE_CLASS_UNSPECIFIED: _FailureClass.ValueType  # 0
     """Not set, or unknown to the reader."""
     FAILURE_CLASS_PERMANENT: _FailureClass.ValueType  # 1
-    """No retry can help: PermanentError, unknown task type, undecodable input, unencodable result. Counts on nothing."""
+    """No retry can help: PermanentError, unknown task type, input undecodable, missing or rotten, unencodable result. Counts on nothing."""
     FAILURE_CLASS_APP: _FailureClass.ValueType  # 2
-    """The task's own code failed: an exception, an exit code, a run or progress timeout. Counts on the retries of the task."""
+    """The task's own code failed: an exception, an exit code (0 too, without a result), a run or progress timeout. Counts on the retries of the task."""
     FAILURE_CLASS_CRASH: _FailureClass.ValueType  # 3
     """The executor died under this task alone (signal, memory limit). Counts on the crash limit."""
     FAILURE_CLASS_INFRA: _FailureClass.ValueType  # 4
     """The node was lost, or Storage could not be reached. Counts on the infrastructure budget."""
     FAILURE_CLASS_BENIGN: _FailureClass.ValueType  # 5
-    """Drain, preemption, release, never arrived. Counts on nothing."""
+    """Drain, release, never arrived. Counts on nothing."""
     FAILURE_CLASS_DEPENDENCY: _FailureClass.ValueType  # 6
     """A task that this one depends on did not succeed. Never retried."""
     FAILURE_CLASS_CANCELLED: _FailureClass.ValueType  # 7
@@ -103,15 +103,15 @@ class FailureClass(_FailureClass, metaclass=_FailureClassEnumTypeWrapper):
 FAILURE_CLASS_UNSPECIFIED: FailureClass.ValueType  # 0
 """Not set, or unknown to the reader."""
 FAILURE_CLASS_PERMANENT: FailureClass.ValueType  # 1
-"""No retry can help: PermanentError, unknown task type, undecodable input, unencodable result. Counts on nothing."""
+"""No retry can help: PermanentError, unknown task type, input undecodable, missing or rotten, unencodable result. Counts on nothing."""
 FAILURE_CLASS_APP: FailureClass.ValueType  # 2
-"""The task's own code failed: an exception, an exit code, a run or progress timeout. Counts on the retries of the task."""
+"""The task's own code failed: an exception, an exit code (0 too, without a result), a run or progress timeout. Counts on the retries of the task."""
 FAILURE_CLASS_CRASH: FailureClass.ValueType  # 3
 """The executor died under this task alone (signal, memory limit). Counts on the crash limit."""
 FAILURE_CLASS_INFRA: FailureClass.ValueType  # 4
 """The node was lost, or Storage could not be reached. Counts on the infrastructure budget."""
 FAILURE_CLASS_BENIGN: FailureClass.ValueType  # 5
-"""Drain, preemption, release, never arrived. Counts on nothing."""
+"""Drain, release, never arrived. Counts on nothing."""
 FAILURE_CLASS_DEPENDENCY: FailureClass.ValueType  # 6
 """A task that this one depends on did not succeed. Never retried."""
 FAILURE_CLASS_CANCELLED: FailureClass.ValueType  # 7

@@ -56,11 +56,11 @@ class Task(_message.Message):
     worker_id: _builtins.str
     """Worker of the live attempt, else of the recorded one. May be empty."""
     app_failures: _builtins.int
-    """Attempts that ended as application failure, crash or infrastructure failure."""
+    """Attempts that ended as an application failure."""
     crashes: _builtins.int
-    """Crashes with this task as sole suspect."""
+    """Attempts that ended as a crash, with this task as sole suspect."""
     infra_failures: _builtins.int
-    """Attempts lost with their node."""
+    """Attempts that ended as a failure of the infrastructure: lost with their node, or without Storage."""
     progress: _builtins.float
     """Last word of the running attempt about its progress, 0 to 1. Absent: none was sent."""
     progress_text: _builtins.str

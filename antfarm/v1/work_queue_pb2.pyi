@@ -190,7 +190,7 @@ class Hello(_message.Message):
     window: _builtins.int
     """Assignments that may be outstanding at the same time, the running ones included. At least `slots`, or 0 while draining."""
     max_epoch_seen: _builtins.int
-    """Highest epoch that it has seen from this orchestrator's queue. It obeys no lower one."""
+    """Highest epoch that it has seen from this orchestrator's queue, those of tokens kept from an earlier process included. It obeys no lower one."""
     orchestrator: _builtins.bool
     """True for a down-stream orchestrator: gets the longer lease."""
     host: _builtins.str
@@ -410,7 +410,7 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class HeartbeatAck(_message.Message):
-    """Answers a heartbeat; the worker's own lease runs from the time at which it sent the acknowledged heartbeat."""
+    """Answers a heartbeat; the worker's own lease runs from the time at which it sent the acknowledged heartbeat, before the first from its Hello."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
