@@ -14,7 +14,7 @@ class JournalFull(Exception):
 
 
 class JournalBroken(Exception):
-    """A write or sync failed in a way that leaves its outcome unknown, or the content is damaged: stop and recover.
+    """A write or sync failed in a way that leaves its outcome unknown, a record could not be read, or the content is damaged: stop and recover.
 
     The message says where and what to do.
     """
