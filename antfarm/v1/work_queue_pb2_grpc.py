@@ -53,7 +53,8 @@ class WorkQueueServiceServicer:
 
         FAILED_PRECONDITION (PROTOCOL_UNSUPPORTED): the major versions differ; do not dial again. ALREADY_EXISTS (WORKER_ID_IN_USE): a
         second live process with the same worker_id. FAILED_PRECONDITION (INCARNATION_LOST): this incarnation was declared lost, or another
-        process has taken its place; dial again with a new one, still holding what is held. FAILED_PRECONDITION (CYCLE): the ancestry shows a cycle of orchestrators. UNAVAILABLE: dial again.
+        process has taken its place; dial again with a new one, still holding what is held. FAILED_PRECONDITION (CYCLE):
+        the ancestry shows a cycle of orchestrators. UNAVAILABLE: dial again.
         INVALID_ARGUMENT (INVALID_FIELD): a frame breaks the protocol.
 
         Not promised: that a task arrives only once (the token tells), or that a task once sent is still wanted (Revoke may follow).

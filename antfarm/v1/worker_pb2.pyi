@@ -33,7 +33,7 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_SUSPECT: _WorkerState.ValueType  # 2
     """Silent for two heartbeats, or its stream broke; gets no new work."""
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 3
-    """Asked to drain; gets no new work, under this id by a new process neither, until UndrainWorker."""
+    """Asked to drain; gets no new work, nor does a new process under this id, until UndrainWorker."""
     WORKER_STATE_LOST: _WorkerState.ValueType  # 4
     """Its lease ran out."""
     WORKER_STATE_GONE: _WorkerState.ValueType  # 5
@@ -53,7 +53,7 @@ WORKER_STATE_READY: WorkerState.ValueType  # 1
 WORKER_STATE_SUSPECT: WorkerState.ValueType  # 2
 """Silent for two heartbeats, or its stream broke; gets no new work."""
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 3
-"""Asked to drain; gets no new work, under this id by a new process neither, until UndrainWorker."""
+"""Asked to drain; gets no new work, nor does a new process under this id, until UndrainWorker."""
 WORKER_STATE_LOST: WorkerState.ValueType  # 4
 """Its lease ran out."""
 WORKER_STATE_GONE: WorkerState.ValueType  # 5

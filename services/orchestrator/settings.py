@@ -45,7 +45,9 @@ class OrchestratorSettings(ProgramSettings):
         " follows the slots of the workers here.",
     )
     heartbeat_s: float = setting(
-        3.0, "H: how often workers beat. They are suspect after two and lost after four beats of silence, orchestrators below after 60 s where that is longer.", metavar="S"
+        3.0,
+        "H: how often workers beat. They are suspect after two and lost after four beats of silence, orchestrators below after 60 s where that is longer.",
+        metavar="S",
     )
     keep_ended: str = setting(
         "7d",

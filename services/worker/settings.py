@@ -45,7 +45,9 @@ class WorkerSettings(ProgramSettings):
     allow_pickle: bool = setting(
         False, "Run functions and read values that travel as pickles. Whoever may submit can then run any code here."
     )
-    drain_s: float = setting(30.0, "Seconds that running tasks get to end when the worker is stopped; the most that a drain may give them.")
+    drain_s: float = setting(
+        30.0, "Seconds that running tasks get to end when the worker is stopped; the most that a drain may give them."
+    )
     cancel_grace_s: float = setting(10.0, "Seconds from the request to stop a task to SIGKILL.")
 
     @property
