@@ -100,7 +100,14 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
 
 def _expire_all(turn: Turn, job: Job, first: int, count: int) -> None:
     late = [index for index in range(first, first + count) if job.states[index] < _TERMINAL]
-    jobs.expire(turn, job, late, "its total deadline has passed")
+    message = "its total deadline has passed"
+    for index in late:
+        attempt = job.live.get(index)
+        if (
+            attempt is not None
+        ):  # in words: the attempt of an outcome may be held until a verdict, and this one is to stop
+            jobs.expire(turn, job, [index], f"{message}; {reports.stopped_words(turn, attempt)}")
+    jobs.expire(turn, job, [index for index in late if job.states[index] < _TERMINAL], message)
 
 
 def _time_out(turn: Turn, job: Job, index: int, epoch: int, number: int) -> None:

@@ -7,10 +7,12 @@ says is carried out by the functions below it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import assert_never
 
-from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, TaskState, VerdictCode
+from antfarm.model import PROCESS_LOST_KIND, SECOND_NS, Ending, Failure, FailureClass, TaskState, VerdictCode
+from antfarm.text import show
 from services.orchestrator.core import events, health, isolation, jobs, records
 from services.orchestrator.core.effects import Audit, SendVerdicts
 from services.orchestrator.core.events import HeldToken, Outcome
@@ -243,8 +245,18 @@ def _ran_out(turn: Turn, attempt: Attempt, failure: Failure) -> None:
     if total_ns is None or jobs.submitted_ns(job, index) + total_ns > turn.now + turn.config.lease_ns:
         give_back(turn, attempt, Past.RELEASED, never_started=False)
         return
+    failure = replace(failure, message=f"{failure.message}; {stopped_words(turn, attempt)}")
     turn.state.finish(attempt)
     jobs.end_tasks(turn, job, [index], TaskState.EXPIRED, failure)
+
+
+def stopped_words(turn: Turn, attempt: Attempt) -> str:
+    """Of a live attempt whose task's total time is over, for people: what the record would not tell otherwise."""
+    since_ns, did = attempt.assigned_ns, "had been with"
+    if attempt.started:
+        since_ns, did = attempt.started_ns, "was running on"
+    length = show((turn.now - since_ns) // (SECOND_NS // 10) / 10)
+    return f"attempt {attempt.attempt} {did} {attempt.worker.worker_id} for {length} when it was stopped"
 
 
 def _succeed(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from orchestrator_harness import Harness, Token, Worker, each, retrying, straggler, whole
 
@@ -828,34 +826,45 @@ def test_an_exception_that_is_called_timeout_has_its_traceback(farm: Harness) ->
     )
 
 
-def test_a_total_timeout_tells_what_is_known_and_what_is_not(farm: Harness) -> None:
+def test_a_total_timeout_tells_of_the_attempt_that_ran(farm: Harness) -> None:
     """More workers help what waited alone."""
-    worker = farm.worker()
-    farm.create("j", timeouts=Timeouts(total_ns=4 * SECOND_NS, queue_ns=SECOND_NS))
-    (token,) = worker.take()
-    worker.running(token)
+    worker = farm.worker(slots=2)
+    farm.create("j", 3, timeouts=Timeouts(total_ns=4 * SECOND_NS))
+    first, second = worker.take()
+    worker.running(first, 0.0)
     farm.wait(4, beating=[worker])
-    assert end(farm, "j").splitlines()[1:] == [
-        "    why:  Its total timeout is 4s, from its submission on, all attempts and waiting included."
-        " Whether it waited or ran at last is not on record.",
-        "    help: Submit it anew with a longer total=. If it waited, more workers help;"
-        " if it ran, `antfarm task logs j/0` may show how far it was.",
-    ]
-    assert told(stopping(scene(farm), farm.job("j"), 0)) == (
+    told_of = {
+        first[1]: "attempt 1 was running on w1 for 4s when it was stopped",
+        second[1]: "attempt 1 had been with w1 for 4s when it was stopped",
+    }
+    for index, words in told_of.items():
+        assert end(farm, "j", index) == (
+            f"It expired: its total deadline has passed; {words}\n"
+            "    why:  Its total timeout is 4s, from its submission on, all attempts and waiting included.\n"
+            "    help: Submit it anew with a longer total=."
+        )
+    (waited,) = {0, 1, 2} - told_of.keys()
+    assert end(farm, "j", waited).startswith("It expired: its total deadline has passed\n")
+    assert "Whether it waited or ran at last is not on record." in end(farm, "j", waited)
+    assert told(stopping(scene(farm), farm.job("j"), first[1])) == (
         "Attempt 1 on w1 was told to stop, and may run still.\n    why:  Its end does not count any more."
     )
     farm.drop()
     worker.held.clear()
     worker.beat()
-    assert stopping(scene(farm), farm.job("j"), 0) == []
-    ran = outcome(farm, "j")
-    assert ran.failure is not None
-    words = "its total deadline has passed; attempt 1 was running on w1 for 4s when it was stopped"
-    ran = replace(ran, failure=replace(ran.failure, message=words))
-    assert told([story.end(farm.job("j"), ran, farm.config)]) == (
-        f"It expired: {words}\n"
-        "    why:  Its total timeout is 4s, from its submission on, all attempts and waiting included.\n"
-        "    help: Submit it anew with a longer total=."
+    assert stopping(scene(farm), farm.job("j"), first[1]) == []
+
+
+def test_a_worker_that_stops_an_attempt_for_its_total_time_tells_the_same(farm: Harness) -> None:
+    """The orchestrator may hear of it before its own clock says so."""
+    worker = farm.worker()
+    farm.create("j", timeouts=Timeouts(total_ns=4 * SECOND_NS))
+    (token,) = worker.take()
+    worker.running(token, 0.0)
+    farm.wait(3, beating=[worker])
+    raised(worker, token, failure_class=FailureClass.EXPIRED, kind="expired", message="its time is over", traceback="")
+    assert end(farm, "j").startswith(
+        "It expired: its time is over; attempt 1 was running on w1 for 3s when it was stopped\n"
     )
 
 
