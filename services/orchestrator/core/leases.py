@@ -99,13 +99,12 @@ def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:
 
 
 def _expire_all(turn: Turn, job: Job, first: int, count: int) -> None:
-    late = [index for index in range(first, first + count) if job.states[index] < _TERMINAL]
+    """Total deadline. What runs is ended one by one, with words on its attempt: the record names none, because this one is to stop and not to be held."""
     message = "its total deadline has passed"
+    late = [index for index in range(first, first + count) if job.states[index] < _TERMINAL]
     for index in late:
         attempt = job.live.get(index)
-        if (
-            attempt is not None
-        ):  # in words: the attempt of an outcome may be held until a verdict, and this one is to stop
+        if attempt is not None:
             jobs.expire(turn, job, [index], f"{message}; {reports.stopped_words(turn, attempt)}")
     jobs.expire(turn, job, [index for index in late if job.states[index] < _TERMINAL], message)
 

@@ -218,7 +218,7 @@ def _stage_template(turn: Turn, parent: Parent, stage: str) -> TaskTemplate:
 def _within_deadline(turn: Turn, parent: Parent, template: TaskTemplate) -> TaskTemplate:
     """The template with no more time than is left of the parent's total deadline: also where nobody above can say that it is over."""
     total_ns, own_ns = parent.template.timeouts.total_ns, template.timeouts.total_ns
-    if total_ns is None:
+    if total_ns is None or not parent.bound_wall_ns:  # which older journals do not know
         return template
     left_ns = max(turn.moment_ns(parent.bound_wall_ns) + total_ns - turn.now, 1)
     return replace(template, timeouts=replace(template.timeouts, total_ns=min(left_ns, own_ns or left_ns)))
