@@ -13,14 +13,14 @@ from typing import Any
 
 from antfarm import builtin, payload, wire
 from antfarm.cli import words
+from antfarm.cli.option import add_job_flags, job_options, job_spec
 from antfarm.cli.output import coloured
 from antfarm.cli.progress import ProgressLine
 from antfarm.cli.session import exit_code, given_address, open_farm
-from antfarm.cli.submit import add_job_flags, job_options
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.client.plan import MapPlan
-from antfarm.model import JobSpec, JobStatus, TaskResult, TaskState
+from antfarm.model import JobStatus, TaskResult, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.task import template
 from antfarm.text import escape, lines
@@ -73,12 +73,8 @@ async def run(options: argparse.Namespace) -> int:
         argv = command.argv(args, next(numbers))
         return payload.encode_call((), builtin.command_call(argv, cwd=cwd, env=env))
 
-    spec = JobSpec(
-        template=template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")),
-        name=options.name or shlex.join(command.words)[:200],
-        priority=options.priority,
-        max_failures=options.max_failures,
-    )
+    name = options.name or shlex.join(command.words)[:200]
+    spec = job_spec(options, template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")), name)
     calls: Any = words.combinations(lists) if lists else _stdin_arguments()
     plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:

@@ -14,13 +14,12 @@ from typing import Any
 
 from antfarm import payload
 from antfarm.cli.job import follow, job_row
+from antfarm.cli.option import add_job_flags, declared_options, job_options, job_spec
 from antfarm.cli.session import open_farm, output
 from antfarm.client.plan import MapPlan
-from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
-from antfarm.model import JobSpec
 from antfarm.program import EXIT_OK
-from antfarm.task import Limit, Options, Retry, Timeouts, template
+from antfarm.task import template
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -33,9 +32,18 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
         parents=[flags],
         help=about,
         description=about,
-        epilog="example: antfarm submit clouds.download --range day=2021-01-01..2021-03-31 --arg layer=Terra --wait",
+        epilog="The farm knows a task type by its name alone: options of @af.task in its code (resources, labels, retries, timeouts ...) do "
+        "not apply to a type that is submitted by name. Give them here, or give --app to have them read from the code. "
+        "example: antfarm submit clouds.download --range day=2021-01-01..2021-03-31 --arg layer=Terra --wait",
     )
     parser.add_argument("type", metavar="TYPE", help="task type, e.g. clouds.download")
+    parser.add_argument(
+        "--app",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module or file that defines the task: it is loaded here, and the options of its @af.task apply; flags change them",
+    )
     calls = parser.add_argument_group("calls (one task each; ranges multiply; none of these: one task)")
     calls.add_argument(
         "--range",
@@ -65,47 +73,17 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=submit)
 
 
-def add_job_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every subcommand that makes a job."""
-    group = parser.add_argument_group("job")
-    group.add_argument("--name", default="", help="for people, and to find the job again")
-    group.add_argument("--priority", type=int, default=0, metavar="N", help="-10 to 10; each step quadruples the share")
-    group.add_argument("--max-failures", type=int, metavar="N", help="cancel the job when more tasks failed")
-    group.add_argument("--retries", type=int, default=0, metavar="N", help="try a failed task so many times more")
-    group.add_argument("--timeout", metavar="TIME", help="of one attempt, e.g. 90s, 10m")
-    group.add_argument("--jobs", "-j", type=int, default=0, metavar="N", help="at most so many at the same time")
-    group.add_argument(
-        "--job-id", default="", metavar="ID", help="chosen by you: submitting again with it does nothing twice"
-    )
-
-
-def job_options(options: argparse.Namespace, limit_name: str) -> Options:
-    """What the job flags ask of the farm."""
-    if options.timeout is not None:
-        seconds(options.timeout)
-    return Options(
-        retries=Retry(max_attempts=options.retries + 1) if options.retries else None,
-        timeouts=Timeouts(run=options.timeout) if options.timeout is not None else None,
-        limit=Limit(limit_name, options.jobs) if options.jobs else None,
-    )
-
-
 async def submit(options: argparse.Namespace) -> int:
     """antfarm submit."""
     common = dict(map(_assignment, options.arg))
+    declared = declared_options(options.type, options.app) if options.app else None
+    asked = job_options(options, options.name or options.type, declared)
     calls = _calls(options)
     if options.dry_run:
         for args, kwargs in calls:
             print(payload.encode_call(args, {**common, **kwargs}).decode())
         return EXIT_OK
-    spec = JobSpec(
-        template=template(
-            options.type, job_options(options, options.name or options.type), payload.encode_common(common)
-        ),
-        name=options.name,
-        priority=options.priority,
-        max_failures=options.max_failures,
-    )
+    spec = job_spec(options, template(options.type, asked, payload.encode_common(common)), options.name)
     plan = MapPlan(spec=spec, calls=calls, encode=lambda call: payload.encode_call(*call), keys=None, ready=True)
     async with open_farm(options) as farm:
         job = await farm.run(plan, options.job_id)

@@ -168,6 +168,28 @@ def test_submit_takes_lines_and_json(cli: Cli) -> None:
     assert [json.loads(line)["value"] for line in cli("job", "results", "from-lines")[0].splitlines()] == [1, 3]
 
 
+def test_a_type_submitted_by_name_has_the_options_that_are_given_or_read_from_its_code(cli: Cli) -> None:
+    cli("submit", "client_app.third_time", "--wait", code=1)
+    cli("submit", "client_app.third_time", "--app", APP, "--wait")
+    cli("submit", "client_app.third_time", "--retries", "2", "--retry-pause", "10ms", "--wait")
+    cli(
+        "submit",
+        "client_app.square",
+        "--arg",
+        "x=1",
+        "--resource",
+        "gpu=1",
+        "--job-id",
+        "no-gpu",
+        "--queue-timeout",
+        "500ms",
+    )
+    cli("job", "wait", "no-gpu", code=1)
+    assert cli.json("job", "show", "no-gpu")[0]["counts"] == {"EXPIRED": 1}
+    _, err = cli("run", "--max-failures", "-1", "--", "echo", "{}", ":::", "a", code=2)
+    assert err.startswith("antfarm: --max-failures -1: give 0 or more")
+
+
 def test_submit_says_what_is_wrong_with_its_words(cli: Cli) -> None:
     for words, said in (
         (("--range", "day=2021-02-30..2021-03-01"), "neither days (2021-01-31) nor whole numbers"),
