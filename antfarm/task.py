@@ -18,17 +18,23 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from types import ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from antfarm import apps, model
-from antfarm.duration import Duration, nanoseconds
+from antfarm.duration import Duration, nanoseconds, seconds
 from antfarm.errors import InvalidArgument, PermanentError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_NAME_BYTES_MAX = 128
+_TEXT_BYTES_MAX = 256
+_ATTEMPTS_MAX = 1_000_000
+_AMOUNT_MAX = 1e15
+"""Of one resource, as the orchestrator has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ class Retry:
 
     Args:
         max_attempts: attempts in all that may fail, the first included.
-        on: exceptions that are worth another attempt; others fail at once. None: all but `PermanentError`.
+        on: exception or exceptions that are worth another attempt; others fail at once. None: all but `PermanentError`.
         backoff: first pause; later ones double. The actual pause is drawn evenly from zero to it.
         backoff_max: upper bound of the pause.
 
@@ -46,14 +52,24 @@ class Retry:
     """
 
     max_attempts: int = 3
-    on: tuple[type[BaseException], ...] | None = None
+    on: type[BaseException] | tuple[type[BaseException], ...] | None = None
     backoff: Duration = 1.0
     backoff_max: Duration = 60.0
 
+    def __post_init__(self) -> None:
+        """Check what the network would refuse later and far away."""
+        if not is_whole(self.max_attempts) or not 1 <= self.max_attempts <= _ATTEMPTS_MAX:
+            raise InvalidArgument(f"max_attempts={self.max_attempts!r}: must be from 1 to {_ATTEMPTS_MAX:,}")
+        kinds = self.on if isinstance(self.on, tuple) else (self.on,)
+        if self.on is not None and not all(
+            isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds
+        ):
+            raise InvalidArgument(f"on={self.on!r}: give a class of exceptions or a tuple of them, e.g. (OSError,)")
+        _duration("backoff", self.backoff)
+        _duration("backoff_max", self.backoff_max)
+
     def policy(self) -> model.RetryPolicy:
         """The part of it that travels."""
-        if not 1 <= self.max_attempts <= 1_000_000:
-            raise InvalidArgument(f"max_attempts={self.max_attempts}: must be from 1 to 1,000,000")
         return model.RetryPolicy(
             max_attempts=self.max_attempts,
             backoff_initial_ns=nanoseconds(self.backoff) or 0,
@@ -77,6 +93,13 @@ class Timeouts:
     queue: Duration | None = None
     total: Duration | None = None
 
+    def __post_init__(self) -> None:
+        """Check what the network would refuse later and far away."""
+        for name in ("run", "progress", "queue", "total"):
+            value = getattr(self, name)
+            if value is not None and _duration(name, value) == 0:
+                raise InvalidArgument(f"{name}={value!r}: must be above 0; None means no limit")
+
     def limits(self) -> model.Timeouts:
         """As it travels."""
         return model.Timeouts(
@@ -99,8 +122,11 @@ class Limit:
     max_active: int
 
     def __post_init__(self) -> None:
-        if not self.name or len(self.name.encode()) > 128 or self.max_active < 1:
-            raise InvalidArgument("a limit has a name of at most 128 bytes and a max_active of at least 1")
+        """Check what the network would refuse later and far away."""
+        if not isinstance(self.name, str) or not 0 < len(self.name.encode()) <= _NAME_BYTES_MAX:
+            raise InvalidArgument(f"the name of a limit is {self.name!r}: give a text of 1 to {_NAME_BYTES_MAX} bytes")
+        if not is_whole(self.max_active) or not 1 <= self.max_active < 1 << 32:
+            raise InvalidArgument(f"max_active={self.max_active!r}: must be a whole number of at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +143,74 @@ class Options:
     fence_late_results: bool = False
     idempotent: bool = False
 
+    def __post_init__(self) -> None:
+        """Check what the network would refuse later and far away; a number of retries becomes a `Retry`."""
+        if not isinstance(self.version, str) or len(self.version.encode()) > _TEXT_BYTES_MAX:
+            raise InvalidArgument(f"version={self.version!r}: give a text of at most {_TEXT_BYTES_MAX} bytes, e.g. '3'")
+        if is_whole(self.retries):
+            object.__setattr__(self, "retries", retry_of(self.retries))
+        for name, kind, example in _KINDS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise InvalidArgument(f"{name}={value!r}: give {example}")
+        check_labels("labels", self.labels)
+        _check_resources(self.resources)
+        for name in ("at_most_once", "fence_late_results", "idempotent"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidArgument(f"{name}={getattr(self, name)!r}: give True or False")
+
+
+_KINDS = (
+    ("retries", Retry, "a number, e.g. 3, or af.Retry(max_attempts=4)"),
+    ("timeouts", Timeouts, "af.Timeouts(run='10m')"),
+    ("limit", Limit, "af.Limit('name', 4)"),
+)
+"""Options that are values of a class of their own."""
+
+
+def retry_of(count: Any) -> Retry | None:
+    """What a number of retries means: so many attempts beside the first one."""
+    if not 0 <= count < _ATTEMPTS_MAX:
+        raise InvalidArgument(f"retries={count!r}: must be from 0 to {_ATTEMPTS_MAX - 1:,}")
+    return Retry(max_attempts=count + 1) if count else None
+
+
+def check_labels(name: str, labels: Any) -> None:
+    """InvalidArgument when the value of the parameter `name` is no mapping of texts to texts."""
+    if labels is None:
+        return
+    if not isinstance(labels, Mapping) or not all(isinstance(word, str) for pair in labels.items() for word in pair):
+        raise InvalidArgument(f"{name}={labels!r}: give a dict of texts, e.g. {{'zone': 'north'}}")
+
+
+def _check_resources(resources: Any) -> None:
+    if resources is None:
+        return
+    if not isinstance(resources, Mapping) or not all(
+        isinstance(name, str)
+        and name
+        and isinstance(amount, Real)
+        and not isinstance(amount, bool)
+        # NaN is not within
+        and 0 <= float(amount) <= _AMOUNT_MAX
+        for name, amount in resources.items()
+    ):
+        raise InvalidArgument(
+            f"resources={resources!r}: give a dict of names and numbers from 0 to {_AMOUNT_MAX:g}, e.g. {{'gpu': 1}}"
+        )
+
+
+def _duration(name: str, value: Any) -> float:
+    try:
+        return seconds(value)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from None
+
+
+def is_whole(value: Any) -> bool:
+    """Whether the value is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
 
 class Task(Generic[P, R]):
     """A function that the farm can run under a name. Calling it runs the function here.
@@ -125,8 +219,12 @@ class Task(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[P, R], name: str = "", options: Options | None = None) -> None:
+        if not callable(function):
+            raise InvalidArgument(
+                f"{function!r} is no function: write @af.task, or options by keyword, @af.task(name='app.fetch')"
+            )
         self.name = name or task_name(function)
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InvalidArgument(
                 f"{self.name!r} cannot name a task: give @task(name=...) of at most 128 characters of A-Z a-z 0-9 . _ : -"
             )
@@ -152,12 +250,9 @@ class Task(Generic[P, R]):
         return _revive, (self.function, self.name, self.options_set)
 
     def options(self, **changes: Any) -> Task[P, R]:
-        """The same task with some options changed, e.g. `farm.map(fetch.options(retries=af.Retry(max_attempts=9)), urls)`."""
-        try:
-            return Task(self.function, self.name, replace(self.options_set, **changes))
-        except TypeError:
-            known = ", ".join(Options.__dataclass_fields__)
-            raise InvalidArgument(f"unknown option among {', '.join(changes)}; there are: {known}") from None
+        """The same task with some options changed, e.g. `farm.map(fetch.options(retries=9), urls)`."""
+        _check_known(changes)
+        return Task(self.function, self.name, replace(self.options_set, **changes))
 
     def template(self, common_payload: bytes = b"", traceparent: str = "") -> model.TaskTemplate:
         """What all tasks of a job of this task have in common."""
@@ -171,6 +266,13 @@ class Task(Generic[P, R]):
         return retries is not None and retries.on is not None and not isinstance(error, retries.on)
 
 
+def _check_known(options: Mapping[str, Any]) -> None:
+    unknown = [name for name in options if name not in Options.__dataclass_fields__]
+    if unknown:
+        known = ", ".join(Options.__dataclass_fields__)
+        raise InvalidArgument(f"there is no option {', '.join(unknown)}; there are: {known}")
+
+
 def _revive(function: Callable[..., Any], name: str, options: Options) -> Task[..., Any]:
     return Task(function, name, options)
 
@@ -182,7 +284,7 @@ def template(name: str, options: Options, common_payload: bytes = b"", tracepare
         version=options.version,
         retry=options.retries.policy() if options.retries else model.RetryPolicy(),
         timeouts=options.timeouts.limits() if options.timeouts else model.Timeouts(),
-        resources=dict(options.resources or {}),
+        resources={name: float(amount) for name, amount in (options.resources or {}).items()},
         labels=dict(options.labels or {}),
         limit=model.ConcurrencyLimit(name=options.limit.name, max_active=options.limit.max_active)
         if options.limit
@@ -228,7 +330,7 @@ def task(
     *,
     name: str = ...,
     version: str = ...,
-    retries: Retry | None = ...,
+    retries: Retry | int | None = ...,
     timeouts: Timeouts | None = ...,
     resources: Mapping[str, float] | None = ...,
     labels: Mapping[str, str] | None = ...,
@@ -243,7 +345,7 @@ def task(function: Callable[..., Any] | None = None, /, *, name: str = "", **opt
     Args:
         name: what both ends call it. Default: module and function name; a script's module is its file's stem.
         version: shown to people and recorded with results.
-        retries: after failures of the function itself. Default: none.
+        retries: after failures of the function itself: how many, or a `Retry`. Default: none.
         timeouts: limits in time. Default: none.
         resources: what an attempt takes of a worker, e.g. {"cpu": 1}. Default: one slot.
         labels: labels that a worker must carry.
@@ -263,6 +365,7 @@ def task(function: Callable[..., Any] | None = None, /, *, name: str = "", **opt
     """
     if function is not None:
         return register(Task(function, name))
+    _check_known(options)
     settings = Options(**options)
     return lambda decorated: register(Task(decorated, name, settings))
 

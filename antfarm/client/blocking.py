@@ -19,7 +19,7 @@ from antfarm.client.connection import PATIENCE_S
 from antfarm.client.executor import FarmExecutor
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob, Order, fraction_done, outcome_of_failure, value_of
-from antfarm.client.plan import Function, MapPlan
+from antfarm.client.plan import Function, MapPlan, chosen_id, common_arguments
 from antfarm.client.writer import Feed, JobWriter, batches
 from antfarm.duration import Duration
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError
@@ -323,13 +323,13 @@ class Farm:
             kwargs: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
         """
         options = {"name": name, "priority": priority, "max_failures": max_failures, "key": key, "labels": labels}
-        shared = {**kwargs, **(common or {})}
-        return self._run(self._plan(function, iterables, shared, options), job_id or request_id)
+        chosen, shared = chosen_id(job_id, request_id), common_arguments(kwargs, common)
+        return self._run(self._plan(function, iterables, shared, options), chosen)
 
     def starmap(self, function: Function, calls: Any, /, **options: Any) -> Job[Any]:
         """Run `function(*call)` for each of the calls. Options as in `map`."""
         named = {word: options.pop(word) for word in list(options) if word in aio.MAP_OPTIONS}
-        job_id = str(named.pop("job_id", "") or named.pop("request_id", ""))
+        job_id = chosen_id(named.pop("job_id", ""), named.pop("request_id", ""))
         return self._run(self._plan(function, (calls,), options, {**named, "star": True}), job_id)
 
     def _plan(

@@ -100,6 +100,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._channel = net.open_channel(address, tls)
         self._storage: AsyncStorage | None = None
+        self._closed = False
         self.jobs = job_pb2_grpc.JobServiceStub(self._channel)
         self.tasks = task_pb2_grpc.TaskServiceStub(self._channel)
         self.workers = worker_pb2_grpc.WorkerServiceStub(self._channel)
@@ -156,11 +157,17 @@ class Connection:
 
     async def close(self) -> None:
         """Close channel and Storage."""
+        self._closed = True
         if self._storage is not None:
             await self._storage.aclose()
         await self._channel.close()
 
     # ---- calls ------------------------------------------------------------------------------------------------------
+
+    def demand_open(self) -> None:
+        """Raise Unavailable after `close`. Before each try of a call, because gRPC says no more than that a channel is closed."""
+        if self._closed:
+            raise Unavailable("the farm was closed; connect again")
 
     def patience(self) -> Patience:
         """For one logical call of this connection."""
@@ -170,6 +177,7 @@ class Connection:
         """The answer of a call that may be repeated. Raises our errors."""
         patience = self.patience()
         while True:
+            self.demand_open()
             try:
                 return await method(request, timeout=CALL_TIMEOUT_S)
             except grpc.aio.AioRpcError as error:
@@ -197,6 +205,7 @@ class Connection:
             request = job_pb2.StreamResultsRequest(
                 job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits
             )
+            self.demand_open()
             call = self.jobs.StreamResults(request)
             self.streams += 1
             try:
@@ -229,6 +238,7 @@ class Connection:
         """The job's status at once and after changes, until it has ended, over any number of broken calls."""
         patience = self.patience()
         while True:
+            self.demand_open()
             call = self.jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id))
             try:
                 async for message in call:

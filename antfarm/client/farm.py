@@ -18,17 +18,29 @@ from antfarm.client.coalescer import Coalescer
 from antfarm.client.connection import PATIENCE_S, Connection
 from antfarm.client.handle import JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob
-from antfarm.client.plan import Function, MapPlan, Runnable, SubmitPlan, plan_map, plan_submit, resolve
+from antfarm.client.plan import (
+    Function,
+    MapPlan,
+    Runnable,
+    SubmitPlan,
+    chosen_id,
+    common_arguments,
+    plan_map,
+    plan_submit,
+    resolve,
+)
 from antfarm.client.selection import find_job, list_jobs
 from antfarm.client.writer import Feed, JobWriter, batches, new_job_id
 from antfarm.context import in_task
 from antfarm.duration import Duration, seconds
-from antfarm.errors import AntFarmError, WrongState
+from antfarm.errors import AntFarmError, InvalidArgument, WrongState
 from antfarm.model import JobStatus
+from antfarm.task import is_whole
 
 R = TypeVar("R")
 
 _NOTICE_AFTER_S = 3.0
+_SLOTS_MAX = 4096
 
 log = logging.getLogger("antfarm.client")
 
@@ -42,6 +54,26 @@ def _check_place(address: str | None) -> None:
         )
     if address is None and in_task():
         raise WrongState("a task cannot bring a farm of its own: give antfarm.connect() the address of one")
+
+
+def _check_options(address: Any, *, patience: Any, slots: Any, allow_pickle: Any, state_dir: Any) -> float:
+    """Refuse what is of no use, by the name of its parameter. The patience in seconds."""
+    if address is not None and not isinstance(address, str):
+        raise InvalidArgument(f"address={address!r}: give 'HOST:PORT', e.g. '127.0.0.1:50051'")
+    if slots is not None and (not is_whole(slots) or not 0 <= slots <= _SLOTS_MAX):
+        raise InvalidArgument(f"slots={slots!r}: give a whole number from 1 to {_SLOTS_MAX:,}; None is one per core")
+    if allow_pickle is not None and not isinstance(allow_pickle, bool):
+        raise InvalidArgument(f"allow_pickle={allow_pickle!r}: give True or False")
+    if state_dir is not None and not isinstance(state_dir, str | Path):
+        raise InvalidArgument(f"state_dir={state_dir!r}: give the path of a directory")
+    if address and (slots is not None or state_dir is not None):
+        raise InvalidArgument(
+            f"slots= and state_dir= are for a farm of one's own, not for that at {address}: leave them out"
+        )
+    try:
+        return seconds(patience)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"patience: {error}") from None
 
 
 async def connect(
@@ -67,11 +99,12 @@ async def connect(
 
     Raises Unavailable in one line when nobody answers at the address.
     """
+    patience_s = _check_options(address, patience=patience, slots=slots, allow_pickle=allow_pickle, state_dir=state_dir)
     address = address or os.environ.get("ANTFARM_ADDRESS") or None
     _check_place(address)
     tls = net.Tls.from_paths(str(tls_cert), str(tls_key), str(tls_ca))
     if address is not None:
-        connection = await Connection.open(address, tls, patience_s=seconds(patience), allow_pickle=bool(allow_pickle))
+        connection = await Connection.open(address, tls, patience_s=patience_s, allow_pickle=bool(allow_pickle))
         return AsyncFarm(connection)
     from antfarm.client.embedded import EmbeddedFarm
 
@@ -80,9 +113,7 @@ async def connect(
         EmbeddedFarm.open, Path(state_dir) if state_dir else None, slots=slots, allow_pickle=may_pickle
     )
     try:
-        connection = await Connection.open(
-            embedded.address, None, patience_s=seconds(patience), allow_pickle=may_pickle
-        )
+        connection = await Connection.open(embedded.address, None, patience_s=patience_s, allow_pickle=may_pickle)
     except BaseException:
         await asyncio.to_thread(embedded.close)
         raise
@@ -220,16 +251,16 @@ class AsyncFarm:
             common: keyword arguments of all calls whose names are taken by those above.
             kwargs: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
         """
-        shared = {**kwargs, **(common or {})}
+        chosen, shared = chosen_id(job_id, request_id), common_arguments(kwargs, common)
         plan = await self.plan(
             function, iterables, shared, name=name, priority=priority, max_failures=max_failures, key=key, labels=labels
         )
-        return await self.run(plan, job_id or request_id)
+        return await self.run(plan, chosen)
 
     async def starmap(self, function: Function, calls: Any, /, **options: Any) -> AsyncJob[Any]:
         """Run `function(*call)` for each of the calls. Options as in `map`."""
         named = {word: options.pop(word) for word in list(options) if word in MAP_OPTIONS}
-        job_id = str(named.pop("job_id", "") or named.pop("request_id", ""))
+        job_id = chosen_id(named.pop("job_id", ""), named.pop("request_id", ""))
         plan = await self.plan(function, (calls,), options, star=True, **named)
         return await self.run(plan, job_id)
 

@@ -27,7 +27,7 @@ from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.errors import InvalidArgument
 from antfarm.form import Input
 from antfarm.model import Dependency, DependencyKind, JobSpec
-from antfarm.task import Options, Task, is_plain_task, task_name, template
+from antfarm.task import Options, Task, check_labels, is_plain_task, is_whole, task_name, template
 
 Function = Callable[..., Any] | Task[..., Any] | str
 
@@ -164,9 +164,11 @@ def plan_map(
     """
     if not iterables:
         raise InvalidArgument("map needs at least one iterable of arguments")
+    check_labels("labels", labels)
     runnable, inputs = resolve(function, allow_pickle=allow_pickle, offered=offered), Inputs()
     if star and not isinstance(iterables[0], AsyncIterable):
-        calls: Any = (tuple(call) for call in iterables[0])
+        source: Any = _column(iterables[0], inputs, counts or {})
+        calls: Any = map(_tuple, source)
     elif star:
         calls = _tuples(iterables[0])
     else:
@@ -178,7 +180,7 @@ def plan_map(
     fixed: Mapping[str, Any] = {}
     if runnable.bind is not None:  # a command is made whole here; workers know nothing of its template
         fixed, shared = shared, {}
-    keys = _natural_keys(iterables, star) if key is None or callable(key) else list(key)
+    keys = _natural_keys(iterables, star) if key is None or callable(key) else _given_keys(key, iterables, counts or {})
     noted: list[Any] | None = [] if callable(key) else None
     if noted is not None and any(isinstance(each, JobHandle) for each in iterables):
         raise InvalidArgument("key= cannot be a function of a job's values; give one value per task")
@@ -190,20 +192,71 @@ def plan_map(
 
     spec = JobSpec(
         template=runnable.template(shared, allow_pickle=allow_pickle),
-        name=name,
+        name=_checked_name(name),
         priority=_checked_priority(priority),
         dependencies=tuple(inputs.dependencies),
-        max_failures=max_failures,
+        max_failures=_checked_failures(max_failures),
         labels=dict(labels or {}),
     )
     ready = all(isinstance(each, Sized | JobHandle) for each in iterables)
     return MapPlan(spec=spec, encode=encode, calls=calls, keys=keys if noted is None else noted, ready=ready)
 
 
-def _checked_priority(priority: int) -> int:
-    if not -model.PRIORITY_MAX <= priority <= model.PRIORITY_MAX:
-        raise InvalidArgument(f"priority {priority} is not from {-model.PRIORITY_MAX} to {model.PRIORITY_MAX}")
-    return priority
+def common_arguments(kwargs: Mapping[str, Any], common: Any) -> dict[str, Any]:
+    """The keyword arguments of all calls of a map."""
+    if common is not None and (not isinstance(common, Mapping) or not all(isinstance(word, str) for word in common)):
+        raise InvalidArgument(f"common={common!r:.80}: give a dict of keyword arguments, e.g. {{'name': 1}}")
+    return {**kwargs, **(common or {})}
+
+
+def chosen_id(job_id: Any, request_id: Any) -> str:
+    """The id that the caller chose for a job by either word; "" without one. The orchestrator knows what an id may consist of."""
+    for word, value in (("job_id", job_id), ("request_id", request_id)):
+        if not isinstance(value, str):
+            raise InvalidArgument(f"{word}={value!r}: give a text")
+    if job_id and request_id and job_id != request_id:
+        raise InvalidArgument(
+            f"job_id={job_id!r} and request_id={request_id!r} are two words for the job's id: give one"
+        )
+    return str(job_id or request_id)
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"name={name!r}: give a text; an argument of the function that is named so goes into common="
+        )
+    return name
+
+
+def _checked_priority(priority: Any) -> int:
+    if not is_whole(priority) or not -model.PRIORITY_MAX <= priority <= model.PRIORITY_MAX:
+        raise InvalidArgument(
+            f"priority={priority!r}: must be a whole number from {-model.PRIORITY_MAX} to {model.PRIORITY_MAX}"
+        )
+    return int(priority)
+
+
+def _checked_failures(max_failures: Any) -> int | None:
+    if max_failures is not None and (not is_whole(max_failures) or not 0 <= max_failures < 1 << 63):
+        raise InvalidArgument(
+            f"max_failures={max_failures!r}: must be a whole number of at least 0; None lets the job go on whatever fails"
+        )
+    return None if max_failures is None else int(max_failures)
+
+
+def _given_keys(key: Any, iterables: Sequence[Any], counts: Mapping[str, int]) -> Sequence[Any]:
+    if not isinstance(key, Iterable):
+        raise InvalidArgument(
+            f"key={key!r}: give a function of the call's arguments, or a list with one value per task"
+        )
+    keys = list(key)
+    lengths = [
+        counts[i.job_id] if isinstance(i, JobHandle) else len(i) for i in iterables if isinstance(i, Sized | JobHandle)
+    ]
+    if len(lengths) == len(iterables) and len(keys) != min(lengths):
+        raise InvalidArgument(f"key= has {len(keys)} values for {min(lengths)} tasks: give one per task")
+    return keys
 
 
 def _column(each: Any, inputs: Inputs, counts: Mapping[str, int]) -> Iterable[Any] | AsyncIterable[Any]:
@@ -250,9 +303,17 @@ def _natural_keys(iterables: Sequence[Any], star: bool) -> Sequence[Any] | None:
     return None
 
 
+def _tuple(call: Any) -> tuple[Any, ...]:
+    if not isinstance(call, Iterable) or isinstance(call, str | bytes):
+        raise InvalidArgument(
+            f"starmap takes calls, each a tuple of arguments, not {call!r:.60}; map takes single arguments"
+        )
+    return tuple(call)
+
+
 async def _tuples(calls: AsyncIterable[Iterable[Any]]) -> AsyncIterator[tuple[Any, ...]]:
     async for call in calls:
-        yield tuple(call)
+        yield _tuple(call)
 
 
 async def _zip_async(columns: Sequence[Any]) -> AsyncIterator[tuple[Any, ...]]:

@@ -153,6 +153,7 @@ class JobWriter:
 
     async def _append_now(self, window: list[job_pb2.AppendTasksRequest]) -> AntFarmError | None:
         """Send the batches in one call; what went wrong, or None when all of them are durable."""
+        self._connection.demand_open()
         call = self._connection.jobs.AppendTasks()
         try:
             with suppress(*net.CALL_ENDED):  # its status says why

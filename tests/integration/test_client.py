@@ -437,6 +437,43 @@ def test_an_address_that_nobody_answers_is_one_clear_line() -> None:
         af.connect("nonsense")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"address": 50051},
+        {"slots": "two"},
+        {"slots": -1},
+        {"patience": "soon"},
+        {"allow_pickle": "yes"},
+        {"state_dir": 3},
+        {"address": "127.0.0.1:9", "slots": 2},
+    ],
+    ids=str,
+)
+def test_an_option_of_connect_of_another_form_is_refused_by_its_name(options: dict[str, object]) -> None:
+    with pytest.raises(errors.InvalidArgument, match=list(options)[-1]):
+        af.connect(**options)  # type: ignore[arg-type]
+
+
+def test_a_closed_farm_says_so_whatever_is_asked_of_it(programs: LocalFarm) -> None:
+    farm = af.connect(programs.address)
+    job = farm.map(client_app.square, [1])
+    farm.close()
+    calls = (
+        lambda: farm.map(client_app.square, [1]),
+        lambda: farm.map(client_app.square, (n for n in range(3))),
+        lambda: farm.submit(client_app.square, 1).result(),
+        lambda: list(job.results()),
+        lambda: job.wait(),
+        lambda: job.status,
+        lambda: farm.job("last"),
+        lambda: list(farm.jobs()),
+    )
+    for call in calls:
+        with pytest.raises(errors.Unavailable, match="the farm was closed; connect again"):
+            call()
+
+
 def test_the_storages_address_is_told_apart(programs: LocalFarm) -> None:
     with pytest.raises(errors.InvalidArgument, match="is a storage, not an orchestrator"):
         af.connect(programs.storage_address)

@@ -9,7 +9,7 @@ import pytest
 
 from antfarm import builtin, payload
 from antfarm.client.handle import FutureHandle, JobHandle
-from antfarm.client.plan import plan_map, plan_submit, resolve
+from antfarm.client.plan import chosen_id, common_arguments, plan_map, plan_submit, resolve
 from antfarm.client.writer import BATCH_TASKS_MAX, batches
 from antfarm.errors import InvalidArgument
 from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobId
@@ -122,14 +122,40 @@ def test_a_run_of_futures_is_a_dependency_with_an_offset() -> None:
         (("text",), {}, "once per character"),
         (([AFuture("a", 1), AFuture("a", 3)],), {}, "in their order"),
         (([AFuture("a", 1), AFuture("b", 2)],), {}, "in their order"),
-        (([1],), {"priority": 11}, "is not from -10 to 10"),
+        (([1],), {"priority": 11}, "priority=11: must be a whole number from -10 to 10"),
+        (([1],), {"priority": "high"}, "priority='high'"),
+        (([1],), {"max_failures": -1}, "max_failures=-1: must be a whole number of at least 0"),
+        (([1],), {"max_failures": 1.5}, "max_failures=1.5"),
+        (([1],), {"max_failures": 1 << 64}, "max_failures="),
+        (([1],), {"labels": {"a": 1}}, "labels="),
+        (([1],), {"name": 3}, "name=3"),
+        (([1],), {"key": 5}, "key=5"),
+        (([1, 2, 3],), {"key": ["a"]}, "key= has 1 values for 3 tasks"),
+        ((AJob("a"), [1]), {"counts": {"a": 2}, "key": ["a", "b"]}, "key= has 2 values for 1 tasks"),
         ((AJob("a"),), {"counts": {"a": 1}, "key": str}, "key= cannot be a function"),
+        ((5,), {"star": True}, "map takes iterables, not int"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused_in_one_line(iterables: Any, options: Any, said: str) -> None:
     with pytest.raises(InvalidArgument, match=said) as caught:
         plan_map(TASK, iterables, {}, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_starmap_over_single_arguments_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="starmap takes calls, each a tuple of arguments, not 2"):
+        list(plan_map(TASK, ([(1,), 2],), {}, star=True).payloads())
+
+
+def test_an_id_has_two_words_and_common_arguments_are_a_dict() -> None:
+    assert (chosen_id("a", ""), chosen_id("", "a"), chosen_id("a", "a"), chosen_id("", "")) == ("a", "a", "a", "")
+    for words in ((3, ""), ("", None), ("a", "b")):
+        with pytest.raises(InvalidArgument, match=r"(job|request)_id="):
+            chosen_id(*words)
+    assert common_arguments({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+    for common in (["a"], {1: 2}):
+        with pytest.raises(InvalidArgument, match="common="):
+            common_arguments({}, common)
 
 
 def test_a_function_by_value_travels_once_with_the_job() -> None:

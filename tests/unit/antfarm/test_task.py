@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -83,7 +83,7 @@ def test_changed_options_leave_the_registered_task_alone() -> None:
     changed = made.options(retries=af.Retry(max_attempts=9))
     assert changed.template().retry.max_attempts == 9
     assert af.registry()[made.name].template().retry.max_attempts == 1
-    with pytest.raises(InvalidArgument, match="unknown option among colour"):
+    with pytest.raises(InvalidArgument, match="there is no option colour; there are: version, retries"):
         made.options(colour="red")
 
 
@@ -222,3 +222,76 @@ def test_a_script_and_a_worker_that_loads_it_use_the_same_names(tmp_path: Path) 
 def test_importing_the_package_loads_no_grpc() -> None:
     code = "import sys, antfarm; assert 'grpc' not in sys.modules and 'asyncio' not in sys.modules, 'too much'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- what is refused at once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retries": "3"},
+        {"retries": -1},
+        {"retries": True},
+        {"retries": 1_000_000},
+        {"timeouts": "10s"},
+        {"limit": 3},
+        {"resources": {"cpu": "two"}},
+        {"resources": {"cpu": -1}},
+        {"resources": {"cpu": float("nan")}},
+        {"resources": {"cpu": True}},
+        {"resources": {1: 1}},
+        {"resources": "cpu"},
+        {"labels": {"a": 1}},
+        {"labels": {1: "a"}},
+        {"labels": ["a"]},
+        {"version": 3},
+        {"version": "x" * 300},
+        {"at_most_once": "yes"},
+        {"fence_late_results": 1},
+        {"idempotent": None},
+        {"colour": 1},
+    ],
+    ids=repr,
+)
+def test_an_option_of_another_form_is_refused_by_its_name_where_it_is_given(options: dict[str, object]) -> None:
+    [name] = options
+    with pytest.raises(InvalidArgument, match=name) as caught:
+        af.task(**options)(double)  # type: ignore[call-overload]
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidArgument, match=name):
+        decorator(name="demo.refused")(double).options(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: af.Retry(max_attempts=0), "max_attempts"),
+        (lambda: af.Retry(max_attempts=2.5), "max_attempts"),  # type: ignore[arg-type]
+        (lambda: af.Retry(backoff="soon"), "backoff"),
+        (lambda: af.Retry(backoff_max=-1), "backoff_max"),
+        (lambda: af.Retry(on="OSError"), "on="),  # type: ignore[arg-type]
+        (lambda: af.Retry(on=(OSError, 3)), "on="),  # type: ignore[arg-type]
+        (lambda: af.Timeouts(run="soon"), "run"),
+        (lambda: af.Timeouts(progress=0), "progress"),
+        (lambda: af.Timeouts(queue=[1]), "queue"),  # type: ignore[arg-type]
+        (lambda: af.Timeouts(total=float("nan")), "total"),
+        (lambda: af.Limit("a", 1.5), "max_active"),  # type: ignore[arg-type]
+        (lambda: af.Limit("a", 0), "max_active"),
+        (lambda: af.Limit("", 1), "name"),
+        (lambda: af.Limit(3, 1), "name"),  # type: ignore[arg-type]
+        (lambda: af.task(name=3)(double), "name"),  # type: ignore[call-overload]
+        (lambda: af.task("demo.double"), "name="),  # type: ignore[arg-type]
+    ],
+)
+def test_a_part_of_an_option_of_another_form_is_refused_by_its_name(make: Callable[[], object], word: str) -> None:
+    with pytest.raises(InvalidArgument, match=word):
+        make()
+
+
+def test_a_number_of_retries_and_a_single_exception_mean_what_they_say() -> None:
+    made = af.task(name="demo.often", retries=3)(double)
+    assert made.template().retry == model.RetryPolicy(max_attempts=4)
+    assert made.options(retries=0).template().retry == model.RetryPolicy()
+    assert made.options(retries=af.Retry(on=OSError)).is_permanent(ValueError())
+    assert not made.options(retries=af.Retry(on=OSError)).is_permanent(FileNotFoundError())
