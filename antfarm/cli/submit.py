@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import itertools
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from antfarm.client.plan import MapPlan
 from antfarm.errors import InvalidArgument
 from antfarm.program import EXIT_OK
 from antfarm.task import template
+
+TASKS_MAX = 100_000_000
+"""Of a job made of ranges; more is a slip of the pen. The farm itself has no such limit."""
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -80,6 +84,8 @@ async def submit(options: argparse.Namespace) -> int:
     asked = job_options(options, options.name or options.type, declared)
     calls = _calls(options)
     if options.dry_run:
+        if isinstance(calls, _Ranges):
+            print(f"{calls.count:,} tasks", file=sys.stderr, flush=True)
         for args, kwargs in calls:
             print(payload.encode_call(args, {**common, **kwargs}).decode())
         return EXIT_OK
@@ -98,8 +104,7 @@ def _calls(options: argparse.Namespace) -> Iterable[Call]:
     if sum(sources) > 1:
         raise InvalidArgument("give only one of --range, --each-line, --stdin and --from-json")
     if options.range:
-        ranges = [_range(text) for text in options.range]
-        return (((), dict(combination)) for combination in itertools.product(*ranges))
+        return _Ranges(options.range)
     if options.each_line or options.stdin:
         return (((line,), {}) for line in read_lines(options.each_line or "-"))
     if options.from_json:
@@ -117,31 +122,73 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _range(text: str) -> list[tuple[str, Any]]:
-    """Pairs of a name and each value of its range."""
-    found = re.fullmatch(r"(\w+)=(\S+?)\.\.(\S+)", text)
-    if found is None or not found.group(1).isidentifier():
-        raise InvalidArgument(f"--range {text}: write NAME=FROM..TO, e.g. day=2021-01-01..2021-03-31 or n=1..100")
-    name, first, last = found.groups()
-    try:
-        start, stop = int(first), int(last)
-    except ValueError:
-        pass
-    else:
-        return _checked(text, [(name, number) for number in range(start, stop + 1)])
-    try:
-        begin, end = dt.date.fromisoformat(first), dt.date.fromisoformat(last)
-    except ValueError:
-        raise InvalidArgument(
-            f"--range {text}: {first}..{last} are neither days (2021-01-31) nor whole numbers"
-        ) from None
-    return _checked(text, [(name, begin + dt.timedelta(days=n)) for n in range((end - begin).days + 1)])
+class _Ranges:
+    """Every combination of ranges, the last one fastest, made while it is read: nobody knows how many there are to be."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._ranges = [_Range.of(text) for text in texts]
+        names = [each.name for each in self._ranges]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InvalidArgument(f"--range {twice}=...: the same name has two ranges; give it one")
+        self.count = math.prod(len(each.numbers) for each in self._ranges)
+        if self.count > TASKS_MAX:
+            raise InvalidArgument(
+                f"--range asks for {self.count:,} tasks; a job that is submitted here has at most {TASKS_MAX:,}: give several smaller jobs, "
+                "or tasks that do more each"
+            )
+
+    def __iter__(self) -> Iterator[Call]:
+        return (((), values) for values in self._combinations(0))
+
+    def _combinations(self, place: int) -> Iterator[dict[str, Any]]:
+        if place == len(self._ranges):
+            yield {}
+            return
+        each = self._ranges[place]
+        for number in each.numbers:
+            for rest in self._combinations(place + 1):
+                yield {each.name: each.value(number), **rest}
 
 
-def _checked(text: str, values: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    if not values:
-        raise InvalidArgument(f"--range {text}: its end lies before its beginning")
-    return values
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Range:
+    """Days, by their number, or whole numbers."""
+
+    name: str
+    numbers: range
+    days: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> _Range:
+        """The range that the text describes."""
+        found = re.fullmatch(r"(\w+)=(\S+?)\.\.(\S+)", text)
+        if found is None or not found.group(1).isidentifier():
+            raise InvalidArgument(f"--range {text}: write NAME=FROM..TO, e.g. day=2021-01-01..2021-03-31 or n=1..100")
+        name, first, last = found.groups()
+        days = False
+        try:
+            begin, end = int(first), int(last)
+        except ValueError:
+            days = True
+            try:
+                begin, end = (dt.date.fromisoformat(each).toordinal() for each in (first, last))
+            except ValueError:
+                raise InvalidArgument(
+                    f"--range {text}: {first}..{last} are neither days (2021-01-31) nor whole numbers"
+                ) from None
+        if end < begin:
+            raise InvalidArgument(f"--range {text}: its end lies before its beginning")
+        if end - begin >= TASKS_MAX:
+            raise InvalidArgument(
+                f"--range {text}: {end - begin + 1:,} values; a job that is submitted here has at most {TASKS_MAX:,} tasks: give several "
+                "smaller jobs, or tasks that do more each"
+            )
+        return cls(name=name, numbers=range(begin, end + 1), days=days)
+
+    def value(self, number: int) -> Any:
+        """What stands at a place."""
+        return dt.date.fromordinal(number) if self.days else number
 
 
 def read_lines(path: str) -> Iterator[str]:

@@ -151,7 +151,8 @@ def test_submit_makes_calls_of_ranges(cli: Cli) -> None:
     [job_id] = out.split()
     out, _ = cli("job", "results", job_id)
     assert [json.loads(line)["value"] for line in out.splitlines()] == [9, 16, 25]
-    out, _ = cli("submit", "x", "--range", "day=2021-02-27..2021-03-01", "--range", "n=1..2", "--dry-run")
+    out, err = cli("submit", "x", "--range", "day=2021-02-27..2021-03-01", "--range", "n=1..2", "--dry-run")
+    assert err == "6 tasks\n"
     calls = [json.loads(line)["kwargs"] for line in out.splitlines()]
     assert len(calls) == 6
     assert calls[0] == {"day": {"$date": "2021-02-27"}, "n": 1}
