@@ -90,7 +90,14 @@ async def submit(options: argparse.Namespace) -> int:
             print(payload.encode_call(args, {**common, **kwargs}).decode())
         return EXIT_OK
     spec = job_spec(options, template(options.type, asked, payload.encode_common(common)), options.name)
-    plan = MapPlan(spec=spec, calls=calls, encode=lambda call: payload.encode_call(*call), keys=None, ready=True)
+    plan = MapPlan(
+        spec=spec,
+        calls=calls,
+        encode=lambda call: payload.encode_call(*call),
+        keys=None,
+        ready=True,
+        count=calls.count if isinstance(calls, _Ranges) else None,
+    )
     async with open_farm(options) as farm:
         job = await farm.run(plan, options.job_id)
         output(options).rows([job_row(await job.status())])

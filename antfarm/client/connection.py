@@ -17,7 +17,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
-from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound, ProtocolUnsupported, Unavailable, Weather
+from antfarm.errors import (
+    AntFarmError,
+    DiskFull,
+    Draining,
+    InvalidArgument,
+    JobNotFound,
+    Overloaded,
+    ProtocolUnsupported,
+    Unavailable,
+    Weather,
+)
 from antfarm.v1 import (
     backup_pb2_grpc,
     job_pb2,
@@ -42,12 +52,18 @@ A = TypeVar("A")
 
 CALL_TIMEOUT_S = 30.0
 """One try of a unary call."""
+_TRY_MIN_S = 5.0
+"""However little patience there is, one try gets this time."""
 PATIENCE_S = 300.0
 """How long calls go on trying by default, once there was contact."""
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 4.0
 _COMPLAIN_AFTER_S = 5.0
 
 log = logging.getLogger("antfarm.client")
+
+
+REFUSALS = (Overloaded, DiskFull, Draining)
+"""Weather that the farm itself tells of: it has answered, and nothing was taken."""
 
 
 class Patience:
@@ -64,12 +80,17 @@ class Patience:
         """Something arrived: the next failure starts from the beginning."""
         self._since, self._tries, self._complained = None, 0, False
 
-    async def bear(self, error: AntFarmError) -> None:
-        """Return after a pause when another try makes sense; raise the error otherwise."""
+    async def bear(self, error: AntFarmError, since: float | None = None) -> None:
+        """Return after a pause when another try makes sense; raise the error otherwise.
+
+        Args:
+            since: when the try began (`time.monotonic`), where it may have taken long.
+        """
         if not isinstance(error, Weather):
             raise error
         now = time.monotonic()
-        self._since = self._since if self._since is not None else now
+        if self._since is None:
+            self._since = now if since is None else since
         self._tries += 1
         longest = min(_PAUSE_MAX_S, _PAUSE_MIN_S * 2**self._tries)
         pause = max(random.uniform(0, longest), error.retry_after_s or 0)
@@ -78,9 +99,10 @@ class Patience:
             raise error
         if trouble_s > _COMPLAIN_AFTER_S and not self._complained:
             self._complained = True
-            log.warning(
-                "the farm at %s does not answer (%s); trying on for %.0f s", self._address, error, self._patience_s
-            )
+            what = "the farm at %s refuses for now: %s; trying on for %.0f s"
+            if not isinstance(error, REFUSALS):
+                what = "the farm at %s does not answer (%s); trying on for %.0f s"
+            log.warning(what, self._address, error, self._patience_s - trouble_s)
         await asyncio.sleep(pause)
 
 
@@ -176,12 +198,14 @@ class Connection:
     async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q) -> A:
         """The answer of a call that may be repeated. Raises our errors."""
         patience = self.patience()
+        timeout_s = min(CALL_TIMEOUT_S, max(self.patience_s, _TRY_MIN_S))
         while True:
             self.demand_open()
+            began = time.monotonic()
             try:
-                return await method(request, timeout=CALL_TIMEOUT_S)
+                return await method(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
-                await patience.bear(error_from_rpc(error))
+                await patience.bear(error_from_rpc(error), began)
 
     async def results(
         self,

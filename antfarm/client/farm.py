@@ -338,7 +338,8 @@ class AsyncFarm:
 
     def writer(self, plan: MapPlan, job_id: str = "") -> JobWriter:
         """What sends the job."""
-        return JobWriter(self.connection, job_id or new_job_id(plan.spec.name or plan.spec.template.type), plan.spec)
+        chosen = job_id or new_job_id(plan.spec.name or plan.spec.template.type)
+        return JobWriter(self.connection, chosen, plan.spec, plan.count)
 
     def started(self, plan: MapPlan, writer: JobWriter) -> AsyncJob[Any]:
         """The handle on a job that was sent."""

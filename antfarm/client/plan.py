@@ -112,6 +112,8 @@ class MapPlan:
     keys: Sequence[Any] | None
     ready: bool
     """All calls are at hand, so that reading them cannot block."""
+    count: int | None = None
+    """How many there are, where that is known."""
 
     def payloads(self) -> Iterator[bytes]:
         """The payloads in order; runs the user's generators."""
@@ -198,8 +200,15 @@ def plan_map(
         max_failures=_checked_failures(max_failures),
         labels=dict(labels or {}),
     )
-    ready = all(isinstance(each, Sized | JobHandle) for each in iterables)
-    return MapPlan(spec=spec, encode=encode, calls=calls, keys=keys if noted is None else noted, ready=ready)
+    count = _count(iterables, counts or {})
+    return MapPlan(
+        spec=spec,
+        encode=encode,
+        calls=calls,
+        keys=keys if noted is None else noted,
+        ready=count is not None,
+        count=count,
+    )
 
 
 def common_arguments(kwargs: Mapping[str, Any], common: Any) -> dict[str, Any]:
@@ -250,13 +259,17 @@ def _given_keys(key: Any, iterables: Sequence[Any], counts: Mapping[str, int]) -
         raise InvalidArgument(
             f"key={key!r}: give a function of the call's arguments, or a list with one value per task"
         )
-    keys = list(key)
-    lengths = [
-        counts[i.job_id] if isinstance(i, JobHandle) else len(i) for i in iterables if isinstance(i, Sized | JobHandle)
-    ]
-    if len(lengths) == len(iterables) and len(keys) != min(lengths):
-        raise InvalidArgument(f"key= has {len(keys)} values for {min(lengths)} tasks: give one per task")
+    keys, count = list(key), _count(iterables, counts)
+    if count is not None and len(keys) != count:
+        raise InvalidArgument(f"key= has {len(keys)} values for {count} tasks: give one per task")
     return keys
+
+
+def _count(iterables: Sequence[Any], counts: Mapping[str, int]) -> int | None:
+    """How many calls the iterables make, where all of them can tell."""
+    if not all(isinstance(each, Sized | JobHandle) for each in iterables):
+        return None
+    return min(counts[each.job_id] if isinstance(each, JobHandle) else len(each) for each in iterables)
 
 
 def _column(each: Any, inputs: Inputs, counts: Mapping[str, int]) -> Iterable[Any] | AsyncIterable[Any]:

@@ -16,8 +16,8 @@ from contextlib import suppress
 import grpc.aio
 
 from antfarm import model, net
-from antfarm.client.connection import Connection
-from antfarm.errors import AntFarmError, JobClosed
+from antfarm.client.connection import REFUSALS, Connection
+from antfarm.errors import AntFarmError, JobClosed, Weather
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_from_rpc, spec_to_wire
@@ -26,6 +26,7 @@ BATCH_TASKS_MAX = 4_000
 """Payloads in one message: enough to cost nothing, few enough to arrive evenly."""
 _WINDOW_BATCHES = 8
 """Batches under way in one AppendTasks call; each call's answer makes them durable."""
+_LOOK_S = 2.0
 _FEED_BYTES_MAX = 4 * BATCH_BYTES_MAX
 _FEED_TASKS_MAX = 4 * BATCH_TASKS_MAX
 
@@ -61,8 +62,11 @@ def weight(encoded: bytes) -> int:
 class JobWriter:
     """Creates a job and appends to it. `send` takes batches and waits only when too much is under way; `finish` waits for the end."""
 
-    def __init__(self, connection: Connection, job_id: str, spec: JobSpec) -> None:
+    def __init__(self, connection: Connection, job_id: str, spec: JobSpec, total: int | None = None) -> None:
+        """`total`: how many tasks there will be, where that is known; for people."""
         self.job_id = job_id
+        self._total = total
+        self._taken = 0  # tasks that the orchestrator has, as far as it has said
         self._found: job_pb2.Job | None = None  # as it was when it was created
         self.created = asyncio.Event()
         """Set when the orchestrator has the job."""
@@ -97,6 +101,7 @@ class JobWriter:
         self._found = answer.job
         self.created.set()
         self._sent = len(batch)
+        self._taken = answer.job.task_count
         self.stopped = answer.job.state == job_pb2.JOB_STATE_CANCELLED and not last
 
     async def _append(self, batch: list[bytes], last: bool) -> None:
@@ -135,21 +140,38 @@ class JobWriter:
     async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
         """Make the batches durable, in one call or, after broken ones, in several.
 
-        What may have arrived is sent again: only the orchestrator can tell whether tasks that it has are these.
+        What may have arrived is sent again: only the orchestrator can tell whether tasks that it has are these. That it takes what it had
+        already is no progress, which alone makes patience begin anew.
         """
         patience = self._connection.patience()
         at_once = len(window)
         while window:
+            before = self._taken
             error = await self._append_now(window[:at_once])
             if error is None:
-                patience.relieved()
+                if self._taken > before:
+                    patience.relieved()
                 del window[:at_once]
                 at_once = len(window)
             elif isinstance(error, JobClosed) and await self._cancelled():
                 window.clear()
             else:
                 at_once = 1  # alone, a batch gets to hear why it was refused
-                await patience.bear(error)
+                if isinstance(error, Weather):
+                    await self._look()
+                try:
+                    await patience.bear(error)
+                except Weather as last:
+                    raise type(last)(f"{last}; {self._left_open(last)}", last.retry_after_s) from None
+
+    def _left_open(self, error: Weather) -> str:
+        """What has become of the job when there is no more patience, and what to do."""
+        known = "" if isinstance(error, REFUSALS) else "at least "
+        total = "" if self._total is None else f" of {self._total:,}"
+        return (
+            f"{known}{self._taken:,}{total} tasks are in job {self.job_id}, which stays open: "
+            f"submit all of it again with job_id={self.job_id!r} to go on, or cancel it"
+        )
 
     async def _append_now(self, window: list[job_pb2.AppendTasksRequest]) -> AntFarmError | None:
         """Send the batches in one call; what went wrong, or None when all of them are durable."""
@@ -160,12 +182,19 @@ class JobWriter:
                 for request in window:
                     await call.write(request)
                 await call.done_writing()
-            await call
+            self._taken = max(self._taken, (await call).task_count)
             return None
         except grpc.aio.AioRpcError as error:
             return error_from_rpc(error)
         finally:
             call.cancel()
+
+    async def _look(self) -> None:
+        """Note how many tasks of a broken call have arrived, if that can be told at once."""
+        with suppress(grpc.aio.AioRpcError):
+            request = job_pb2.GetJobRequest(job_id=self.job_id)
+            answer = await self._connection.jobs.GetJob(request, timeout=_LOOK_S)
+            self._taken = max(self._taken, answer.job.task_count)
 
     async def _cancelled(self) -> bool:
         """Whether somebody has cancelled the job, which its results will tell: then nothing more is sent."""

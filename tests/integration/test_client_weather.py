@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -175,6 +176,59 @@ async def test_patience_ends() -> None:
             await farm.map("f", range(10))
         with pytest.raises(errors.Weather):
             await farm.submit("f", 1)
+
+
+class Full(FakeJobs):
+    """Has room for so many tasks, and says so."""
+
+    room = 170
+
+    def append(self, job_id, first, payloads, *, close):  # type: ignore[no-untyped-def]
+        if first + len(payloads) > self.room:
+            raise errors.Overloaded("too many payloads are queued", 0.4)
+        super().append(job_id, first, payloads, close=close)
+
+    async def AppendTasks(self, request_iterator, context):  # type: ignore[no-untyped-def, override]
+        """All is read before anything is refused, so that the refusal is not lost in a broken write."""
+        requests = [request async for request in request_iterator]
+
+        async def again():  # type: ignore[no-untyped-def]
+            for request in requests:
+                yield request
+
+        return await super().AppendTasks(again(), context)
+
+
+async def test_a_farm_that_refuses_is_told_from_one_that_is_silent_and_what_became_of_the_job_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "_COMPLAIN_AFTER_S", 0.3)
+    async with Full() as fake, await aio.connect(fake.address, patience=1.0) as farm:
+        began = time.monotonic()
+        with pytest.raises(errors.Overloaded) as caught:
+            await farm.map("f", range(500), job_id="part")
+        assert str(caught.value) == (
+            "too many payloads are queued; 150 of 500 tasks are in job part, which stays open: "
+            "submit all of it again with job_id='part' to go on, or cancel it"
+        )
+        assert [record.getMessage() for record in caplog.records] == [
+            f"the farm at {fake.address} refuses for now: too many payloads are queued; trying on for 1 s"
+        ]
+        assert time.monotonic() - began < 1.15  # that what it had is taken again is no progress
+        fake.room = 1_000
+        assert await (await farm.map("f", range(500), job_id="part")).count() == 500
+
+
+async def test_little_patience_is_not_spent_on_one_call_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(FakeJobs):
+        async def GetJob(self, request, context):  # type: ignore[no-untyped-def, override]
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(connection, "_TRY_MIN_S", 0.2)
+    async with Deaf() as fake, await aio.connect(fake.address, patience=0.1) as farm:
+        job = await farm.map("f", [1])
+        with pytest.raises(errors.DeadlineExceeded):
+            await asyncio.wait_for(job.status(), 5)
 
 
 async def test_memory_of_what_is_not_acknowledged_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
