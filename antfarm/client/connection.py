@@ -275,14 +275,14 @@ class Connection:
                 call.cancel()
 
     async def workers_now(self) -> AsyncIterator[worker_pb2.Worker]:
-        """Workers that are there, also those that have just fallen silent."""
-        there = (worker_pb2.WORKER_STATE_READY, worker_pb2.WORKER_STATE_SUSPECT)
+        """Workers that are there, whatever they get at the moment: only those that have left or are lost are not."""
+        away = (worker_pb2.WORKER_STATE_GONE, worker_pb2.WORKER_STATE_LOST)
         token = ""
         while True:
             request = worker_pb2.ListWorkersRequest(page_size=1000, page_token=token)
             answer = await self.call(self.workers.ListWorkers, request)
             for worker in answer.workers:
-                if worker.state in there:
+                if worker.state not in away:
                     yield worker
             token = answer.next_page_token
             if not token:

@@ -11,7 +11,7 @@ from fake_jobs import FakeJobs
 
 from antfarm import aio, errors
 from antfarm.client import connection, writer
-from antfarm.v1 import system_pb2
+from antfarm.v1 import system_pb2, worker_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +176,24 @@ async def test_patience_ends() -> None:
             await farm.map("f", range(10))
         with pytest.raises(errors.Weather):
             await farm.submit("f", 1)
+
+
+class Staffed(FakeJobs):
+    """Has one worker, in whatever state."""
+
+    state = worker_pb2.WORKER_STATE_READY
+
+    async def ListWorkers(self, request, context):  # type: ignore[no-untyped-def, override]
+        worker = worker_pb2.Worker(worker_id="w", state=self.state, task_types=["f"])
+        return worker_pb2.ListWorkersResponse(workers=[worker])
+
+
+async def test_a_worker_counts_as_there_until_it_has_left_or_is_lost() -> None:
+    async with Staffed() as fake, await aio.connect(fake.address) as farm:
+        for state in worker_pb2.WorkerState.values():
+            fake.state = state
+            away = state in (worker_pb2.WORKER_STATE_GONE, worker_pb2.WORKER_STATE_LOST)
+            assert await farm.offered("f") is not away, worker_pb2.WorkerState.Name(state)
 
 
 class Full(FakeJobs):
