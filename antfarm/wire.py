@@ -456,6 +456,8 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
         reason, retry_after_s = "", None
     if not reason and error.details() == _LOST_STATUS:
         return errors.Unavailable("the connection was lost in the middle of a call")
+    if not reason and error.code() is grpc.StatusCode.UNIMPLEMENTED and error.details() == _NO_SUCH_METHOD:
+        return errors.ProtocolUnsupported(NOT_SERVED)
     cls = _BY_REASON.get(reason) or _BY_CODE.get(error.code(), errors.Internal)
     text = _plain(error.details() or error.code().name)
     if issubclass(cls, errors.Weather):
@@ -463,6 +465,10 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     return cls(text)
 
 
+_NO_SUCH_METHOD = "Method not found!"
+"""What gRPC's servers say of a call that nobody has registered with them."""
+NOT_SERVED = "another program answers there than the one that is asked for, or another version of it: check the address"
+"""Text of an error when the peer does not know the call at all, e.g. Storage in the place of an orchestrator."""
 _LOST_STATUS = "Internal error from Core"
 """What gRPC puts in the place of the status of a call that ended while something was written into it (github.com/grpc/grpc/issues/36066)."""
 CONNECTION_REFUSED = "connection refused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from antfarm import program, settings
+from antfarm.errors import ProtocolUnsupported
 from services.orchestrator.settings import OrchestratorSettings
 
 NAME = "services.orchestrator"
@@ -19,9 +20,15 @@ def main() -> None:
     program.setup_logging(chosen.log_format, chosen.log_level)
 
     async def serve() -> int:
+        from antfarm.wire import NOT_SERVED
         from services.orchestrator import app  # after the settings: --help must not wait for gRPC
 
-        return await app.serve(chosen)
+        try:
+            return await app.serve(chosen)
+        except ProtocolUnsupported as error:
+            if str(error) != NOT_SERVED:
+                raise
+            raise ProtocolUnsupported(f"{chosen.upstream} is no orchestrator: check --upstream") from None
 
     program.run(serve, program=NAME)
 

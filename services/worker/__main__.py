@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from antfarm import program
+from antfarm.errors import ProtocolUnsupported
 from antfarm.settings import load_settings
+from antfarm.wire import NOT_SERVED
 from services.worker.app import run_worker
 from services.worker.settings import WorkerSettings
 
@@ -19,7 +21,16 @@ def main() -> None:
         description="Pulls tasks from an orchestrator and runs them: functions in child processes, coroutines on a loop, commands.",
     )
     program.setup_logging(settings.log_format, settings.log_level)
-    program.run(lambda: run_worker(settings), program=PROGRAM)
+
+    async def serve() -> int:
+        try:
+            return await run_worker(settings)
+        except ProtocolUnsupported as error:
+            if str(error) != NOT_SERVED:
+                raise
+            raise ProtocolUnsupported(f"{', '.join(settings.addresses)} is no orchestrator: check --connect") from None
+
+    program.run(serve, program=PROGRAM)
 
 
 if __name__ == "__main__":

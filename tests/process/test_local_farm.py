@@ -65,6 +65,19 @@ def test_a_program_that_refuses_to_start_says_why_in_one_line(tmp_path: Path) ->
         assert farm.program("second").pid == 0
 
 
+def test_the_address_of_storage_is_no_orchestrator_and_the_program_says_so(tmp_path: Path) -> None:
+    with LocalFarm(tmp_path) as farm:
+        address = farm.start_storage()
+        with pytest.raises(InvalidArgument, match=rf"{address} is no orchestrator: check --connect$"):
+            farm.start_worker(connect=address)
+        farm.start_orchestrator("below", upstream=address, as_="t")  # it serves; who is above it comes later
+        process = farm.program("below").process
+        assert process is not None
+        assert process.wait(20) == 2
+        said = farm.program("below").log.read_text().splitlines()[-1]
+        assert said.endswith(f"{address} is no orchestrator: check --upstream")
+
+
 def test_programs_start_side_by_side_under_addresses_that_are_known_before_they_serve(tmp_path: Path) -> None:
     with LocalFarm(tmp_path) as farm:
         with farm.together():

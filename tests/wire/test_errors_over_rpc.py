@@ -214,6 +214,12 @@ async def test_a_method_that_its_service_does_not_have_is_no_defect(
     assert caplog.records == []
 
 
+async def test_a_service_that_the_peer_does_not_have_is_a_wrong_address(serve: Serve) -> None:
+    with pytest.raises(errors.ProtocolUnsupported) as caught:
+        await call(await serve())
+    assert str(caught.value) == wire.NOT_SERVED
+
+
 async def test_cancelled_inner_work_becomes_a_status_at_once(serve: Serve) -> None:
     """Otherwise the caller hangs until its deadline."""
 
