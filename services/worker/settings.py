@@ -50,6 +50,12 @@ class WorkerSettings(ProgramSettings):
     )
     cancel_grace_s: float = setting(10.0, "Seconds from the request to stop a task to SIGKILL.")
 
+    def __post_init__(self) -> None:
+        """Check what types alone do not say."""
+        for flag, value_s in (("--drain-s", self.drain_s), ("--cancel-grace-s", self.cancel_grace_s)):
+            if not 0 <= value_s < math.inf:
+                raise InvalidArgument(f"{flag} {value_s:g}: give a number of seconds, 0 or more")
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where to dial, in order."""

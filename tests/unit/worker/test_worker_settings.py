@@ -51,6 +51,14 @@ def test_bad_values_are_one_line(flags: list[str], what: str, line: str) -> None
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize("words", ["--drain-s -1", "--drain-s inf", "--cancel-grace-s -1", "--cancel-grace-s nan"])
+def test_a_length_of_time_that_is_none_is_refused_at_the_start(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load("--connect", "a:1", *words.split())
+    assert caught.value.code == 2
+    assert f"{words}: give a number of seconds, 0 or more" in capsys.readouterr().err
+
+
 def test_children_get_an_allow_list_and_what_the_operator_names() -> None:
     environment = {
         "PATH": "/bin",
