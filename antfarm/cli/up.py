@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from antfarm import net, program
-from antfarm.errors import AntFarmError, Unavailable
+from antfarm.claim import claim
+from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm
 
 _CHECK_S = 0.5
+_SLOTS_MAX = 4096
 _RESTARTS_MAX = 5
 _RESTARTS_WITHIN_S = 60.0
 
@@ -47,24 +49,45 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
 
 async def up(options: argparse.Namespace) -> int:
     """antfarm up."""
+    _check(options)
     tls = net.Tls.from_paths(options.tls_cert, options.tls_key, options.tls_ca)
     net.check_bind(options.host, tls, insecure=options.insecure)
     stop = program.stop_on_signals()
     state = options.state or _default_state()
     farm = LocalFarm(state)
-    try:
-        await asyncio.to_thread(_start, farm, options)
-        if not stop.is_set():  # else: what was started is stopped in order
-            _announce(farm, options, state)
-            program.notify("READY=1")
-            await _supervise(farm, stop)
-    finally:
-        if any(each.running for each in farm.programs.values()):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, farm.hurry)
-            print("stopping; running tasks may finish (Ctrl-C again: at once)", file=sys.stderr)
-        await asyncio.to_thread(farm.stop)
+    with claim(state) as claimed:
+        farm.inherit = (claimed.lock,)  # it stands until the last program has ended, however this one ends
+        serving = False
+        try:
+            await asyncio.to_thread(_start, farm, options)
+            serving = True
+            if not stop.is_set():  # else: what was started is stopped in order
+                claimed.tell(farm.address, farm.storage_address)
+                _announce(farm, options, state)
+                program.notify("READY=1")
+                await _supervise(farm, stop)
+        finally:
+            if any(each.running for each in farm.programs.values()):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, farm.hurry)
+                if serving or stop.is_set():
+                    again = " again" if stop.is_set() else ""
+                    print(f"stopping; running tasks may finish (Ctrl-C{again}: at once)", file=sys.stderr)
+            await asyncio.to_thread(farm.stop)
     return program.EXIT_OK
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What can be told before anything is started."""
+    for flag, port in (("--port", options.port), ("--storage-port", options.storage_port)):
+        if not 0 <= port <= 65535:
+            raise InvalidArgument(f"{flag} {port}: not a port; give 1 to 65535, or 0 for any free one")
+    if options.port and options.port == options.storage_port:
+        raise InvalidArgument(f"--port and --storage-port are the same, {options.port}: give two")
+    if options.workers < 0:
+        raise InvalidArgument(f"--workers {options.workers}: give 0 or more")
+    if options.slots is not None and not 0 <= options.slots <= _SLOTS_MAX:
+        raise InvalidArgument(f"--slots {options.slots}: give 1 to {_SLOTS_MAX:,}, or 0 for one per core")
 
 
 def _default_state() -> Path:
@@ -80,7 +103,10 @@ def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
     ]
     serving = [*tls, *(["--insecure"] if options.insecure else [])]
     with farm.together():
-        farm.start_storage(port=options.storage_port, host=options.host, options=serving)
+        try:
+            farm.start_storage(port=options.storage_port, host=options.host, options=serving)
+        except InvalidArgument as error:  # the program knows no flag of that name
+            raise InvalidArgument(str(error).replace(" --port", " --storage-port")) from None
         farm.start_orchestrator(port=options.port, host=options.host, options=serving)
         for _ in range(options.workers):
             farm.start_worker(slots=options.slots, app=options.app, allow_pickle=options.allow_pickle, options=tls)

@@ -514,10 +514,42 @@ def _processes() -> list[tuple[int, str]]:
     return found
 
 
-def test_up_says_in_one_line_that_a_port_is_taken(cli: Cli, programs: LocalFarm) -> None:
-    port = programs.address.rpartition(":")[2]
-    _, err = cli("up", "--port", port, "--storage-port", "0", "--state", "up2", code=2, connect=False)
-    line = next(line for line in err.splitlines() if line.startswith("antfarm:"))
-    assert "cannot listen on" in line
-    _, err = cli("up", "--host", "0.0.0.0", code=2, connect=False)
-    assert "reachable from other machines" in err
+def test_up_that_cannot_start_says_why_in_one_line_and_nothing_else(cli: Cli, programs: LocalFarm) -> None:
+    (cli.home / "broken.py").write_text("import nothing_of_that_name")
+    taken = programs.address.rpartition(":")[2]
+    free = ("--port", "0", "--storage-port", "0")
+    for words, said in (
+        (("--port", "51970", "--storage-port", "51970"), "--port and --storage-port are the same, 51970"),
+        (("--port", "-1"), "--port -1: not a port"),
+        (("--storage-port", "70000"), "--storage-port 70000: not a port"),
+        (("--workers", "-1", *free), "--workers -1: give 0 or more"),
+        (("--slots", "-2", *free), "--slots -2: give 1 to 4,096"),
+        (("--port", taken, "--storage-port", "0"), "choose another --port"),
+        (("--port", "0", "--storage-port", taken), "choose another --storage-port"),
+        (("--host", "0.0.0.0"), "reachable from other machines"),
+        (("--app", "broken.py", *free), "nothing_of_that_name"),
+    ):
+        _, err = cli("up", "--state", "up2", *words, code=2, connect=False)
+        assert said in err
+        assert err.startswith("antfarm: ")
+        assert err.count("\n") == 1, err
+
+
+def test_a_second_up_in_one_directory_is_told_where_the_first_serves(cli: Cli) -> None:
+    words = ("up", "--port", "0", "--storage-port", "0", "--workers", "0", "--state", "up4")
+    first = cli.start(*words, connect=False)
+    assert first.stdout is not None
+    found = re.match(r"farm ready on (\S+) ", first.stdout.readline())
+    assert found is not None
+    _, err = cli(*words, code=2, connect=False)
+    assert err == f"antfarm: a farm runs here already ({found.group(1)}): use it, or give --state DIR\n"
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=30)
+    assert first.returncode == 0
+    assert err == "stopping; running tasks may finish (Ctrl-C again: at once)\n"
+    again = cli.start(*words, connect=False)  # it is free again
+    assert again.stdout is not None
+    assert again.stdout.readline().startswith("farm ready on")
+    again.send_signal(signal.SIGKILL)
+    again.communicate(timeout=30)
+    wait_until(lambda: not [line for _, line in _processes() if f"{cli.home}/up4" in line or "up4/orch" in line])

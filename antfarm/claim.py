@@ -1,0 +1,76 @@
+"""One farm for one state directory: the lock of whoever runs it, and the note that tells others where it serves.
+
+The embedded farm keeps the same two files, so that neither takes the other's directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from antfarm.errors import InvalidArgument, WrongState
+
+_LOCK, _NOTE = "lock", "farm.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A state directory that is this process's own. Programs that inherit `lock` keep it from others until they have ended too."""
+
+    directory: Path
+    lock: int
+
+    def tell(self, orchestrator: str, storage: str) -> None:
+        """Let others know where the farm serves."""
+        temporary = self.directory / f"{_NOTE}.tmp"
+        temporary.write_text(json.dumps({"pid": os.getpid(), "orchestrator": orchestrator, "storage": storage}))
+        temporary.replace(self.directory / _NOTE)
+
+
+@contextmanager
+def claim(directory: Path) -> Iterator[Claim]:
+    """Have the directory for one's own within the block. WrongState in one line when another farm runs there."""
+    try:
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidArgument(f"{error.filename}: {error.strerror}; choose another state directory") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WrongState(_taken(directory)) from None
+        (directory / _NOTE).unlink(missing_ok=True)  # of one that was killed
+        try:
+            yield Claim(directory=directory, lock=lock)
+        finally:
+            (directory / _NOTE).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _taken(directory: Path) -> str:
+    try:
+        note = json.loads((directory / _NOTE).read_text())
+        pid, address = int(note.get("pid", 0)), str(note["orchestrator"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return f"a farm starts or ends in {directory} just now: try again in a moment, or give --state DIR"
+    if not _alive(pid):
+        return f"the farm that ran in {directory} was killed and is ending: try again in a moment, or give --state DIR"
+    return f"a farm runs here already ({address}): use it, or give --state DIR"
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
