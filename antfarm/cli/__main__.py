@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TimeoutError as error:
         return _say(error, EXIT_TIMEOUT)
     except KeyboardInterrupt:
-        return _say(AntFarmError("interrupted"), EXIT_CANCELLED)
+        parting = getattr(options, "parting", "")  # what the subcommand leaves behind, in words
+        return _say(AntFarmError(f"interrupted; {parting}" if parting else "interrupted"), EXIT_CANCELLED)
     except BrokenPipeError:  # `antfarm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK

@@ -115,10 +115,16 @@ async def explain(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-async def follow(job: AsyncJob[Any], *, progress: bool) -> int:
+def goes_on(options: argparse.Namespace, job_id: str) -> None:
+    """Note what to say when waiting for the job is interrupted."""
+    options.parting = f"job {job_id} goes on: `antfarm job wait {job_id}` waits for it"
+
+
+async def follow(options: argparse.Namespace, job: AsyncJob[Any], *, progress: bool) -> int:
     """Wait for the end of a job, show how it goes, and say how it ended."""
     line = ProgressLine(wanted=progress)
     status = None
+    goes_on(options, job.job_id)
     try:
         async for status in job.watch():
             line.update(status)
@@ -135,7 +141,7 @@ async def follow(job: AsyncJob[Any], *, progress: bool) -> int:
 async def watch(options: argparse.Namespace) -> int:
     """antfarm job watch."""
     async with open_farm(options) as farm:
-        return await follow(await farm.job(options.job), progress=True)
+        return await follow(options, await farm.job(options.job), progress=True)
 
 
 async def wait(options: argparse.Namespace) -> int:
@@ -145,7 +151,7 @@ async def wait(options: argparse.Namespace) -> int:
         job = await farm.job(options.job)
         try:
             async with asyncio.timeout(limit_s):
-                return await follow(job, progress=options.progress)
+                return await follow(options, job, progress=options.progress)
         except TimeoutError:
             raise TimeoutError(f"job {job.job_id} has not ended within {options.timeout}") from None
 
@@ -181,7 +187,7 @@ async def retry(options: argparse.Namespace) -> int:
     async with open_farm(options) as farm:
         job = await (await farm.job(options.job)).retry()
         output(options).rows([job_row(await job.status())])
-        return await follow(job, progress=True) if options.wait else EXIT_OK
+        return await follow(options, job, progress=True) if options.wait else EXIT_OK
 
 
 async def purge(options: argparse.Namespace) -> int:
@@ -202,6 +208,8 @@ async def show_results(options: argparse.Namespace) -> int:
     async with open_farm(options) as farm:
         status = await farm.find(options.job)
         rows = []
+        if options.follow:
+            goes_on(options, status.job_id)
         async for row in _result_rows(farm, status.job_id, wait=options.follow):
             failed |= row["state"] != TaskState.SUCCEEDED.name
             if form == "jsonl":

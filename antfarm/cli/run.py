@@ -20,6 +20,7 @@ from antfarm.cli.session import exit_code, given_address, open_farm
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.client.plan import MapPlan
+from antfarm.errors import AntFarmError, JobNotFound
 from antfarm.model import JobStatus, TaskResult, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.task import template
@@ -108,10 +109,9 @@ class _Run:
 
     async def end(self) -> int:
         """Print all outputs; the exit code."""
-        job: AsyncJob[Any] | None = None
         try:
             await self._created()
-            job = AsyncJob(self._farm.connection, self._writer.job_id)
+            job: AsyncJob[Any] = AsyncJob(self._farm.connection, self._writer.job_id)
             watching = asyncio.create_task(self._watch(job))
             try:
                 await self._print(job)
@@ -121,13 +121,26 @@ class _Run:
                 watching.cancel()
         except asyncio.CancelledError:
             self._line.clear()
-            if job is not None:
-                await asyncio.shield(job.cancel("interrupted"))
+            await asyncio.shield(self._cancel())
             raise
         finally:
             self._sending.cancel()
             self._line.clear()
         return exit_code(status)
+
+    async def _cancel(self) -> None:
+        """Cancel the job if there is one, and note what to say of it."""
+        job_id = self._writer.job_id
+        self._sending.cancel()
+        try:
+            await AsyncJob[Any](self._farm.connection, job_id).cancel("interrupted")
+        except JobNotFound:
+            return  # it had not left yet
+        except AntFarmError as error:
+            self._options.parting = f"job {job_id} could not be cancelled ({error}): `antfarm job cancel {job_id}`"
+        else:
+            again = f" (`antfarm job retry {job_id}` repeats it)" if given_address(self._options) else ""
+            self._options.parting = f"job {job_id} was cancelled{again}"
 
     async def _created(self) -> None:
         """Wait until there is a job, or sending failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime as dt
 import json
 import math
@@ -17,6 +18,8 @@ from antfarm import payload
 from antfarm.cli.job import follow, job_row
 from antfarm.cli.option import add_job_flags, declared_options, job_options, job_spec
 from antfarm.cli.session import open_farm, output
+from antfarm.client.farm import AsyncFarm
+from antfarm.client.job import AsyncJob
 from antfarm.client.plan import MapPlan
 from antfarm.errors import InvalidArgument
 from antfarm.program import EXIT_OK
@@ -99,11 +102,25 @@ async def submit(options: argparse.Namespace) -> int:
         count=calls.count if isinstance(calls, _Ranges) else None,
     )
     async with open_farm(options) as farm:
-        job = await farm.run(plan, options.job_id)
+        job = await _send(farm, plan, options)
         output(options).rows([job_row(await job.status())])
         if options.wait or options.progress:
-            return await follow(job, progress=options.progress)
+            return await follow(options, job, progress=options.progress)
     return EXIT_OK
+
+
+async def _send(farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace) -> AsyncJob[Any]:
+    writer = farm.writer(plan, options.job_id)
+    try:
+        await farm.send(plan, writer)
+    except asyncio.CancelledError:
+        if writer.created.is_set():
+            options.parting = (
+                f"job {writer.job_id} stays open with {writer.taken_count:,} tasks or more: submit all of it again with "
+                f"--job-id {writer.job_id}, or `antfarm job cancel {writer.job_id}`"
+            )
+        raise
+    return farm.started(plan, writer)
 
 
 def _calls(options: argparse.Namespace) -> Iterable[Call]:

@@ -83,6 +83,11 @@ class JobWriter:
         """Tasks that were sent, or that the job had before."""
         return max(self._sent, self._found.task_count if self._found is not None else 0)
 
+    @property
+    def taken_count(self) -> int:
+        """Tasks that the orchestrator is known to have."""
+        return self._taken
+
     async def send(self, batch: list[bytes], *, last: bool) -> None:
         """Take one batch. With the first one the job is created; an error of an earlier batch is raised here."""
         if any(len(encoded) > model.PAYLOAD_BYTES_MAX for encoded in batch):

@@ -139,8 +139,10 @@ def test_an_interrupted_run_cancels_its_job_and_ends_with_4(cli: Cli) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 4
-    assert err == "antfarm: interrupted\n"
-    assert [job["state"] for job in cli.json("job", "list", "--name", "interrupted")] == ["CANCELLED"]
+    [job] = cli.json("job", "list", "--name", "interrupted")
+    assert job["state"] == "CANCELLED"
+    said = f"job {job['job']} was cancelled (`antfarm job retry {job['job']}` repeats it)"
+    assert err == f"antfarm: interrupted; {said}\n"
 
 
 # ---- submit and job -------------------------------------------------------------------------------------------------
@@ -157,6 +159,21 @@ def test_submit_makes_calls_of_ranges(cli: Cli) -> None:
     assert len(calls) == 6
     assert calls[0] == {"day": {"$date": "2021-02-27"}, "n": 1}
     assert calls[-1] == {"day": {"$date": "2021-03-01"}, "n": 2}
+
+
+def test_a_submission_that_is_interrupted_says_what_became_of_its_job(cli: Cli) -> None:
+    process = cli.start("submit", "client_app.square", "--range", "x=1..9000000", "--job-id", "in-part")
+    wait_until(lambda: any(job["job"] == "in-part" for job in cli.json("job", "list")))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 4
+    found = re.fullmatch(
+        r"antfarm: interrupted; job in-part stays open with [0-9,]+ tasks or more: submit all of it again with --job-id in-part, "
+        r"or `antfarm job cancel in-part`\n",
+        err,
+    )
+    assert found is not None, err
+    cli("job", "cancel", "in-part")
 
 
 def test_submit_takes_lines_and_json(cli: Cli) -> None:
