@@ -14,6 +14,7 @@ from antfarm.cli.session import exit_code, open_farm, output
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.duration import seconds
+from antfarm.errors import InvalidArgument
 from antfarm.model import JobStatus, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.text import escape, show
@@ -81,9 +82,11 @@ def job_row(status: JobStatus) -> dict[str, Any]:
 
 async def list_jobs(options: argparse.Namespace) -> int:
     """antfarm job list."""
+    if options.limit < 0:
+        raise InvalidArgument(f"--limit {options.limit}: give 1 or more, or 0 for all")
     async with open_farm(options) as farm:
         rows = [job_row(status) async for status in farm.jobs(name=options.name, limit=options.limit or None)]
-    output(options).rows(rows, empty="no jobs yet")
+    output(options).rows(rows, empty=f"no job is named {escape(options.name)}" if options.name else "no jobs yet")
     return EXIT_OK
 
 

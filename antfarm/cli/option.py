@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from antfarm.client.selection import LAST
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
 from antfarm.model import PRIORITY_MAX, JobSpec, TaskTemplate
@@ -84,6 +85,8 @@ def job_spec(options: argparse.Namespace, template: TaskTemplate, name: str) -> 
         raise InvalidArgument(
             f"--max-failures {options.max_failures}: give 0 or more; without it the job goes on whatever fails"
         )
+    if options.job_id == LAST:
+        raise InvalidArgument(f"--job-id {LAST}: this word means the last job wherever a job is named; choose another")
     return JobSpec(template=template, name=name, priority=options.priority, max_failures=options.max_failures)
 
 

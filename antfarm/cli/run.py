@@ -20,7 +20,7 @@ from antfarm.cli.session import exit_code, given_address, open_farm
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.client.plan import MapPlan
-from antfarm.errors import AntFarmError, JobNotFound
+from antfarm.errors import AntFarmError, InvalidArgument, JobNotFound
 from antfarm.model import JobStatus, TaskResult, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.task import template
@@ -48,7 +48,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="directory on the workers; default: this one on a farm of one's own, else scratch space",
     )
-    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="hand over this variable")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="hand over this variable")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and run nothing")
     parser.add_argument("--no-progress", action="store_true", help="show no progress")
     add_job_flags(parser)
@@ -65,7 +65,7 @@ async def run(options: argparse.Namespace) -> int:
             print(escape(shlex.join(command.argv(args, number))))
         return EXIT_OK
     cwd = options.workdir or (None if given_address(options) else os.getcwd())
-    env = {name: os.environ[name] for name in options.env if name in os.environ}
+    env = dict(map(_variable, options.env))
     noted: list[str] = []
     numbers = itertools.count(1)
 
@@ -80,6 +80,15 @@ async def run(options: argparse.Namespace) -> int:
     plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:
         return await _Run(farm, plan, options, noted).end()
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name:
+        raise InvalidArgument(f"--env {text}: write NAME, or NAME=VALUE")
+    if not equals and name not in os.environ:
+        raise InvalidArgument(f"--env {name}: it is not set here; set it, or write --env {name}=VALUE")
+    return name, value if equals else os.environ[name]
 
 
 def _arguments(lists: list[list[str]]) -> Iterator[tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
+import itertools
 import json
 import math
 import re
@@ -128,12 +129,24 @@ def _calls(options: argparse.Namespace) -> Iterable[Call]:
     if sum(sources) > 1:
         raise InvalidArgument("give only one of --range, --each-line, --stdin and --from-json")
     if options.range:
-        return _Ranges(options.range)
+        ranges = _Ranges(options.range)
+        fixed = next((text for text in options.arg if text.partition("=")[0] in ranges.names), None)
+        if fixed is not None:
+            raise InvalidArgument(f"--arg {fixed}: this name has a --range; give one of the two")
+        return ranges
     if options.each_line or options.stdin:
-        return (((line,), {}) for line in read_lines(options.each_line or "-"))
+        path = options.each_line or "-"
+        return _some(path, (((line,), {}) for line in read_lines(path)))
     if options.from_json:
-        return map(_call, _read_json(options.from_json))
+        return _some(options.from_json, map(_call, _read_json(options.from_json)))
     return [((), {})]
+
+
+def _some(path: str, calls: Iterator[Call]) -> Iterator[Call]:
+    """The calls, if there is one at least: nobody means a job of no tasks."""
+    for first in calls:
+        return itertools.chain([first], calls)
+    raise InvalidArgument(f"{'standard input' if path == '-' else path} is empty: there is nothing to submit")
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -151,8 +164,8 @@ class _Ranges:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._ranges = [_Range.of(text) for text in texts]
-        names = [each.name for each in self._ranges]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        self.names = [each.name for each in self._ranges]
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
         if twice is not None:
             raise InvalidArgument(f"--range {twice}=...: the same name has two ranges; give it one")
         self.count = math.prod(len(each.numbers) for each in self._ranges)

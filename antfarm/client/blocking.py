@@ -22,9 +22,10 @@ from antfarm.client.job import AsyncFuture, AsyncJob, Order, fraction_done, outc
 from antfarm.client.plan import Function, MapPlan, chosen_id, common_arguments
 from antfarm.client.writer import Feed, JobWriter, batches
 from antfarm.duration import Duration
-from antfarm.errors import AntFarmError, InvalidArgument, TaskError
+from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFound
 from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.pipeline import Outcome
+from antfarm.task import is_whole
 from antfarm.v1.common_pb2 import TaskResult
 
 R = TypeVar("R")
@@ -180,7 +181,12 @@ class Job(JobHandle, Generic[R]):
         return (Future(AsyncFuture(self.aio, index)) for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Future[R]:
-        return Future(self.aio.future(index if index >= 0 else len(self) + index))
+        if is_whole(index) and index < 0:
+            count = len(self)
+            if -index > count:
+                raise TaskNotFound(f"job {self.job_id} has no task {index}; it has {count:,}")
+            index += count
+        return Future(self.aio.future(index))
 
     def as_completed(self) -> Iterator[Future[R]]:
         """Its tasks in the order in which they end, each done. Constant memory."""

@@ -20,6 +20,7 @@ from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFoun
 from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.payload import decode_result
 from antfarm.pipeline import Outcome, outcome_of
+from antfarm.task import is_whole
 from antfarm.v1 import job_pb2, task_pb2
 from antfarm.v1.common_pb2 import TaskResult
 
@@ -233,6 +234,8 @@ class AsyncJob(JobHandle, Generic[R]):
 
     def future(self, index: int) -> AsyncFuture[R]:
         """One task. Nothing is asked of the orchestrator."""
+        if not is_whole(index):
+            raise InvalidArgument(f"{index!r} is no task: give its index, a whole number")
         if index < 0 or (self.task_count is not None and index >= self.task_count):
             raise TaskNotFound(f"job {self.job_id} has no task {index}")
         return AsyncFuture(self, index)

@@ -24,6 +24,7 @@ from typing import Any
 from antfarm import apps, builtin, model, payload
 from antfarm.builtin import ShellTask
 from antfarm.client.handle import FutureHandle, JobHandle
+from antfarm.client.selection import LAST
 from antfarm.errors import InvalidArgument
 from antfarm.form import Input
 from antfarm.model import Dependency, DependencyKind, JobSpec
@@ -227,7 +228,12 @@ def chosen_id(job_id: Any, request_id: Any) -> str:
         raise InvalidArgument(
             f"job_id={job_id!r} and request_id={request_id!r} are two words for the job's id: give one"
         )
-    return str(job_id or request_id)
+    chosen = str(job_id or request_id)
+    if chosen == LAST:
+        raise InvalidArgument(
+            f"job_id={chosen!r}: this word means the last job wherever a job is named; choose another"
+        )
+    return chosen
 
 
 def _checked_name(name: Any) -> str:

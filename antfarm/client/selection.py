@@ -9,6 +9,7 @@ from antfarm import wire
 from antfarm.client.connection import Connection
 from antfarm.errors import InvalidArgument, JobNotFound
 from antfarm.model import JobStatus
+from antfarm.task import is_whole
 from antfarm.v1 import job_pb2
 
 LAST = "last"
@@ -16,7 +17,9 @@ _PAGE_JOBS = 1000
 
 
 async def list_jobs(connection: Connection, *, name: str = "", limit: int | None = None) -> AsyncIterator[JobStatus]:
-    """Jobs, newest first."""
+    """Jobs, newest first. `limit`: at most so many; None: all."""
+    if limit is not None and (not is_whole(limit) or limit < 0):
+        raise InvalidArgument(f"limit={limit!r}: give a whole number of at least 0; None is all")
     token, left = "", limit
     while left is None or left > 0:
         request = job_pb2.ListJobsRequest(page_size=min(left or _PAGE_JOBS, _PAGE_JOBS), page_token=token, name=name)
@@ -31,6 +34,8 @@ async def list_jobs(connection: Connection, *, name: str = "", limit: int | None
 
 async def find_job(connection: Connection, selector: str) -> JobStatus:
     """The job of an id, a unique beginning of an id, a name (the newest of that name), or "last". JobNotFound otherwise."""
+    if not isinstance(selector, str) or not selector:
+        raise InvalidArgument(f"{selector!r} is no job: give its id, a beginning of it, its name, or 'last'")
     if selector == LAST:
         async for status in list_jobs(connection, limit=1):
             return status
@@ -40,7 +45,7 @@ async def find_job(connection: Connection, selector: str) -> JobStatus:
         return wire.status_from_wire(answer.job)
     async for status in list_jobs(connection, name=selector, limit=1):
         return status
-    found = [status async for status in list_jobs(connection) if selector and status.job_id.startswith(selector)]
+    found = [status async for status in list_jobs(connection) if status.job_id.startswith(selector)]
     if not found:
         raise JobNotFound(f"no job has the id or name {selector!r}")
     if len(found) > 1:

@@ -116,6 +116,18 @@ def test_run_shows_what_it_would_do(cli: Cli) -> None:
     assert err.startswith("antfarm: no command: write e.g.")
 
 
+def test_run_hands_over_variables_and_refuses_one_that_is_not_set(cli: Cli) -> None:
+    out, _ = cli("run", "--env", "GIVEN=1 2", "--env", "HOME", "--", "sh", "-c", "echo $GIVEN $HOME", ":::", "x")
+    assert out == f"1 2 {cli.environment['HOME']}\n"
+    _, err = cli("run", "--env", "NOPE", "--", "true", ":::", "x", code=2)
+    assert err == "antfarm: --env NOPE: it is not set here; set it, or write --env NOPE=VALUE\n"
+
+
+def test_a_list_of_less_than_nothing_is_refused(cli: Cli) -> None:
+    _, err = cli("job", "list", "--limit", "-1", code=2)
+    assert err == "antfarm: --limit -1: give 1 or more, or 0 for all\n"
+
+
 def test_run_without_address_brings_its_own_farm_and_stands_here(cli: Cli) -> None:
     (cli.home / "a.txt").write_text("one\ntwo\n")
     out, _ = cli("run", "--", "wc", "-l", ":::", "a.txt", connect=False)

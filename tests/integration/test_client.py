@@ -231,6 +231,22 @@ def test_a_slow_generator_is_not_held_back(farm: af.Farm) -> None:
         assert list(mapping.result(20).results()) == [9, 16, 25]
 
 
+def test_a_task_is_counted_from_either_end_and_refused_by_the_number_that_was_asked_for(farm: af.Farm) -> None:
+    job = farm.job(farm.map(client_app.square, [1, 2, 3]).job_id)
+    assert (job[-1].index, job[-3].index) == (2, 0)
+    with pytest.raises(errors.TaskNotFound, match=r"has no task -5; it has 3$"):
+        job[-5]
+    with pytest.raises(errors.InvalidArgument, match="'1' is no task"):
+        job["1"]  # type: ignore[index]
+
+
+def test_what_names_no_job_is_refused(farm: af.Farm) -> None:
+    with pytest.raises(errors.InvalidArgument, match="5 is no job"):
+        farm.job(5)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidArgument, match="limit=-1"):
+        list(farm.jobs(limit=-1))
+
+
 def test_an_empty_map_succeeds_with_nothing(farm: af.Farm) -> None:
     job = farm.map(client_app.square, [])
     assert job.wait(10).state is JobState.SUCCEEDED

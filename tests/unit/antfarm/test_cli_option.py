@@ -108,6 +108,7 @@ def test_a_type_that_the_code_does_not_have_is_refused(app: str) -> None:
         "--max-failures -1",
         "--max-failures 99999999999999999999",
         "--priority 11",
+        "--job-id last",
     ],
 )
 def test_a_complaint_names_the_flag(words: str) -> None:

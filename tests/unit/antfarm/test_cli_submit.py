@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,3 +40,19 @@ def test_a_range_beyond_memory_is_made_while_it_is_read() -> None:
 def test_a_range_that_cannot_be_meant_is_refused_in_one_line(ranges: list[str], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
         calls(*(word for text in ranges for word in ("--range", text)))
+
+
+def test_a_name_with_a_range_has_no_other_value() -> None:
+    with pytest.raises(InvalidArgument, match="--arg x=3: this name has a --range; give one of the two"):
+        calls("--range", "x=1..2", "--arg", "y=1", "--arg", "x=3")
+    assert calls("--range", "x=1..2", "--arg", "y=1").count == 2
+
+
+@pytest.mark.parametrize(("flag", "text"), [("--each-line", ""), ("--from-json", "[]"), ("--from-json", "\n")])
+def test_a_source_without_calls_is_refused(tmp_path: Path, flag: str, text: str) -> None:
+    path = tmp_path / "calls"
+    path.write_text(text)
+    with pytest.raises(InvalidArgument, match=f"{path} is empty: there is nothing to submit"):
+        calls(flag, str(path))
+    path.write_text("[1]\n[2]\n")
+    assert len(list(calls(flag, str(path)))) == 2

@@ -149,7 +149,7 @@ def test_a_starmap_over_single_arguments_is_refused() -> None:
 
 def test_an_id_has_two_words_and_common_arguments_are_a_dict() -> None:
     assert (chosen_id("a", ""), chosen_id("", "a"), chosen_id("a", "a"), chosen_id("", "")) == ("a", "a", "a", "")
-    for words in ((3, ""), ("", None), ("a", "b")):
+    for words in ((3, ""), ("", None), ("a", "b"), ("last", ""), ("", "last")):
         with pytest.raises(InvalidArgument, match=r"(job|request)_id="):
             chosen_id(*words)
     assert common_arguments({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
