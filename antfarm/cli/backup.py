@@ -18,6 +18,9 @@ from antfarm.files import sync
 from antfarm.program import EXIT_OK
 from antfarm.v1 import backup_pb2
 
+_MAGIC = b"SQLite format 3\0"
+"""What every backup begins with."""
+
 
 def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     """Declare the subcommands."""
@@ -86,6 +89,18 @@ class _Arrival:
 
 async def restore(options: argparse.Namespace) -> int:
     """antfarm restore: the orchestrator program does it, which knows what must be in a journal."""
+    _check_kind(options.file)
     words = ("-m", "services.orchestrator", "--restore", options.file, "--state", options.state)
     process = await asyncio.create_subprocess_exec(sys.executable, *words)
     return await process.wait()
+
+
+def _check_kind(path: str) -> None:
+    """Refuse by its first bytes what is no database; more of a journal only the orchestrator knows."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}; give the file of a backup") from None
+    if head != _MAGIC:
+        raise InvalidArgument(f"{path} is not a backup of an orchestrator; `antfarm backup FILE` makes one")

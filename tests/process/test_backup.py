@@ -92,6 +92,9 @@ def test_what_is_no_whole_backup_is_refused_and_leaves_no_journal(tmp_path: Path
     done = command("restore", str(backup), "--state", str(state))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert not (state / "journal.sqlite").exists()
+    if harm in ("other", "empty"):
+        assert done.stderr == f"antfarm: {backup} is not a backup of an orchestrator; `antfarm backup FILE` makes one\n"
+        assert not state.exists()
     good = tmp_path / "good"
     good.write_bytes(content)
     assert command("restore", str(good), "--state", str(state)).returncode == 0
