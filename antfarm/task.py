@@ -25,6 +25,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from antfarm import apps, model
 from antfarm.duration import Duration, nanoseconds, seconds
 from antfarm.errors import InvalidArgument, PermanentError
+from antfarm.text import is_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -123,7 +124,7 @@ class Limit:
 
     def __post_init__(self) -> None:
         """Check what the network would refuse later and far away."""
-        if not isinstance(self.name, str) or not 0 < len(self.name.encode()) <= _NAME_BYTES_MAX:
+        if not is_text(self.name) or not 0 < len(self.name.encode()) <= _NAME_BYTES_MAX:
             raise InvalidArgument(f"the name of a limit is {self.name!r}: give a text of 1 to {_NAME_BYTES_MAX} bytes")
         if not is_whole(self.max_active) or not 1 <= self.max_active < 1 << 32:
             raise InvalidArgument(f"max_active={self.max_active!r}: must be a whole number of at least 1")
@@ -145,7 +146,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check what the network would refuse later and far away; a number of retries becomes a `Retry`."""
-        if not isinstance(self.version, str) or len(self.version.encode()) > _TEXT_BYTES_MAX:
+        if not is_text(self.version) or len(self.version.encode()) > _TEXT_BYTES_MAX:
             raise InvalidArgument(f"version={self.version!r}: give a text of at most {_TEXT_BYTES_MAX} bytes, e.g. '3'")
         if is_whole(self.retries):
             object.__setattr__(self, "retries", retry_of(self.retries))
@@ -179,7 +180,7 @@ def check_labels(name: str, labels: Any) -> None:
     """InvalidArgument when the value of the parameter `name` is no mapping of texts to texts."""
     if labels is None:
         return
-    if not isinstance(labels, Mapping) or not all(isinstance(word, str) for pair in labels.items() for word in pair):
+    if not isinstance(labels, Mapping) or not all(is_text(word) for pair in labels.items() for word in pair):
         raise InvalidArgument(f"{name}={labels!r}: give a dict of texts, e.g. {{'zone': 'north'}}")
 
 
@@ -187,17 +188,16 @@ def _check_resources(resources: Any) -> None:
     if resources is None:
         return
     if not isinstance(resources, Mapping) or not all(
-        isinstance(name, str)
-        and name
-        and isinstance(amount, Real)
-        and not isinstance(amount, bool)
-        # NaN is not within
-        and 0 <= float(amount) <= _AMOUNT_MAX
-        for name, amount in resources.items()
+        is_text(name) and name and _is_amount(amount) for name, amount in resources.items()
     ):
         raise InvalidArgument(
             f"resources={resources!r}: give a dict of names and numbers from 0 to {_AMOUNT_MAX:g}, e.g. {{'gpu': 1}}"
         )
+
+
+def _is_amount(value: Any) -> bool:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(0 <= value <= _AMOUNT_MAX)  # NaN is not
 
 
 def _duration(name: str, value: Any) -> float:

@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Whether the value is a text that can be sent. Lone surrogates cannot, which Python makes of words that are not UTF-8.
+
+    >>> is_text("text"), is_text(3), is_text("\\udc80")
+    (True, False, False)
+    """
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 def show(length_s: float) -> str:
     """Short text for people.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import antfarm
-from antfarm.errors import AntFarmError, TaskError, UserError, Weather
+from antfarm.errors import AntFarmError, InvalidArgument, TaskError, UserError, Weather
 from antfarm.program import (
     EXIT_CANCELLED,
     EXIT_CANNOT_CONNECT,
@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         parting = getattr(options, "parting", "")  # what the subcommand leaves behind, in words
         return _say(AntFarmError(f"interrupted; {parting}" if parting else "interrupted"), EXIT_CANCELLED)
+    except UnicodeEncodeError as error:  # the shell's bytes became half characters, and nothing was sent
+        if error.encoding != "utf-8":
+            raise
+        return _say(InvalidArgument(f"{error.object!r} is not UTF-8: it cannot be sent"), EXIT_USAGE)
     except BrokenPipeError:  # `antfarm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK

@@ -21,6 +21,7 @@ from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.payload import decode_result
 from antfarm.pipeline import Outcome, outcome_of
 from antfarm.task import is_whole
+from antfarm.text import is_text
 from antfarm.v1 import job_pb2, task_pb2
 from antfarm.v1.common_pb2 import TaskResult
 
@@ -139,13 +140,19 @@ class AsyncFuture(FutureHandle, Generic[R]):
         """Cancel the task; True when it ended as cancelled, False when it had ended otherwise before."""
         await self._job.ready()
         connection = self._job.connection
-        request = task_pb2.CancelTaskRequest(job_id=self.job_id, index=self.index, cause=cause)
+        request = task_pb2.CancelTaskRequest(job_id=self.job_id, index=self.index, cause=_text(cause))
         answer = await connection.call(connection.tasks.CancelTask, request)
         return bool(answer.task.state == TaskState.CANCELLED.value)
 
     def add_done_callback(self, callback: Callable[[AsyncFuture[R]], None]) -> None:
         """Call it on the loop once the outcome has arrived (also when waiting for it failed)."""
         self._job.waiter(self._index).add_done_callback(lambda waiter: callback(self))
+
+
+def _text(cause: object) -> str:
+    if not is_text(cause):
+        raise InvalidArgument(f"cause={cause!r}: give a text")
+    return cause
 
 
 def outcome_of_failure(message: TaskResult, job_id: str) -> TaskError | None:
@@ -391,7 +398,7 @@ class AsyncJob(JobHandle, Generic[R]):
     async def cancel(self, cause: str = "") -> JobStatus:
         """Cancel all its tasks that have not ended. After it returns no success of them is recorded."""
         await self.ready()
-        request = job_pb2.CancelJobRequest(job_id=self.job_id, cause=cause)
+        request = job_pb2.CancelJobRequest(job_id=self.job_id, cause=_text(cause))
         return wire.status_from_wire((await self.connection.call(self.connection.jobs.CancelJob, request)).job)
 
     async def pause(self) -> JobStatus:

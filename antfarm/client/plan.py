@@ -29,6 +29,7 @@ from antfarm.errors import InvalidArgument
 from antfarm.form import Input
 from antfarm.model import Dependency, DependencyKind, JobSpec
 from antfarm.task import Options, Task, check_labels, is_plain_task, is_whole, task_name, template
+from antfarm.text import is_text
 
 Function = Callable[..., Any] | Task[..., Any] | str
 
@@ -64,6 +65,8 @@ def resolve(function: Function, *, allow_pickle: bool, offered: Container[str] =
     A function has a name when it is a task, or stands at the top level of a module. InvalidArgument in one line when neither way is open.
     """
     if isinstance(function, str):
+        if not is_text(function):
+            raise InvalidArgument(f"{function!r} is no task type")
         return Runnable(name=function, options=Options())
     if isinstance(function, ShellTask):
         return Runnable(name=function.name, options=function.options_set, bind=function.bind)
@@ -222,7 +225,7 @@ def common_arguments(kwargs: Mapping[str, Any], common: Any) -> dict[str, Any]:
 def chosen_id(job_id: Any, request_id: Any) -> str:
     """The id that the caller chose for a job by either word; "" without one. The orchestrator knows what an id may consist of."""
     for word, value in (("job_id", job_id), ("request_id", request_id)):
-        if not isinstance(value, str):
+        if not is_text(value):
             raise InvalidArgument(f"{word}={value!r}: give a text")
     if job_id and request_id and job_id != request_id:
         raise InvalidArgument(
@@ -237,7 +240,7 @@ def chosen_id(job_id: Any, request_id: Any) -> str:
 
 
 def _checked_name(name: Any) -> str:
-    if not isinstance(name, str):
+    if not is_text(name):
         raise InvalidArgument(
             f"name={name!r}: give a text; an argument of the function that is named so goes into common="
         )

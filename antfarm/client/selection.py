@@ -10,6 +10,7 @@ from antfarm.client.connection import Connection
 from antfarm.errors import InvalidArgument, JobNotFound
 from antfarm.model import JobStatus
 from antfarm.task import is_whole
+from antfarm.text import is_text
 from antfarm.v1 import job_pb2
 
 LAST = "last"
@@ -20,6 +21,8 @@ async def list_jobs(connection: Connection, *, name: str = "", limit: int | None
     """Jobs, newest first. `limit`: at most so many; None: all."""
     if limit is not None and (not is_whole(limit) or limit < 0):
         raise InvalidArgument(f"limit={limit!r}: give a whole number of at least 0; None is all")
+    if not is_text(name):
+        raise InvalidArgument(f"name={name!r}: give a text")
     token, left = "", limit
     while left is None or left > 0:
         request = job_pb2.ListJobsRequest(page_size=min(left or _PAGE_JOBS, _PAGE_JOBS), page_token=token, name=name)
@@ -34,7 +37,7 @@ async def list_jobs(connection: Connection, *, name: str = "", limit: int | None
 
 async def find_job(connection: Connection, selector: str) -> JobStatus:
     """The job of an id, a unique beginning of an id, a name (the newest of that name), or "last". JobNotFound otherwise."""
-    if not isinstance(selector, str) or not selector:
+    if not is_text(selector) or not selector:
         raise InvalidArgument(f"{selector!r} is no job: give its id, a beginning of it, its name, or 'last'")
     if selector == LAST:
         async for status in list_jobs(connection, limit=1):

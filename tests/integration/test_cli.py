@@ -123,6 +123,13 @@ def test_run_hands_over_variables_and_refuses_one_that_is_not_set(cli: Cli) -> N
     assert err == "antfarm: --env NOPE: it is not set here; set it, or write --env NOPE=VALUE\n"
 
 
+def test_a_word_that_is_not_utf_8_is_refused_in_one_line(cli: Cli) -> None:
+    for words in (("submit", "x", "--name", "\udc80"), ("submit", "\udc80"), ("job", "show", "\udc80")):
+        _, err = cli(*words, code=2)
+        assert "udc80" in err
+        assert err.count("\n") == 1
+
+
 def test_a_list_of_less_than_nothing_is_refused(cli: Cli) -> None:
     _, err = cli("job", "list", "--limit", "-1", code=2)
     assert err == "antfarm: --limit -1: give 1 or more, or 0 for all\n"

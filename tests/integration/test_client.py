@@ -245,6 +245,10 @@ def test_what_names_no_job_is_refused(farm: af.Farm) -> None:
         farm.job(5)  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidArgument, match="limit=-1"):
         list(farm.jobs(limit=-1))
+    with pytest.raises(errors.InvalidArgument, match="name=3"):
+        list(farm.jobs(name=3))  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidArgument, match="cause=3"):
+        farm.map(client_app.square, [1]).cancel(3)  # type: ignore[arg-type]
 
 
 def test_an_empty_map_succeeds_with_nothing(farm: af.Farm) -> None:

@@ -129,6 +129,7 @@ def test_a_run_of_futures_is_a_dependency_with_an_offset() -> None:
         (([1],), {"max_failures": 1 << 64}, "max_failures="),
         (([1],), {"labels": {"a": 1}}, "labels="),
         (([1],), {"name": 3}, "name=3"),
+        (([1],), {"name": "\udc80"}, "name="),
         (([1],), {"key": 5}, "key=5"),
         (([1, 2, 3],), {"key": ["a"]}, "key= has 1 values for 3 tasks"),
         ((AJob("a"), [1]), {"counts": {"a": 2}, "key": ["a", "b"]}, "key= has 2 values for 1 tasks"),

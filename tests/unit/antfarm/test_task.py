@@ -247,12 +247,16 @@ def test_importing_the_package_loads_no_grpc() -> None:
         {"labels": ["a"]},
         {"version": 3},
         {"version": "x" * 300},
+        {"version": "\udc80"},
+        {"labels": {"a": "\udc80"}},
+        {"resources": {"\udc80": 1}},
+        {"resources": {"cpu": 10**400}},
         {"at_most_once": "yes"},
         {"fence_late_results": 1},
         {"idempotent": None},
         {"colour": 1},
     ],
-    ids=repr,
+    ids=ascii,
 )
 def test_an_option_of_another_form_is_refused_by_its_name_where_it_is_given(options: dict[str, object]) -> None:
     [name] = options
@@ -279,6 +283,7 @@ def test_an_option_of_another_form_is_refused_by_its_name_where_it_is_given(opti
         (lambda: af.Limit("a", 1.5), "max_active"),  # type: ignore[arg-type]
         (lambda: af.Limit("a", 0), "max_active"),
         (lambda: af.Limit("", 1), "name"),
+        (lambda: af.Limit("\udc80", 1), "name"),
         (lambda: af.Limit(3, 1), "name"),  # type: ignore[arg-type]
         (lambda: af.task(name=3)(double), "name"),  # type: ignore[call-overload]
         (lambda: af.task("demo.double"), "name="),  # type: ignore[arg-type]
