@@ -60,12 +60,14 @@ async def run(options: argparse.Namespace) -> int:
     """antfarm run."""
     given = options.words[1:] if options.words[:1] == ["--"] else options.words
     command, lists = words.parse(given)
+    env = dict(map(_variable, options.env))
+    name = options.name or shlex.join(command.words)[:200]
+    spec = job_spec(options, template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")), name)
     if options.dry_run:
         for number, args in enumerate(_arguments(lists), 1):
             print(escape(shlex.join(command.argv(args, number))))
         return EXIT_OK
     cwd = options.workdir or (None if given_address(options) else os.getcwd())
-    env = dict(map(_variable, options.env))
     noted: list[str] = []
     numbers = itertools.count(1)
 
@@ -74,8 +76,6 @@ async def run(options: argparse.Namespace) -> int:
         argv = command.argv(args, next(numbers))
         return payload.encode_call((), builtin.command_call(argv, cwd=cwd, env=env))
 
-    name = options.name or shlex.join(command.words)[:200]
-    spec = job_spec(options, template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")), name)
     calls: Any = words.combinations(lists) if lists else _stdin_arguments()
     plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:

@@ -87,13 +87,13 @@ async def submit(options: argparse.Namespace) -> int:
     declared = declared_options(options.type, options.app) if options.app else None
     asked = job_options(options, options.name or options.type, declared)
     calls = _calls(options)
+    spec = job_spec(options, template(options.type, asked, payload.encode_common(common)), options.name)
     if options.dry_run:
         if isinstance(calls, _Ranges):
             print(f"{calls.count:,} tasks", file=sys.stderr, flush=True)
         for args, kwargs in calls:
             print(payload.encode_call(args, {**common, **kwargs}).decode())
         return EXIT_OK
-    spec = job_spec(options, template(options.type, asked, payload.encode_common(common)), options.name)
     plan = MapPlan(
         spec=spec,
         calls=calls,
@@ -125,7 +125,7 @@ async def _send(farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace) -> 
 
 
 def _calls(options: argparse.Namespace) -> Iterable[Call]:
-    sources = [bool(options.range), bool(options.each_line), options.stdin, bool(options.from_json)]
+    sources = [bool(options.range), options.each_line is not None, options.stdin, options.from_json is not None]
     if sum(sources) > 1:
         raise InvalidArgument("give only one of --range, --each-line, --stdin and --from-json")
     if options.range:
@@ -134,10 +134,10 @@ def _calls(options: argparse.Namespace) -> Iterable[Call]:
         if fixed is not None:
             raise InvalidArgument(f"--arg {fixed}: this name has a --range; give one of the two")
         return ranges
-    if options.each_line or options.stdin:
-        path = options.each_line or "-"
+    if options.each_line is not None or options.stdin:
+        path = "-" if options.stdin else options.each_line
         return _some(path, (((line,), {}) for line in read_lines(path)))
-    if options.from_json:
+    if options.from_json is not None:
         return _some(options.from_json, map(_call, _read_json(options.from_json)))
     return [((), {})]
 
@@ -230,6 +230,8 @@ class _Range:
 
 def read_lines(path: str) -> Iterator[str]:
     """Lines of a file ("-": standard input) without their ends."""
+    if not path:
+        raise InvalidArgument("the name of the file is empty; -: standard input")
     if path == "-":
         yield from (line.rstrip("\n") for line in sys.stdin)
         return

@@ -112,6 +112,10 @@ def test_run_without_failures_may_say_much(cli: Cli) -> None:
 def test_run_shows_what_it_would_do(cli: Cli) -> None:
     out, _ = cli("run", "--dry-run", "--", "convert", "{}", "{/.}.png", ":::", "d/a b.jpg", connect=False)
     assert out == "convert 'd/a b.jpg' 'a b.png'\n"
+    _, err = cli("run", "--dry-run", "--retries", "-1", "--", "true", ":::", "x", code=2, connect=False)
+    assert err.startswith("antfarm: --retries -1: give 0 to")
+    _, err = cli("submit", "x", "--dry-run", "--max-failures", "-1", code=2, connect=False)
+    assert err.startswith("antfarm: --max-failures -1: give 0 or more")
     _, err = cli("run", code=2, connect=False)
     assert err.startswith("antfarm: no command: write e.g.")
 

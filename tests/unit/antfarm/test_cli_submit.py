@@ -54,5 +54,7 @@ def test_a_source_without_calls_is_refused(tmp_path: Path, flag: str, text: str)
     path.write_text(text)
     with pytest.raises(InvalidArgument, match=f"{path} is empty: there is nothing to submit"):
         calls(flag, str(path))
+    with pytest.raises(InvalidArgument, match="the name of the file is empty"):
+        list(calls(flag, ""))
     path.write_text("[1]\n[2]\n")
     assert len(list(calls(flag, str(path)))) == 2
