@@ -61,7 +61,7 @@ async def run(options: argparse.Namespace) -> int:
     given = options.words[1:] if options.words[:1] == ["--"] else options.words
     command, lists = words.parse(given)
     env = dict(map(_variable, options.env))
-    name = options.name or shlex.join(command.words)[:200]
+    name = options.name or _name(command)
     spec = job_spec(options, template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")), name)
     if options.dry_run:
         for number, args in enumerate(_arguments(lists), 1):
@@ -80,6 +80,11 @@ async def run(options: argparse.Namespace) -> int:
     plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:
         return await _Run(farm, plan, options, noted).end()
+
+
+def _name(command: words.Command) -> str:
+    """The command as the name of its job, cut to what a name may have whatever its letters take."""
+    return shlex.join(command.words).encode("utf-8", "replace")[:200].decode("utf-8", "ignore")
 
 
 def _variable(text: str) -> tuple[str, str]:

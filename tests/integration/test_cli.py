@@ -109,6 +109,12 @@ def test_run_without_failures_may_say_much(cli: Cli) -> None:
     assert out.endswith("\n50000\n")
 
 
+def test_a_command_of_any_letters_names_its_job(cli: Cli) -> None:
+    cli("run", "--", "true", 200 * "雲", "{}", ":::", "x")
+    [name] = [job["name"] for job in cli.json("job", "list", "--limit", "1")]
+    assert str(name).startswith("true '雲雲")
+
+
 def test_run_shows_what_it_would_do(cli: Cli) -> None:
     out, _ = cli("run", "--dry-run", "--", "convert", "{}", "{/.}.png", ":::", "d/a b.jpg", connect=False)
     assert out == "convert 'd/a b.jpg' 'a b.png'\n"
