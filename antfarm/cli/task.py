@@ -64,6 +64,8 @@ async def list_tasks(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in TaskState.__members__]
     if unknown:
         raise InvalidArgument(f"{unknown[0]} is no state of a task; there are {', '.join(TaskState.__members__)}")
+    if options.limit < 0:
+        raise InvalidArgument(f"--limit {options.limit}: give 1 or more, or 0 for all")
     rows: list[dict[str, Any]] = []
     async with open_farm(options) as farm:
         job_id = (await farm.find(options.job)).job_id
@@ -147,6 +149,8 @@ async def show_logs(options: argparse.Namespace) -> int:
     """antfarm task logs."""
     async with open_farm(options) as farm:
         job_id, index = await find_task(farm, options.task)
+        if options.follow:
+            options.parting = f"task {job_id}/{index} goes on: `antfarm task logs -f {job_id}/{index}`"
         await _stream_logs(farm, job_id, index, follow=options.follow)
     return EXIT_OK
 

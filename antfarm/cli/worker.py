@@ -7,6 +7,7 @@ from typing import Any
 
 from antfarm.cli.session import open_farm, output
 from antfarm.duration import seconds
+from antfarm.errors import InvalidArgument
 from antfarm.program import EXIT_OK
 from antfarm.text import show
 from antfarm.v1 import worker_pb2
@@ -29,9 +30,17 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     listing = verb("list", list_workers, "workers of the farm", worker=False)
     listing.add_argument("--all", action="store_true", help="also those that have left or are lost")
     verb("show", show_worker, "one worker")
-    draining = verb("drain", drain, "let a worker finish what runs, and leave")
-    draining.add_argument("--limit", metavar="TIME", help="time in which running tasks may finish; default: 30s")
-    verb("undrain", undrain, "let it get work again; ends its quarantine too")
+    draining = verb("drain", drain, "let a worker finish what runs, and leave; an orchestrator below stays")
+    draining.add_argument(
+        "--limit",
+        metavar="TIME",
+        help="time in which running tasks may finish, at most the worker's --drain-s; default: 30s",
+    )
+    verb(
+        "undrain",
+        undrain,
+        "take a drain back, or let a worker that comes back under its id get work; ends its quarantine too",
+    )
 
 
 def _row(worker: worker_pb2.Worker) -> dict[str, Any]:
@@ -90,7 +99,10 @@ async def show_worker(options: argparse.Namespace) -> int:
 
 async def drain(options: argparse.Namespace) -> int:
     """antfarm worker drain."""
-    limit = None if options.limit is None else seconds_to_wire(seconds(options.limit))
+    try:
+        limit = None if options.limit is None else seconds_to_wire(seconds(options.limit))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"--limit: {error}") from None
     async with open_farm(options) as farm:
         request = worker_pb2.DrainWorkerRequest(worker_id=options.worker, limit=limit)
         answer = await farm.connection.call(farm.connection.workers.DrainWorker, request)

@@ -141,8 +141,11 @@ def test_a_word_that_is_not_utf_8_is_refused_in_one_line(cli: Cli) -> None:
 
 
 def test_a_list_of_less_than_nothing_is_refused(cli: Cli) -> None:
-    _, err = cli("job", "list", "--limit", "-1", code=2)
-    assert err == "antfarm: --limit -1: give 1 or more, or 0 for all\n"
+    for noun in ("job", "task"):
+        _, err = cli(noun, "list", "--limit", "-1", code=2)
+        assert err == "antfarm: --limit -1: give 1 or more, or 0 for all\n"
+    _, err = cli("worker", "drain", "w1", "--limit", "soon", code=2)
+    assert err.startswith("antfarm: --limit: ")
 
 
 def test_run_without_address_brings_its_own_farm_and_stands_here(cli: Cli) -> None:

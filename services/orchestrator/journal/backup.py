@@ -49,7 +49,12 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         shutil.copyfile(backup, making / "journal.sqlite")
     except OSError as error:
         raise InvalidArgument(f"--restore {backup}: {error.strerror}; give the file of a backup") from None
-    journal = SqliteJournal(making)
+    try:
+        journal = SqliteJournal(making)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"--restore {backup} is not a backup of an orchestrator, or is damaged: {error}"
+        ) from None
     state = State()
     try:
         for seq, record in journal.replay():
