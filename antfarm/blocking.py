@@ -10,12 +10,15 @@ import asyncio
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
 
 from antfarm.loop import new_event_loop
 
 T = TypeVar("T")
+_LOOK_S = 0.25
+"""How long Ctrl-C may go unseen."""
 
 
 class LoopThread:
@@ -26,14 +29,14 @@ class LoopThread:
         self._thread = threading.Thread(target=self.loop.run_forever, name="antfarm-loop", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """The coroutine's result or exception. KeyboardInterrupt and TimeoutError cancel it."""
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's result or exception. KeyboardInterrupt cancels it."""
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking call of AntFarm inside its own event loop; use antfarm.aio there")
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
-            return future.result(timeout_s)
+            return _wait(future)
         except BaseException:
             future.cancel()
             raise
@@ -60,6 +63,16 @@ class LoopThread:
                     self.loop.create_task(close())
                 else:
                     self.run(close())
+
+
+def _wait(future: Future[T]) -> T:
+    """The future's result. In pieces: a signal that comes in the instant before a wait begins is seen only when that wait ends."""
+    while True:
+        try:
+            return future.result(_LOOK_S)
+        except TimeoutError:
+            if future.done():  # perhaps the error is its own
+                return future.result()
 
 
 @cache

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from antfarm import blocking
 from antfarm.blocking import LoopThread, loop_thread
 
 
@@ -39,18 +42,35 @@ def test_an_error_comes_back_as_itself(thread: LoopThread) -> None:
         thread.run(fail())
 
 
-def test_a_timeout_cancels_the_work(thread: LoopThread) -> None:
-    ended = threading.Event()
+def test_an_error_of_time_is_the_works_own(thread: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "_LOOK_S", 0.01)
 
-    async def hang() -> None:
+    async def late() -> None:
+        await asyncio.sleep(0.05)
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        thread.run(late())
+
+
+def test_ctrl_c_that_does_not_interrupt_the_wait_is_seen_soon() -> None:
+    """As when it comes in the instant before the wait begins: here another thread of the process gets the signal."""
+    script = """if True:
+        import asyncio, signal, threading, time
+        from antfarm.blocking import loop_thread
+
+        def interrupt():
+            time.sleep(0.2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
         try:
-            await asyncio.sleep(60)
-        finally:
-            ended.set()
-
-    with pytest.raises(TimeoutError):
-        thread.run(hang(), timeout_s=0.05)
-    assert ended.wait(5)
+            loop_thread().run(asyncio.sleep(60))
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
 
 
 def test_a_blocking_call_inside_the_loop_is_refused_instead_of_hanging(thread: LoopThread) -> None:
