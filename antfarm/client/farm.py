@@ -247,7 +247,7 @@ class AsyncFarm:
             max_failures: cancel the job when more of its tasks failed.
             key: what to call the tasks: a function of the call's arguments, or one value each. Default: the first argument.
             labels: free text for people and selectors.
-            job_id, request_id: the job's id, chosen by the caller; calling again with the same one and the same input does not run anything twice.
+            job_id, request_id: the job's id, chosen by the caller; again with the same one and the same input nothing runs twice; other input, fewer or more of it too, is refused.
             common: keyword arguments of all calls whose names are taken by those above.
             kwargs: keyword arguments of all calls. A whole job here makes every call wait for all of it and get its `Outcome`s.
         """

@@ -17,7 +17,7 @@ import grpc.aio
 
 from antfarm import model, net
 from antfarm.client.connection import REFUSALS, Connection
-from antfarm.errors import AntFarmError, JobClosed, Weather
+from antfarm.errors import AntFarmError, Conflict, JobClosed, Weather
 from antfarm.model import BATCH_BYTES_MAX, JobSpec
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_from_rpc, spec_to_wire
@@ -103,15 +103,32 @@ class JobWriter:
             spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
         request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
         answer = await self._connection.call(self._connection.jobs.CreateJob, request)
-        self._found = answer.job
-        self.created.set()
         self._sent = len(batch)
         self._taken = answer.job.task_count
-        self.stopped = answer.job.state == job_pb2.JOB_STATE_CANCELLED and not last
+        stopped = answer.job.state == job_pb2.JOB_STATE_CANCELLED and not last
+        if last:
+            self._demand_all(self._sent)
+        elif stopped and self._total is not None:  # nothing more is sent, so that it is not counted
+            self._demand_all(self._total)
+        self._found = answer.job
+        self.created.set()
+        self.stopped = stopped
+
+    def _demand_all(self, count: int) -> None:
+        """Conflict when the job has more than the `count` tasks of this input, whose beginning alone is the same.
+
+        Before all is sent it may have more: another process got further with the same input.
+        """
+        if self._taken > count:
+            raise Conflict(
+                f"job {self.job_id} has {self._taken:,} tasks, not {count:,}: it was submitted with more input; choose another job id"
+            )
 
     async def _append(self, batch: list[bytes], last: bool) -> None:
         request = job_pb2.AppendTasksRequest(job_id=self.job_id, first_index=self._sent, payloads=batch, close=last)
         self._sent += len(batch)
+        if last:
+            self._demand_all(self._sent)  # as far as is known: that job is not to be closed by this input
         if self._pump is None:
             self._pump = asyncio.create_task(self._run_pump())
         put = asyncio.ensure_future(self._queue.put(request))
@@ -121,7 +138,7 @@ class JobWriter:
             await self._pump  # it failed, or was stopped: nobody will take more
 
     async def finish(self) -> None:
-        """Return when everything is durable and the job is closed."""
+        """Return when everything is durable and the job is closed. Conflict when it has more tasks than were sent."""
         if self._pump is not None:
             await self._pump
 
@@ -141,6 +158,8 @@ class JobWriter:
                 window.append(self._queue.get_nowait())
             ended = window[-1].close
             await self._push(window)
+        if not self.stopped:
+            self._demand_all(self._sent)
 
     async def _push(self, window: list[job_pb2.AppendTasksRequest]) -> None:
         """Make the batches durable, in one call or, after broken ones, in several.

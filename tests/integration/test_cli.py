@@ -215,6 +215,8 @@ def test_submit_takes_lines_and_json(cli: Cli) -> None:
     assert [row.get("value") for row in rows] == [3, 3, None]
     assert "can only concatenate str" in rows[2]["error"]
     cli("submit", "client_app.length", "--stdin", "--job-id", "from-lines", "--wait", input="a\nbcd\n")
+    _, err = cli("submit", "client_app.length", "--stdin", "--job-id", "from-lines", code=2, input="a\n")
+    assert "job from-lines has 2 tasks, not 1: " in err
     assert [json.loads(line)["value"] for line in cli("job", "results", "from-lines")[0].splitlines()] == [1, 3]
 
 

@@ -266,6 +266,9 @@ def test_repeating_a_map_under_its_id_runs_nothing_twice(farm: af.Farm) -> None:
     assert list(again.results()) == [n * n for n in range(9000)]
     with pytest.raises(errors.Conflict):
         farm.map(client_app.add, range(9000), job_id="once")
+    for fewer in (1, 8999):
+        with pytest.raises(errors.Conflict, match=f"job once has 9,000 tasks, not {fewer:,}: "):
+            farm.map(client_app.square, range(fewer), request_id="once")
 
 
 def test_results_stop_at_a_failure_and_outcomes_do_not(farm: af.Farm) -> None:

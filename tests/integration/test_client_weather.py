@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fake_jobs import FakeJobs
@@ -166,6 +166,73 @@ async def test_other_content_under_the_id_of_a_complete_job_is_refused_wherever_
             await farm.map("f", numbers, job_id="taken")
         assert len(fake.jobs["taken"]) == 500
         assert await (await farm.map("f", range(500), job_id="taken")).count() == 500
+
+
+@pytest.mark.parametrize("trouble", [0.0, 0.15])
+@pytest.mark.parametrize("count", [0, 1, 499])
+async def test_the_beginning_of_a_complete_job_is_not_taken_for_the_job(count: int, trouble: float) -> None:
+    async def source(numbers: range) -> AsyncIterator[int]:
+        for number in numbers:
+            yield number
+
+    async with FakeJobs(trouble=trouble) as fake, await aio.connect(fake.address) as farm:
+        await farm.map("f", range(500), job_id="taken")
+        for numbers in (range(count), source(range(count))):
+            with pytest.raises(
+                errors.Conflict, match=f"job taken has 500 tasks, not {count}: .* choose another job id"
+            ):
+                await farm.map("f", numbers, job_id="taken")
+        assert await (await farm.map("f", source(range(500)), job_id="taken")).count() == 500
+        fake.cancelled.add("taken")
+        with pytest.raises(errors.Conflict, match="has 500 tasks"):
+            await farm.map("f", range(count), job_id="taken")
+        assert await (await farm.map("f", range(500), job_id="taken")).count() == 500
+
+
+async def test_an_open_job_is_not_closed_by_the_beginning_of_its_input() -> None:
+    async with FakeJobs() as fake, await aio.connect(fake.address) as farm:
+        await farm.map("f", range(150), job_id="open")
+        fake.closed.clear()  # as if its client had died
+        with pytest.raises(errors.Conflict, match="job open has 150 tasks, not 60: "):
+            await farm.map("f", range(60), job_id="open")
+        assert not fake.closed
+        assert await (await farm.map("f", range(500), job_id="open")).count() == 500
+
+
+class Awaited(FakeJobs):
+    """Says when a job has a hundred tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hundred = asyncio.Event()
+
+    def append(self, job_id, first, payloads, *, close):  # type: ignore[no-untyped-def]
+        super().append(job_id, first, payloads, close=close)
+        if len(self.jobs[job_id]) >= 100:
+            self.hundred.set()
+
+
+async def test_a_job_that_another_process_is_ahead_with_is_the_same_job() -> None:
+    async with Awaited() as fake, await aio.connect(fake.address) as farm:
+        gate = asyncio.Event()
+
+        async def ahead() -> AsyncIterator[int]:
+            for number in range(500):
+                if number == 400:
+                    await gate.wait()
+                yield number
+
+        async def behind() -> AsyncIterator[int]:
+            for number in range(500):
+                yield number
+                if number == 3:
+                    await asyncio.sleep(0.05)  # what there is leaves meanwhile
+                    gate.set()
+
+        first = asyncio.create_task(farm.map("f", ahead(), job_id="both"))
+        await fake.hundred.wait()
+        second = await farm.map("f", behind(), job_id="both")
+        assert [await job.count() for job in (await first, second)] == [500, 500]
 
 
 async def test_patience_ends() -> None:
