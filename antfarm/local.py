@@ -48,6 +48,8 @@ class Program:
     arguments: tuple[str, ...]
     log: Path
     host: str = ""
+    advertise: str = ""
+    """Host that others are told instead, where it is not `host`."""
     port: int | None = None
     address: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -95,6 +97,8 @@ class LocalFarm:
         """Descriptors that programs started from now on keep open, e.g. a lock that stands for them."""
         self.environment: dict[str, str] = {}
         """Variables that programs started from now on have beside those of this process."""
+        self.advertise = ""
+        """Host under which others, on this machine too, reach what is started from now on. "": the one that it serves on."""
         self._starting: list[Program] | None = None
         """What `together` has started and not waited for."""
         try:
@@ -216,6 +220,7 @@ class LocalFarm:
             arguments=("-P", "-m", module, *arguments),  # -P: a `services` directory where the user stands is not ours
             log=self.state_dir / "logs" / f"{name}.log",
             host=host,
+            advertise=self.advertise if host else "",
             port=port,
         )
         self.programs[name] = program
@@ -250,7 +255,7 @@ class LocalFarm:
         except InvalidArgument as error:
             raise InvalidArgument(f"{program.name} did not start: {error}") from None
         program.port = program.reserved.getsockname()[1]  # the same one after a restart
-        program.address = net.join_address(program.host, program.port)
+        program.address = net.join_address(program.advertise or program.host, program.port)
 
     def _await_ready(self, programs: Sequence[Program]) -> None:
         """Wait for the ready line of each. Raises with the tail of its log when one ends, or when none becomes ready in time; kills the rest then."""
@@ -282,7 +287,8 @@ class LocalFarm:
         for line in text.splitlines(keepends=True):
             found = _READY.search(line)
             if found and line.endswith("\n"):
-                program.address = found.group(1)
+                if not program.advertise:
+                    program.address = found.group(1)
                 program.release()
                 return True
         if ended:

@@ -170,6 +170,37 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """True when serving on the host means every address of this machine: nobody can be told to connect to it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return not host
+
+
+def is_host(text: str) -> bool:
+    """True when the text is a name or an address, without a port, that one can connect to."""
+    if ":" in text:
+        try:
+            ipaddress.IPv6Address(text.strip("[]"))
+        except ValueError:
+            return False
+    found = _ADDRESS.fullmatch(join_address(text, 1))
+    return found is not None and not is_wildcard(text)
+
+
+def own_address() -> str:
+    """This machine's address in the direction of all others, the one of its default route; its name when it has none. Sends nothing."""
+    for family, anywhere in ((socket.AF_INET, "198.51.100.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as route:
+                route.connect((anywhere, 9))
+                return str(route.getsockname()[0])
+        except OSError:
+            continue
+    return socket.gethostname()
+
+
 def check_bind(host: str, tls: Tls | None, *, insecure: bool) -> None:
     """Refuse to serve beyond this machine without TLS, unless the operator said so loudly (semantics S1)."""
     if not is_loopback(host) and tls is None and not insecure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -29,6 +30,13 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("up", help=about, description=about)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to serve on; default: 127.0.0.1, this machine only"
+    )
+    parser.add_argument(
+        "--advertise",
+        metavar="HOST",
+        default="",
+        help="name or address of this machine that clients and workers are told; default: --host, and where that is every address "
+        "(0.0.0.0) that of the default route, with TLS the host's name, which must stand in the certificate",
     )
     parser.add_argument("--port", type=int, default=50051, help="port of the orchestrator; default: 50051; 0: any")
     parser.add_argument("--storage-port", type=int, default=50052, help="port of Storage; default: 50052; 0: any")
@@ -55,6 +63,9 @@ async def up(options: argparse.Namespace) -> int:
     stop = program.stop_on_signals()
     state = options.state or _default_state()
     farm = LocalFarm(state)
+    farm.advertise = options.advertise
+    if not options.advertise and net.is_wildcard(options.host):
+        farm.advertise = socket.gethostname() if tls else net.own_address()  # certificates are made for names
     with claim(state) as claimed:
         farm.inherit = (claimed.lock,)  # it stands until the last program has ended, however this one ends
         serving = False
@@ -84,6 +95,10 @@ def _check(options: argparse.Namespace) -> None:
             raise InvalidArgument(f"{flag} {port}: not a port; give 1 to 65535, or 0 for any free one")
     if options.port and options.port == options.storage_port:
         raise InvalidArgument(f"--port and --storage-port are the same, {options.port}: give two")
+    if options.advertise and not net.is_host(options.advertise):
+        raise InvalidArgument(
+            f"--advertise {options.advertise}: give this machine's name or one address of it; the ports are those of --port and --storage-port"
+        )
     if options.workers < 0:
         raise InvalidArgument(f"--workers {options.workers}: give 0 or more")
     if options.slots is not None and not 0 <= options.slots <= _SLOTS_MAX:
@@ -95,12 +110,7 @@ def _default_state() -> Path:
 
 
 def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
-    tls = [
-        word
-        for name in ("cert", "key", "ca")
-        if getattr(options, f"tls_{name}")
-        for word in (f"--tls-{name}", getattr(options, f"tls_{name}"))
-    ]
+    tls = [word for name, path in _tls(options).items() for word in (f"--tls-{name}", path)]
     serving = [*tls, *(["--insecure"] if options.insecure else [])]
     with farm.together():
         try:
@@ -112,13 +122,20 @@ def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
             farm.start_worker(slots=options.slots, app=options.app, allow_pickle=options.allow_pickle, options=tls)
 
 
+def _tls(options: argparse.Namespace) -> dict[str, str]:
+    """The TLS files that were given: all of them or none."""
+    return {name: path for name in ("cert", "key", "ca") if (path := getattr(options, f"tls_{name}"))}
+
+
 def _announce(farm: LocalFarm, options: argparse.Namespace, state: Path) -> None:
-    port = farm.address.rpartition(":")[2]
-    reachable = farm.address if net.is_loopback(options.host) else f"{socket.gethostname()}:{port}"
     workers = f"{options.workers} worker{'' if options.workers == 1 else 's'}"
+    tls = _tls(options)
+    words = "".join(f", tls_{name}={path!r}" for name, path in tls.items())
+    flags = "".join(f" --tls-{name} {shlex.quote(path)}" for name, path in tls.items())
+    variables = "".join(f" ANTFARM_TLS_{name.upper()}={shlex.quote(path)}" for name, path in tls.items())
     print(f"farm ready on {farm.address} (storage {farm.storage_address}, {workers})")
-    print(f"  use it     af.connect({reachable!r})  or  export ANTFARM_ADDRESS={reachable}")
-    print(f"  join it    python -m services.worker --connect {reachable} --app MODULE_OR_FILE")
+    print(f"  use it     af.connect({farm.address!r}{words})  or  export ANTFARM_ADDRESS={farm.address}{variables}")
+    print(f"  join it    python -m services.worker --connect {farm.address} --app MODULE_OR_FILE{flags}")
     print(f"  state      {state}  (logs in {state / 'logs'})")
     print("  stop       Ctrl-C", flush=True)
 

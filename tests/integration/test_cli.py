@@ -16,6 +16,7 @@ import client_app
 import pytest
 
 import antfarm as af
+from antfarm import net
 from antfarm.local import LocalFarm
 
 pytestmark = pytest.mark.slow
@@ -574,6 +575,7 @@ def test_up_that_cannot_start_says_why_in_one_line_and_nothing_else(cli: Cli, pr
         (("--port", "-1"), "--port -1: not a port"),
         (("--storage-port", "70000"), "--storage-port 70000: not a port"),
         (("--workers", "-1", *free), "--workers -1: give 0 or more"),
+        (("--advertise", "0.0.0.0", *free), "--advertise 0.0.0.0: give this machine's name or one address of it"),
         (("--slots", "-2", *free), "--slots -2: give 1 to 4,096"),
         (("--port", taken, "--storage-port", "0"), "choose another --port"),
         (("--port", "0", "--storage-port", taken), "choose another --storage-port"),
@@ -584,6 +586,27 @@ def test_up_that_cannot_start_says_why_in_one_line_and_nothing_else(cli: Cli, pr
         assert said in err
         assert err.startswith("antfarm: ")
         assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("advertised", ["127.0.0.2", ""])
+def test_up_on_every_address_tells_one_that_others_can_reach(cli: Cli, advertised: str) -> None:
+    words = ("--advertise", advertised) if advertised else ()
+    words = ("--host", "0.0.0.0", "--insecure", "--slots", "1", "--app", APP, "--state", "up5", *words)
+    process = cli.start("up", "--port", "0", "--storage-port", "0", *words, connect=False)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    found = re.match(r"farm ready on (\S+) \(storage (\S+), 1 worker\)\n", process.stdout.readline())
+    assert found is not None, process.stderr.read()
+    address, storage = found.groups()
+    assert process.stdout.readline().endswith(f"  export ANTFARM_ADDRESS={address}\n")
+    host = advertised or net.own_address()
+    assert (address.rpartition(":")[0], storage.rpartition(":")[0]) == (host, host)
+    assert process.stdout.readline().endswith(f" --connect {address} --app MODULE_OR_FILE\n")
+    with af.connect(address) as farm:
+        assert farm.submit(client_app.repeat, "ab", 50_000).result(30) == "ab" * 50_000  # by Storage
+        assert farm.aio.connection.storage_address == storage
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
 
 
 def test_a_second_up_in_one_directory_is_told_where_the_first_serves(cli: Cli) -> None:

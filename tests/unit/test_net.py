@@ -105,6 +105,21 @@ async def ask(address: str, tls: net.Tls | None) -> str:
     return answer.decode()
 
 
+@pytest.mark.parametrize("host", ["node1", "node1.example.org", "10.0.0.1", "::1", "[2001:db8::1]"])
+def test_a_name_or_an_address_can_be_connected_to(host: str) -> None:
+    assert net.is_host(host)
+    assert not net.is_wildcard(host)
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "[::]", "node1:50051", "10.0.0.1:50051", "a b", "http://node1"])
+def test_what_nobody_can_connect_to_is_no_host(host: str) -> None:
+    assert not net.is_host(host)
+
+
+def test_this_machine_has_an_address_that_others_can_be_told() -> None:
+    assert net.is_host(net.own_address())
+
+
 async def test_port_0_picks_a_free_one(server: grpc.aio.Server) -> None:
     port = net.bind(server, "127.0.0.1", 0, None, insecure=False)
     await server.start()
