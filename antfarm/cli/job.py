@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from antfarm import wire
 from antfarm.cli.progress import ProgressLine
 from antfarm.cli.session import exit_code, open_farm, output
+from antfarm.cli.task import failure_text, last_failure
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.duration import seconds
-from antfarm.errors import InvalidArgument
-from antfarm.model import JobStatus, TaskState
+from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.model import JobState, JobStatus, TaskState
 from antfarm.program import EXIT_OK
-from antfarm.text import escape, show
+from antfarm.text import escape, one_line, show
+from antfarm.v1 import task_pb2
 from antfarm.v1.common_pb2 import TaskResult
 
-_FAILED = (TaskState.FAILED, TaskState.DEAD_LETTER, TaskState.EXPIRED, TaskState.CANCELLED)
+_FAILED: Sequence[TaskState] = (TaskState.FAILED, TaskState.DEAD_LETTER, TaskState.EXPIRED, TaskState.CANCELLED)
 
 
 def add(commands: Any, flags: argparse.ArgumentParser) -> None:
@@ -123,40 +127,74 @@ def goes_on(options: argparse.Namespace, job_id: str) -> None:
     options.parting = f"job {job_id} goes on: `antfarm job wait {job_id}` waits for it"
 
 
-async def follow(options: argparse.Namespace, job: AsyncJob[Any], *, progress: bool) -> int:
-    """Wait for the end of a job, show how it goes, and say how it ended."""
+async def follow(
+    options: argparse.Namespace, job: AsyncJob[Any], *, progress: bool, row: bool = True, timeout: str | None = None
+) -> int:
+    """Wait for the end of a job, show how it goes, and say how it ended, with `row` on standard output; the exit code."""
     line = ProgressLine(wanted=progress)
     status = None
     goes_on(options, job.job_id)
     try:
-        async for status in job.watch():
-            line.update(status)
-            if status.state.terminal:
-                break
+        async with asyncio.timeout(None if timeout is None else seconds(timeout)):
+            async for status in job.watch():
+                line.update(status)
+                if status.state.terminal:
+                    break
+    except TimeoutError:
+        line.clear()
+        raise TimeoutError(f"job {job.job_id} has not ended within {timeout}") from None
     except BaseException:
         line.clear()
         raise
     status = status if status is not None and status.state.terminal else await job.status()
     line.close(status)
+    if row:
+        output(options).rows([job_row(status)])
+    if status.state is not JobState.SUCCEEDED:
+        print(
+            f"antfarm: {await _trouble(job, status)}; `antfarm job explain {job.job_id}`", file=sys.stderr, flush=True
+        )
     return exit_code(status)
+
+
+async def _trouble(job: AsyncJob[Any], status: JobStatus) -> str:
+    """Why a job that has ended did not succeed, in one line."""
+    if status.state is JobState.CANCELLED:
+        return one_line(f"job {job.job_id} was cancelled: {status.cause}".strip(": "))
+    states, what = _FAILED[:-1], "failed"
+    if not any(status.counts.get(state) for state in states):
+        states, what = _FAILED[-1:], "were cancelled"
+    number = sum(status.counts.get(state, 0) for state in states)
+    return one_line(f"{number:,} of {status.task_count:,} tasks {what}: {await _first(job, states)}".strip(": "))
+
+
+async def _first(job: AsyncJob[Any], states: Sequence[TaskState]) -> str:
+    """What is on record of the first task in one of the states; "" when it is not to be had any more."""
+    request = task_pb2.ListTasksRequest(
+        job_id=job.job_id,
+        states=[state.value for state in states],  # type: ignore[misc]
+        page_size=1,
+    )
+    with suppress(AntFarmError):
+        for task in (await job.connection.call(job.connection.tasks.ListTasks, request)).tasks:
+            failure = last_failure(task)
+            return wire.task_state_from_wire(task.state).name.lower() if failure is None else failure_text(failure)
+    return ""
 
 
 async def watch(options: argparse.Namespace) -> int:
     """antfarm job watch."""
     async with open_farm(options) as farm:
-        return await follow(options, await farm.job(options.job), progress=True)
+        return await follow(options, await farm.job(options.job), progress=True, row=False)
 
 
 async def wait(options: argparse.Namespace) -> int:
     """antfarm job wait."""
-    limit_s = None if options.timeout is None else seconds(options.timeout)
+    if options.timeout is not None:
+        seconds(options.timeout)  # refused before anything is asked
     async with open_farm(options) as farm:
         job = await farm.job(options.job)
-        try:
-            async with asyncio.timeout(limit_s):
-                return await follow(options, job, progress=options.progress)
-        except TimeoutError:
-            raise TimeoutError(f"job {job.job_id} has not ended within {options.timeout}") from None
+        return await follow(options, job, progress=options.progress, timeout=options.timeout)
 
 
 async def _each(options: argparse.Namespace, act: Any) -> int:
@@ -189,8 +227,10 @@ async def retry(options: argparse.Namespace) -> int:
     """antfarm job retry."""
     async with open_farm(options) as farm:
         job = await (await farm.job(options.job)).retry()
+        if options.wait:
+            return await follow(options, job, progress=True)
         output(options).rows([job_row(await job.status())])
-        return await follow(options, job, progress=True) if options.wait else EXIT_OK
+    return EXIT_OK
 
 
 async def purge(options: argparse.Namespace) -> int:

@@ -104,9 +104,11 @@ async def submit(options: argparse.Namespace) -> int:
     )
     async with open_farm(options) as farm:
         job = await _send(farm, plan, options)
-        output(options).rows([job_row(await job.status())])
         if options.wait or options.progress:
+            if options.output == "table":  # the row follows when it has ended; programs read one row alone
+                print(f"antfarm: job {job.job_id} submitted", file=sys.stderr, flush=True)
             return await follow(options, job, progress=options.progress)
+        output(options).rows([job_row(await job.status())])
     return EXIT_OK
 
 

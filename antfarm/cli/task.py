@@ -54,7 +54,8 @@ def _state(number: int) -> str:
         return f"STATE_{number}"
 
 
-def _failure(message: Any) -> str:
+def failure_text(message: Any) -> str:
+    """What failed, in one line of whatever length."""
     return f"{message.kind}: {message.message}".strip(": ")
 
 
@@ -86,7 +87,7 @@ async def list_tasks(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _last_failure(task: Any) -> Any:
+def last_failure(task: Any) -> Any:
     """Its last failure in the protocol's form; None when it has none."""
     if task.HasField("last_failure"):
         return task.last_failure
@@ -94,7 +95,7 @@ def _last_failure(task: Any) -> Any:
 
 
 def _row(task: Any) -> dict[str, Any]:
-    failure = _last_failure(task)
+    failure = last_failure(task)
     return {
         "task": f"{task.job_id}/{task.index}",
         "state": _state(task.state),
@@ -102,7 +103,7 @@ def _row(task: Any) -> dict[str, Any]:
         "worker": task.worker_id,
         "backup": f"attempt {task.backup_attempt} on {task.backup_worker_id}" if task.backup_attempt else "",
         "progress": f"{task.progress:.0%} {task.progress_text}".strip() if task.HasField("progress") else "",
-        "failure": _failure(failure)[:100] if failure is not None else "",
+        "failure": failure_text(failure)[:100] if failure is not None else "",
     }
 
 
@@ -125,10 +126,10 @@ async def show_task(options: argparse.Namespace) -> int:
         row["took"] = show(task.result.run_duration.ToMicroseconds() / 1e6)
         row["result"] = task.result.result[:400].decode("utf-8", "replace")
         row["outputs"] = [blob.key for blob in task.result.outputs]
-    failure = _last_failure(task)
+    failure = last_failure(task)
     if failure is not None:
         row["failure class"] = failure_from_wire(failure).failure_class.name.lower()
-        row["failure"] = _failure(failure)
+        row["failure"] = failure_text(failure)
         row["traceback"] = failure.traceback
         row["log"] = failure.log_tail
     output(options).row(row)

@@ -282,8 +282,30 @@ def test_waiting_too_long_ends_with_5_and_cancelled_with_4(cli: Cli) -> None:
     cli("job", "resume", "never")
     out, _ = cli("job", "cancel", "never", "--cause", "tired of it")
     assert "CANCELLED" in out
-    cli("job", "wait", "never", code=4)
+    out, err = cli("job", "wait", "never", code=4)
+    assert " CANCELLED " in out
+    assert err == "antfarm: job never was cancelled: tired of it; `antfarm job explain never`\n"
     assert cli.json("job", "show", "never")[0]["cause"] == "tired of it"
+
+
+def test_a_wait_says_how_its_job_ended_and_why(cli: Cli) -> None:
+    out, err = cli("submit", "client_app.square", "--arg", "y=1", "--job-id", "wrong", "--wait", code=1)
+    assert re.search(r"^wrong +client_app.square +FAILED +1 +1 +1 ", out, re.MULTILINE)
+    assert out.count("\n") == 2
+    said = r"antfarm: 1 of 1 tasks failed: TypeError: .*'y'.*; `antfarm job explain wrong`\n"
+    assert re.fullmatch(rf"antfarm: job wrong submitted\n{said}", err)
+    waited, err = cli("job", "wait", "wrong", code=1)
+    assert waited.split()[10:13] == out.split()[10:13]
+    assert re.fullmatch(said, err)
+    _, err = cli("job", "watch", "wrong", code=1)
+    assert re.fullmatch(rf"failed: 1/1 done, 1 failed in \S+\n{said}", err)
+    out, err = cli("submit", "client_app.square", "--arg", "x=1", "--wait", "--output", "json")
+    assert [row["state"] for row in json.loads(out)] == ["SUCCEEDED"]
+    assert err == ""
+    words = ("--resource", "gpu=1", "--queue-timeout", "100ms", "--wait", "--output", "jsonl")
+    out, err = cli("submit", "client_app.square", "--arg", "x=1", *words, code=1)
+    assert json.loads(out)["state"] == "FAILED"
+    assert err.startswith("antfarm: 1 of 1 tasks failed: ")
 
 
 def test_failed_jobs_are_retried_and_purged(cli: Cli) -> None:
@@ -352,7 +374,8 @@ def test_one_task_is_cancelled(cli: Cli) -> None:
     cli("submit", "client_app.wait_for", "--arg", f"path={cli.home / 'x'}", "--job-id", "single")
     out, _ = cli("task", "cancel", "single/0", "--cause", "not that one")
     assert re.search(r"^single/0 +CANCELLED .*cancelled: not that one$", out, re.MULTILINE)
-    cli("job", "wait", "single", code=1)
+    _, err = cli("job", "wait", "single", code=1)
+    assert err.startswith("antfarm: 1 of 1 tasks were cancelled: ")
 
 
 def test_workers_are_listed_drained_and_taken_back(cli: Cli, programs: LocalFarm) -> None:
