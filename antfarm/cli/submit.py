@@ -109,6 +109,7 @@ async def submit(options: argparse.Namespace) -> int:
                 print(f"antfarm: job {job.job_id} submitted", file=sys.stderr, flush=True)
             return await follow(options, job, progress=options.progress)
         output(options).rows([job_row(await job.status())])
+        await farm.tell_unoffered(job, options.type)  # while it waits, the farm itself tells
     return EXIT_OK
 
 

@@ -40,6 +40,8 @@ from antfarm.task import is_whole
 R = TypeVar("R")
 
 _NOTICE_AFTER_S = 3.0
+_LOOK_S = 3.0
+"""How long a notice may look for what it would tell."""
 _SLOTS_MAX = 4096
 
 log = logging.getLogger("antfarm.client")
@@ -359,16 +361,21 @@ class AsyncFarm:
 
     async def _notice(self, job: AsyncJob[Any], task_type: str) -> None:
         await asyncio.sleep(_NOTICE_AFTER_S)
-        with suppress(AntFarmError):
-            if (await job.status()).state.terminal or await self.offered(task_type):
-                return
-            log.warning(
-                "no worker of the farm at %s offers the task type %r yet; job %s waits for one "
-                "(start one with `--app` and the module or file that defines it)",
-                self.address,
-                task_type,
-                job.job_id,
-            )
+        await self.tell_unoffered(job, task_type)
+
+    async def tell_unoffered(self, job: AsyncJob[Any], task_type: str) -> None:
+        """Say it if no worker offers the type of a job that waits; when that cannot be told soon, say nothing."""
+        with suppress(AntFarmError, TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                waits = not (await job.status()).state.terminal and not await self.offered(task_type)
+            if waits:
+                log.warning(
+                    "no worker of the farm at %s offers the task type %r yet; job %s waits for one "
+                    "(start one with `--app` and the module or file that defines it)",
+                    self.address,
+                    task_type,
+                    job.job_id,
+                )
 
     async def offered(self, task_type: str) -> bool:
         """Whether a worker that is there can run the task type."""

@@ -288,6 +288,15 @@ def test_waiting_too_long_ends_with_5_and_cancelled_with_4(cli: Cli) -> None:
     assert cli.json("job", "show", "never")[0]["cause"] == "tired of it"
 
 
+def test_a_type_that_no_worker_offers_is_told_at_submission_and_taken(cli: Cli) -> None:
+    out, err = cli("submit", "nosuch.type", "--job-id", "unoffered", "--output", "quiet")
+    assert out == "unoffered\n"
+    assert err.startswith(f"no worker of the farm at {cli.farm.address} offers the task type 'nosuch.type' yet; ")
+    assert err.count("\n") == 1
+    cli("job", "cancel", "unoffered")
+    assert cli("submit", "client_app.square", "--arg", "x=1")[1] == ""
+
+
 def test_a_wait_says_how_its_job_ended_and_why(cli: Cli) -> None:
     out, err = cli("submit", "client_app.square", "--arg", "y=1", "--job-id", "wrong", "--wait", code=1)
     assert re.search(r"^wrong +client_app.square +FAILED +1 +1 +1 ", out, re.MULTILINE)
