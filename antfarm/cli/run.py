@@ -35,9 +35,10 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
         parents=[flags],
         help=about,
         description=about,
-        usage="antfarm run [options] -- COMMAND [WORDS with {}] [::: ARGUMENTS ...]",
+        usage="antfarm run [options] -- COMMAND [WORDS with {}] [::: ARGUMENTS ... | :::: FILES ...]",
         epilog="Places: {} the argument, {.} without extension, {/} file name, {//} directory, {/.} file name without extension, {#} number, "
-        "{1} {2} arguments of several `:::`. Without `:::` each line of standard input is an argument. A command of one "
+        "{1} {2} arguments of several lists. `:::` begins a list, `::::` files whose lines are a list each (-: standard input); several are combined. "
+        "Without them each line of standard input is an argument. A command of one "
         "word with blanks or shell characters is run by sh. Exit code 1 when some command failed. "
         "example: antfarm run -- 'gzip -c {} | wc -c' ::: *.txt",
     )

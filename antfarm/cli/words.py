@@ -1,7 +1,8 @@
 """The words of `antfarm run`: commands with places for arguments, in the manner of GNU parallel.
 
 `{}` is the argument, `{.}` without its extension, `{/}` its file name, `{//}` its directory, `{/.}` its file name without extension, `{#}`
-the number of the task from 1, `{1}` `{2}` the arguments of several `:::`. A command without any place gets the argument at its end.
+the number of the task from 1, `{1}` `{2}` the arguments of several lists. A command without any place gets the argument at its end.
+A list is what stands after `:::`, or the lines of one file after `::::`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from antfarm.cli.submit import read_lines
 from antfarm.errors import InvalidArgument
 
+_LIST, _FILES = ":::", "::::"
+_LINKED = (":::+", "::::+")
 _PLACE = re.compile(r"\{(\d*)(\.|/|//|/\.)?\}|\{#\}")
 _SHELL = re.compile(r"[|&;<>()$`\\\"'*?\[\]~#\n]|\s")
 
@@ -35,18 +39,40 @@ class Command:
 
 
 def parse(words: Sequence[str]) -> tuple[Command, list[list[str]]]:
-    """The command, and the lists after each `:::`; none of these: arguments come from standard input."""
-    parts = [list(group) for is_mark, group in itertools.groupby(words, lambda word: word == ":::") if not is_mark]
-    marks = sum(word == ":::" for word in words)
-    if not words or words[0] == ":::" or not parts:
+    """The command, and its lists: one after each `:::`, one of each file after a `::::`; without any, arguments come from standard input."""
+    linked = next((word for word in words if word in _LINKED), None)
+    if linked is not None:
+        raise InvalidArgument(
+            f"`{linked}` is not supported: each argument of a list is combined with each of the others; for pairs write one command a line "
+            "and run: antfarm run -- sh -c {} :::: FILE"
+        )
+    parts: list[list[str]] = [[]]
+    marks = []
+    for word in words:
+        if word in (_LIST, _FILES):
+            marks.append(word)
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    command, *given = parts
+    if not command:
         raise InvalidArgument("no command: write e.g. antfarm run -- wc -l {} ::: a.txt b.txt")
-    if len(parts) != marks + 1:
-        raise InvalidArgument("nothing stands after `:::`")
-    command = parts[0]
+    lists: list[list[str]] = []
+    for mark, values in zip(marks, given, strict=True):
+        if not values:
+            raise InvalidArgument(f"nothing stands after `{mark}`")
+        lists += [values] if mark == _LIST else map(_lines, values)
     if not any(_PLACE.search(word) for word in command):
         command = [f"{command[0]} {{}}"] if len(command) == 1 and _SHELL.search(command[0]) else [*command, "{}"]
     shell = len(command) == 1 and _SHELL.search(_PLACE.sub("", command[0])) is not None
-    return Command(words=tuple(command), shell=shell), parts[1:]
+    return Command(words=tuple(command), shell=shell), lists
+
+
+def _lines(path: str) -> list[str]:
+    found = list(read_lines(path))
+    if not found:
+        raise InvalidArgument(f"{'standard input' if path == '-' else path} is empty: there is nothing to run")
+    return found
 
 
 def combinations(lists: Sequence[Iterable[str]]) -> Iterator[tuple[str, ...]]:

@@ -98,6 +98,17 @@ def test_run_combines_lists_and_tags_lines(cli: Cli) -> None:
     assert out == "a 1\t1-a-1\na 2\t2-a-2\nb 1\t1-b-3\nb 2\t2-b-4\n"
 
 
+def test_run_takes_files_of_arguments_and_refuses_linked_lists(cli: Cli) -> None:
+    (cli.home / "names.txt").write_text("a b\nc\n")
+    out, _ = cli("run", "-k", "--", "echo", "{1}-{2}", "::::", "names.txt", ":::", "1", "2")
+    assert out == "a b-1\na b-2\nc-1\nc-2\n"
+    process = cli.start("run", "--", "echo", "{1}-{2}", ":::+", "a", "b")  # its standard input stays open
+    assert process.wait(30) == 2
+    _, err = process.communicate()
+    assert err.startswith("antfarm: `:::+` is not supported: ")
+    assert err.count("\n") == 1
+
+
 def test_run_says_what_failed_and_ends_with_1(cli: Cli) -> None:
     out, err = cli("run", "--", "sh", "-c", "echo out {}; echo err >&2; exit {}", ":::", "0", "3", code=1)
     assert "out 0\n" in out

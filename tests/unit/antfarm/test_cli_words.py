@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -39,7 +43,30 @@ def test_lists_multiply_with_the_last_one_fastest() -> None:
     assert parse(["f", "{}"])[1] == []
 
 
-@pytest.mark.parametrize("words", [[], [":::", "a"], ["f", ":::"], ["f", ":::", "a", ":::"]])
+def test_each_file_is_a_list_of_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters, digits, nothing = (str(tmp_path / name) for name in ("letters", "digits", "nothing"))
+    Path(letters).write_text("a b\n\nc\n")
+    Path(digits).write_text("1\n2")
+    Path(nothing).touch()
+    assert parse(["f", "::::", letters, digits])[1] == [["a b", "", "c"], ["1", "2"]]
+    assert parse(["f", ":::", "x", "::::", digits, ":::", "y"])[1] == [["x"], ["1", "2"], ["y"]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x\ny\n"))
+    assert parse(["f", "::::", "-", digits])[1] == [["x", "y"], ["1", "2"]]
+    for path, said in ((nothing, "nothing is empty: there is nothing to run"), ("missing", "missing: No such file")):
+        with pytest.raises(InvalidArgument, match=said):
+            parse(["f", "::::", path])
+
+
+@pytest.mark.parametrize("mark", [":::+", "::::+"])
+def test_linked_lists_are_refused_by_their_mark(mark: str) -> None:
+    for words in (["f", ":::", "a", mark, "b"], ["f", mark, "b"], [mark]):
+        with pytest.raises(InvalidArgument, match=rf"^`{re.escape(mark)}` is not supported: "):
+            parse(words)
+
+
+@pytest.mark.parametrize(
+    "words", [[], [":::", "a"], ["f", ":::"], ["f", ":::", "a", ":::"], ["f", ":::", ":::", "a"], ["f", "::::"]]
+)
 def test_what_is_no_command_is_refused(words: list[str]) -> None:
     with pytest.raises(InvalidArgument):
         parse(words)
