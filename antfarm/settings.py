@@ -31,7 +31,10 @@ def setting(
     short: str | None = None,
     positional: bool = False,
 ) -> Any:
-    """A field of a settings dataclass. Types: str, int, float, bool, Path, tuple[str, ...] (a repeatable flag), `X | None`."""
+    """A field of a settings dataclass. Types: str, int, float, bool, Path, tuple[str, ...] (a repeatable flag), `X | None`.
+
+    `--help` adds "Default: ..." unless the help text has one, as where the default stands for something else.
+    """
     metadata = {
         "help": help,
         "metavar": metavar,
@@ -140,7 +143,7 @@ def _add_argument(parser: argparse.ArgumentParser, spec: Field[Any], hint: Any) 
     meta = spec.metadata
     shown = spec.default
     about = str(meta["help"]).replace("%", "%%")
-    if shown not in (MISSING, None, "", ()) and not boolean:
+    if shown not in (MISSING, None, "", ()) and not boolean and "Default:" not in about:
         about = f"{about} Default: {shown}."
     names = [*([meta["short"]] if meta["short"] else []), _flag(spec.name)]
     if boolean:

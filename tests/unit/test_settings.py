@@ -22,6 +22,7 @@ class Example(ProgramSettings):
     app: tuple[str, ...] = setting((), "Module with tasks; may be given several times.", metavar="MODULE")
     backend: str = setting("file", "Kind of store.", choices=("file", "memory"))
     insecure: bool = setting(False, "Serve without protection.")
+    places: int = setting(0, "Tasks at a time. Default: the number of CPUs.")
     as_: str = setting("", "A name that Python keeps for itself.")
     connect: str = setting(help="Address of the orchestrator.", short="-c", metavar="HOST:PORT")
 
@@ -200,6 +201,7 @@ def test_help_shows_each_setting_with_its_default_and_exits_well(capsys: pytest.
         "--state DIR Directory of the journal.",
         "-c HOST:PORT, --connect HOST:PORT Address of the orchestrator.",
         "--backend {file,memory} Kind of store. Default: file.",
+        "--places PLACES Tasks at a time. Default: the number of CPUs. --as",
         "--insecure, --no-insecure Serve without protection.",
         "--tls-cert FILE",
         "--log-format {text,json}",
