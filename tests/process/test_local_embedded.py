@@ -254,8 +254,10 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User) -> None:
     script = user.script(
         "endless.py",
         """
-        import time
+        import signal, time
         import antfarm as af
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 
         def endless(x):
             print("started", flush=True)
