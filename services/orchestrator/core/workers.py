@@ -49,7 +49,7 @@ def attach(turn: Turn, event: events.Attach) -> bool:
     revoked = _reconcile(turn, worker, held, unacked, frames_received=None, spare=another or event.dial == 0)
     # A new incarnation under the same identity proves that the old process is dead: what it ran is lost.
     for attempt in previous_live:
-        if attempt.token not in held and worker.live.get((attempt.job.number, attempt.index)) is attempt:
+        if attempt.token not in held:
             lose(turn, attempt, f"worker {worker.worker_id} was restarted")
     if another:
         worker.stopping = {token: 0 for token in worker.stopping if token in held}
