@@ -1,6 +1,6 @@
 """One farm for one state directory: the lock of whoever runs it, and the note that tells others where it serves.
 
-The embedded farm keeps the same two files, so that neither takes the other's directory.
+The embedded farm keeps the same two files, so that neither takes the other's directory; its note outlives it.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from antfarm.errors import InvalidArgument, WrongState
 
@@ -27,9 +28,7 @@ class Claim:
 
     def tell(self, orchestrator: str, storage: str) -> None:
         """Let others know where the farm serves."""
-        temporary = self.directory / f"{_NOTE}.tmp"
-        temporary.write_text(json.dumps({"pid": os.getpid(), "orchestrator": orchestrator, "storage": storage}))
-        temporary.replace(self.directory / _NOTE)
+        write_note(self.directory, {"pid": os.getpid(), "orchestrator": orchestrator, "storage": storage})
 
 
 @contextmanager
@@ -54,18 +53,33 @@ def claim(directory: Path) -> Iterator[Claim]:
 
 
 def _taken(directory: Path) -> str:
-    try:
-        note = json.loads((directory / _NOTE).read_text())
-        pid, address = int(note.get("pid", 0)), str(note["orchestrator"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    note = read_note(directory)
+    if "orchestrator" not in note:
         return f"a farm starts or ends in {directory} just now: try again in a moment, or give --state DIR"
-    if not _alive(pid):
+    if not alive(note.get("pid")):
         return f"the farm that ran in {directory} was killed and is ending: try again in a moment, or give --state DIR"
-    return f"a farm runs here already ({address}): use it, or give --state DIR"
+    return f"a farm runs here already ({note['orchestrator']}): use it, or give --state DIR"
 
 
-def _alive(pid: int) -> bool:
-    if pid <= 0:
+def read_note(directory: Path) -> dict[str, Any]:
+    """What is noted of the farm of a state directory; empty when nothing is, or nothing that can be read."""
+    try:
+        found = json.loads((directory / _NOTE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_note(directory: Path, note: Mapping[str, Any]) -> None:
+    """Note it, whole or not at all."""
+    temporary = directory / f"{_NOTE}.tmp"
+    temporary.write_text(json.dumps(note))
+    temporary.replace(directory / _NOTE)
+
+
+def alive(pid: Any) -> bool:
+    """True when a process of that number runs; what is no number is none."""
+    if not isinstance(pid, int) or pid <= 0:
         return False
     try:
         os.kill(pid, 0)

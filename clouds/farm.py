@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import antfarm
+from antfarm.claim import alive
 from antfarm.errors import AntFarmError, InvalidArgument
 from antfarm.local import LocalFarm
 from antfarm.program import STOP_WITH_STDIN
@@ -81,7 +82,7 @@ def _claim(lock: int, state: Path, say: Say) -> None:
             break
         except BlockingIOError:
             owner = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
-        if owner.isdigit() and _alive(int(owner)):
+        if owner.isdigit() and alive(int(owner)):
             raise CloudsError(f"process {owner} runs a farm on {state}; wait for it, or give another --state")
         if time.monotonic() > deadline:
             raise CloudsError(f"programs of an earlier run still use {state}; end them, or give another --state")
@@ -91,16 +92,6 @@ def _claim(lock: int, state: Path, say: Say) -> None:
         time.sleep(0.1)
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # ---- the programs -----------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from typing import Any
 
 from antfarm import wire
 from antfarm.cli.progress import ProgressLine
-from antfarm.cli.session import exit_code, open_farm, output
+from antfarm.cli.session import check_limit, exit_code, open_farm, output
 from antfarm.cli.task import failure_text, last_failure
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob, Order
 from antfarm.duration import seconds
-from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.errors import AntFarmError
 from antfarm.model import JobState, JobStatus, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.text import escape, one_line, show
@@ -86,8 +86,7 @@ def job_row(status: JobStatus) -> dict[str, Any]:
 
 async def list_jobs(options: argparse.Namespace) -> int:
     """antfarm job list."""
-    if options.limit < 0:
-        raise InvalidArgument(f"--limit {options.limit}: give 1 or more, or 0 for all")
+    check_limit(options.limit)
     async with open_farm(options) as farm:
         rows = [job_row(status) async for status in farm.jobs(name=options.name, limit=options.limit or None)]
     output(options).rows(rows, empty=f"no job is named {escape(options.name)}" if options.name else "no jobs yet")

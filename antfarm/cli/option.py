@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from antfarm.cli.session import flag_seconds
 from antfarm.client.selection import LAST
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
@@ -100,7 +101,7 @@ def _retries(options: argparse.Namespace, declared: Retry | None) -> Retry | Non
         return made
     if made is None:
         raise InvalidArgument("--retry-pause goes with --retries: without retries there is no pause")
-    pause_s = _time("--retry-pause", options.retry_pause)
+    pause_s = flag_seconds("--retry-pause", options.retry_pause)
     return replace(made, backoff=pause_s, backoff_max=max(pause_s, seconds(made.backoff_max)))
 
 
@@ -110,17 +111,10 @@ def _timeouts(options: argparse.Namespace, declared: Timeouts | None) -> Timeout
         text = getattr(options, dest)
         if text is not None:
             flag = "--" + dest.replace("_", "-")
-            given[name] = _time(flag, text)
+            given[name] = flag_seconds(flag, text)
             if given[name] == 0:
                 raise InvalidArgument(f"{flag} {text}: give a time above 0; without it there is no limit")
     return replace(declared or Timeouts(), **given) if given else declared
-
-
-def _time(flag: str, text: str) -> float:
-    try:
-        return seconds(text)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{flag}: {error}") from None
 
 
 def _resource(text: str) -> tuple[str, float]:

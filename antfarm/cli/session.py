@@ -10,12 +10,27 @@ from contextlib import asynccontextmanager
 
 from antfarm.cli.output import FORMATS, Output
 from antfarm.client.farm import AsyncFarm, connect
+from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
 from antfarm.model import JobState, JobStatus
 from antfarm.program import EXIT_CANCELLED, EXIT_OK, EXIT_TASKS_FAILED
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where `antfarm up` serves."""
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a --limit that means nothing."""
+    if limit < 0:
+        raise InvalidArgument(f"--limit {limit}: give 1 or more, or 0 for all")
+
+
+def flag_seconds(flag: str, text: str) -> float:
+    """The length of time that a flag was given; InvalidArgument names the flag."""
+    try:
+        return seconds(text)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{flag}: {error}") from None
 
 
 def add_farm_flags(parser: argparse.ArgumentParser, *, again: bool = False) -> None:

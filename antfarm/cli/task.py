@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from antfarm.cli.session import find_task, open_farm, output
+from antfarm.cli.session import check_limit, find_task, open_farm, output
 from antfarm.client.farm import AsyncFarm
 from antfarm.client.job import AsyncJob
 from antfarm.errors import InvalidArgument
@@ -65,8 +65,7 @@ async def list_tasks(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in TaskState.__members__]
     if unknown:
         raise InvalidArgument(f"{unknown[0]} is no state of a task; there are {', '.join(TaskState.__members__)}")
-    if options.limit < 0:
-        raise InvalidArgument(f"--limit {options.limit}: give 1 or more, or 0 for all")
+    check_limit(options.limit)
     rows: list[dict[str, Any]] = []
     async with open_farm(options) as farm:
         job_id = (await farm.find(options.job)).job_id

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from antfarm.cli.session import open_farm, output
-from antfarm.duration import seconds
-from antfarm.errors import InvalidArgument
+from antfarm.cli.session import flag_seconds, open_farm, output
 from antfarm.program import EXIT_OK
 from antfarm.text import show
 from antfarm.v1 import worker_pb2
@@ -99,10 +97,7 @@ async def show_worker(options: argparse.Namespace) -> int:
 
 async def drain(options: argparse.Namespace) -> int:
     """antfarm worker drain."""
-    try:
-        limit = None if options.limit is None else seconds_to_wire(seconds(options.limit))
-    except InvalidArgument as error:
-        raise InvalidArgument(f"--limit: {error}") from None
+    limit = None if options.limit is None else seconds_to_wire(flag_seconds("--limit", options.limit))
     async with open_farm(options) as farm:
         request = worker_pb2.DrainWorkerRequest(worker_id=options.worker, limit=limit)
         answer = await farm.connection.call(farm.connection.workers.DrainWorker, request)

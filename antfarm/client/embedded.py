@@ -8,7 +8,6 @@ the lock too, so that a successor waits until they are really gone.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from antfarm import apps, net
+from antfarm.claim import alive, read_note, write_note
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm
 
@@ -43,8 +43,8 @@ def default_directory() -> Path:
 
 def running_address(directory: Path | None = None) -> str:
     """Address of this user's embedded farm if a process runs it now, else ""."""
-    known = _read(directory or default_directory())
-    return str(known.get("orchestrator", "")) if _alive(known.get("pid")) else ""
+    known = read_note(directory or default_directory())
+    return str(known.get("orchestrator", "")) if alive(known.get("pid")) else ""
 
 
 class EmbeddedFarm:
@@ -110,8 +110,8 @@ class EmbeddedFarm:
             if self._take_lock():
                 self._run()
                 return
-            known = _read(self._directory)
-            if known.get("orchestrator") and _alive(known.get("pid", 0)):
+            known = read_note(self._directory)
+            if known.get("orchestrator") and alive(known.get("pid", 0)):
                 self.address = known["orchestrator"]
                 self._start_worker()
                 return
@@ -131,7 +131,7 @@ class EmbeddedFarm:
 
     def _run(self) -> None:
         """Start Storage and the orchestrator, under their former addresses where these are free, and this process's worker if it has none."""
-        known = _read(self._directory)
+        known = read_note(self._directory)
         self._write({})
         self._sweep()
         with self._programs.together():
@@ -178,45 +178,23 @@ class EmbeddedFarm:
 
     def _write(self, running: dict[str, Any]) -> None:
         """Tell others where the farm is; the addresses stay known when it ends, so that it can come back under them."""
-        kept = {key: value for key, value in _read(self._directory).items() if key != "pid"}
-        temporary = self._directory / "farm.json.tmp"
-        temporary.write_text(json.dumps({**kept, **running}))
-        temporary.replace(self._directory / "farm.json")
+        kept = {key: value for key, value in read_note(self._directory).items() if key != "pid"}
+        write_note(self._directory, {**kept, **running})
 
     def _sweep(self) -> None:
         """Remove what workers of ended processes left, but for the last logs."""
         for path in self._directory.glob("worker-*"):
-            if not _alive(_pid_of(path)):
+            if not alive(_pid_of(path)):
                 shutil.rmtree(path, ignore_errors=True)
         logs = sorted(self._directory.glob("logs/worker-*.log"), key=lambda path: path.stat().st_mtime)
         for path in logs[:-_LOGS_KEPT]:
-            if not _alive(_pid_of(path)):
+            if not alive(_pid_of(path)):
                 path.unlink(missing_ok=True)
 
 
 def _pid_of(path: Path) -> int:
     number = path.name.removesuffix(".log").rpartition("-")[2]
     return int(number) if number.isdigit() else 0
-
-
-def _read(directory: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((directory / "farm.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _free_port(address: str) -> int:
