@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-depth bench-start bench-growth bench-clouds bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-million bench-depth bench-start bench-growth bench-clouds bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -101,6 +101,9 @@ fuzz: $(STAMP) ## hostile input by seed at every target; N=inputs of each, SEED=
 
 bench-restart: $(STAMP) ## measure restarts with a million tasks queued
 	@$(BIN)/python -m bench.restart
+
+bench-million: $(STAMP) ## measure a million tasks as they go: rate, memory, what heartbeats wait
+	@$(BIN)/python -m bench.million
 
 bench-idle: $(STAMP) ## measure what idle workers cost, beside raw streams (some 8 minutes)
 	@$(BIN)/python -m bench.idle
