@@ -5,7 +5,8 @@ real one has two (antfarm/link/client.py): the Work Queue beats, the Report Queu
 the core alone. See `bench.herd` for both.
 
 Both are attached at the same time and measured in the same window: what a wake-up costs depends on what else the machine does, and changes by the
-minute. Each round has fresh servers, so that memory is the growth since before the first worker came.
+minute. Where the cores cannot serve both at once, `--apart` measures one after the other. Each round has fresh servers, so that memory is the growth
+since before the first worker came.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from antfarm.local import LocalFarm
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--window-s", type=float, default=30.0, help="seconds of each measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (%(default)s)")
     parser.add_argument("--hosts", type=int, default=4, help="processes that the workers are hosted in (%(default)s)")
+    parser.add_argument("--apart", action="store_true", help="one kind of worker at a time, not both in one window")
     options = parser.parse_args()
     if min(options.workers) < 1 or options.hosts < 1:
         parser.error("give at least one worker and one host")
@@ -65,7 +67,9 @@ def main() -> int:
     farm, raw = ({count: Figures() for count in options.workers} for _ in range(2))
     for _ in range(options.rounds):
         for count in options.workers:
-            measure(count, options.hosts, options.window_s, farm[count], raw[count])
+            ours, theirs = Kind("links", farm_server, farm[count]), Kind("streams", raw_server, raw[count])
+            for kinds in ((ours,), (theirs,)) if options.apart else ((ours, theirs),):
+                measure(count, options.hosts, options.window_s, kinds)
     print(
         "| idle workers | measure | AntFarm: min / median / max | raw streams: min / median / max | ratio of medians | goal |"
     )
@@ -97,6 +101,17 @@ def demand_descriptors(workers: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of worker."""
+
+    name: str
+    """As `bench.herd` calls it."""
+    serve: Callable[[], AbstractContextManager[tuple[int, str]]]
+    """Starts its server: process id and address."""
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """A server with all its workers attached."""
 
@@ -107,12 +122,13 @@ class Side:
     figures: Figures
 
 
-def measure(count: int, hosts: int, window_s: float, farm: Figures, raw: Figures) -> None:
-    """One round: both servers, `count` workers at each, and a window in which they only beat; ends in one line when one of them did not."""
-    with farm_server() as ours, raw_server() as theirs, ExitStack() as stack:
+def measure(count: int, hosts: int, window_s: float, kinds: Sequence[Kind]) -> None:
+    """One round: the kinds' servers, `count` workers at each, and a window in which they only beat; ends in one line when one of them did not."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(kind.serve()) for kind in kinds]
         sides = [
-            attach("links", *ours, count, hosts, farm, stack),
-            attach("streams", *theirs, count, hosts, raw, stack),
+            attach(kind.name, *server, count, hosts, kind.figures, stack)
+            for kind, server in zip(kinds, servers, strict=True)
         ]
         time.sleep(HEARTBEAT_S)  # everybody has beaten once, and what attaching left behind is done
         broken = [demand_attached(side.herd, count) for side in sides]
