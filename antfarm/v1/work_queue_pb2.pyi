@@ -493,10 +493,15 @@ class TaskGroup(_message.Message):
     TEMPLATE_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    SINCE_EPOCH_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     epoch: _builtins.int
     """The epoch of the tokens. A worker MUST refuse one lower than the highest it has seen."""
+    since_epoch: _builtins.int
+    """Epoch in which the job's first tasks came. Tokens of this job id of lower epochs named tasks of another job, which was purged: a down-stream
+    orchestrator goes on with nothing that it bound under them.
+    """
     @_builtins.property
     def template(self) -> _common_pb2.TaskTemplate:
         """What the tasks have in common."""
@@ -519,10 +524,11 @@ class TaskGroup(_message.Message):
         template: _common_pb2.TaskTemplate | None = ...,
         inputs: _abc.Iterable[_common_pb2.Dependency] | None = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        since_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "epoch", b"epoch", "inputs", b"inputs", "job_id", b"job_id", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "epoch", b"epoch", "inputs", b"inputs", "job_id", b"job_id", "since_epoch", b"since_epoch", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -598,7 +604,7 @@ Global___Revoke: _TypeAlias = Revoke  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """A request to drain. It is over when a later Welcome of the same epoch is not followed by another one. A down-stream orchestrator gives back what
+    """A request to drain. It is over when a later Welcome of the same owner is not followed by another one. A down-stream orchestrator gives back what
     has not begun, at the limit the rest, and stays.
     """
 

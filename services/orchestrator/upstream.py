@@ -126,6 +126,7 @@ class Upstream:
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """Parents to expand or to relay. Inputs from other jobs of the orchestrator above are put into the payload first."""
+        self._tell_acked()  # first: what has a verdict is bound no more when its name comes again
         for group in groups:
             if group.inputs:
                 self._spawn(self._assign_with_inputs(group))
@@ -149,7 +150,11 @@ class Upstream:
         self._sizer.arrived(len(tasks), 1.0, sum(map(len, payloads)))
         self._driver.post(
             events.ParentsAssigned(
-                job_id=group.job_id, epoch=group.epoch, template=replace(template, timeouts=timeouts), tasks=tasks
+                job_id=group.job_id,
+                epoch=group.epoch,
+                template=replace(template, timeouts=timeouts),
+                tasks=tasks,
+                since_epoch=group.since_epoch,
             )
         )
 
@@ -233,7 +238,9 @@ class Upstream:
                 failure_class=FailureClass.INFRA, kind="plan", message=f"the plan cannot be fetched: {error}"
             )
         self._driver.post(
-            events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure)
+            events.ParentExpanded(
+                parent=effect.parent, plan=effect.job, template=template, payloads=payloads, failure=failure
+            )
         )
 
     async def _result_bytes(self, seq: int, index: int) -> bytes:

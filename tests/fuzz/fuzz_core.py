@@ -344,7 +344,10 @@ class Maker:
         job_id, index, epoch, attempt = self._parent_token()
         last = min(index + self.pick((0, 0, 1, 4)), (1 << 64) - 1)
         tasks = [events.ParentTask(i, attempt, self.pick((b"", b"[]"))) for i in range(index, last + 1)]
-        return events.ParentsAssigned(job_id=job_id, epoch=epoch, template=self.template(), tasks=tasks)
+        since_epoch = self.number(epoch) if self.chance(0.2) else 0
+        return events.ParentsAssigned(
+            job_id=job_id, epoch=epoch, template=self.template(), tasks=tasks, since_epoch=since_epoch
+        )
 
     def parent_revoked(self) -> Any:
         """A task is taken away."""
@@ -360,8 +363,11 @@ class Maker:
 
     def parent_expanded(self) -> Any:
         """A plan was read."""
+        parent = self._parent()
+        plan = self.world.state.by_id.get("up/{}/{}/plan".format(*parent))
         return events.ParentExpanded(
-            parent=self._parent(),
+            parent=parent,
+            plan=plan.number if plan is not None and self.chance(0.9) else self.number(1),
             template=self.template() if self.chance(0.9) else None,
             payloads=self.payloads(),
             failure=self.failure() if self.chance(0.1) else None,

@@ -449,7 +449,11 @@ class Farm:
         except ValueError:
             return
         parent = self.maker.pick(parents) if parents else ("top", 0)
-        self.driver.post(events.ParentExpanded(parent=parent, template=template, payloads=payloads, failure=None))
+        plan = self.world.state.by_id.get("up/{}/{}/plan".format(*parent))
+        number = plan.number if plan is not None else 0
+        self.driver.post(
+            events.ParentExpanded(parent=parent, plan=number, template=template, payloads=payloads, failure=None)
+        )
 
     async def _settle(self) -> None:
         """Let the tasks that the up-link has begun come to their end, as far as they can."""

@@ -119,7 +119,7 @@ class World:
         """Request number -> what its answer proves."""
         self.requests = 1_000
         self.names = 0
-        self.plans: list[Key] = []
+        self.plans: list[tuple[Key, int]] = []
         """Parents whose plan waits to be read."""
         self.tokens_from_above: dict[int, tuple[int, int]] = {}
         self.reports_above: dict[Key, tuple[int, int]] = {}
@@ -189,7 +189,7 @@ class World:
             assert ended or fenced, f"I6: the late success {token} was turned away"
 
     def _deliver_above(self) -> None:
-        self.plans.extend(read.parent for read in self.harness.claim_all(effects.ReadPlan))
+        self.plans.extend((read.parent, read.job) for read in self.harness.claim_all(effects.ReadPlan))
         ends = [effect.token for effect in self.harness.claim_all(effects.FailParent)]
         for report in self.harness.claim_all(effects.ReportParents):
             assert report.seq <= report.after <= self.harness.durable_seq, "I5: reported above before it is durable"
@@ -325,9 +325,11 @@ class World:
     def answer_parent(self, children: int, good: bool) -> None:
         """A plan is read, and a report acknowledged."""
         if self.plans:
+            parent, plan = self.plans.pop(0)
             self.do(
                 events.ParentExpanded(
-                    parent=self.plans.pop(0),
+                    parent=parent,
+                    plan=plan,
                     template=TaskTemplate(type="child") if good else None,
                     payloads=[b"%d" % number for number in range(children)],
                     failure=None if good else failure(FailureClass.PERMANENT),

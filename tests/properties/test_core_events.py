@@ -101,12 +101,12 @@ any_event = st.one_of(
     ),
     st.builds(events.DrainWorker, request=request, worker_id=worker_ids, drain=st.booleans(), limit_ns=ns),
     st.builds(
-        events.ParentsAssigned, job_id=st.sampled_from(["top", "x"]), epoch=u64, template=templates, tasks=st.lists(parent_tasks, max_size=3),
+        events.ParentsAssigned, job_id=st.sampled_from(["top", "x"]), epoch=u64, template=templates, tasks=st.lists(parent_tasks, max_size=3), since_epoch=u64,
     ),
     st.builds(events.ParentsRevoked, tokens=parent_tokens, cause=texts),
     st.builds(events.ParentsDrained, over=st.booleans()),
     st.builds(
-        events.ParentExpanded, parent=st.sampled_from([("top", 0), ("x", 1), ("no", 5)]), template=st.none() | templates,
+        events.ParentExpanded, parent=st.sampled_from([("top", 0), ("x", 1), ("no", 5)]), plan=st.integers(0, 9), template=st.none() | templates,
         payloads=payload_lists, failure=failures,
     ),
     st.builds(events.ParentsAcked, tokens=parent_tokens),

@@ -349,7 +349,9 @@ class Scenario:
         self._expanded(task, template=None, payloads=[], failure=failure)
 
     def _expanded(self, task: str, **fields: Any) -> None:
-        self.farm.do(events.ParentExpanded(parent=_task(task)[:2], **fields))
+        key = _task(task)[:2]
+        plan = self.farm.state.by_id.get("up/{}/{}/plan".format(*key))
+        self.farm.do(events.ParentExpanded(parent=key, plan=plan.number if plan is not None else 0, **fields))
 
     def do_parent_acked(self, task: str) -> None:
         self.farm.do(events.ParentsAcked(tokens=[_task(task)]))

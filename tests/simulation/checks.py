@@ -129,6 +129,12 @@ class Checks:
         """(orchestrator, attempt) -> when its end was first reported."""
         self.told: dict[tuple[str, int, int], Token] = {}
         """(orchestrator, record of an end, index of its task) -> the parent that was told this failure."""
+        self.began_ns: dict[tuple[str, Token], int] = {}
+        """(orchestrator, attempt) -> when a worker began to run it."""
+        self.purging_ns: dict[tuple[str, int], int] = {}
+        """(orchestrator, number of a job) -> when its purge was decided."""
+        self.purged_ns: dict[tuple[str, str], int] = {}
+        """(orchestrator, job) -> when the last purge of one of that id was decided that is durable."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
         """Attempt -> how many ran on its worker when that died."""
@@ -232,6 +238,9 @@ class Checks:
 
     def decided(self, owner: Orchestrator, step: Step) -> None:
         """An event was handled. What a quarantine takes back is nobody's from now on, also before its worker knows."""
+        for _, record in step.records:
+            if isinstance(record, records.JobPurged):
+                self.purging_ns[owner.name, record.job] = self.world.kernel.now
         for effect in step.effects:
             if isinstance(effect, effects.SendRevoke) and effect.cause == QUARANTINED:
                 self.ledger(owner.name).recalled.update(dict.fromkeys(effect.tokens, owner.process.life))
@@ -327,11 +336,23 @@ class Checks:
                 demand(token not in ledger.accepted, "I9", token, "failed once and was accepted twice")
                 ledger.accepted[token] = None
 
-    def parent_reported(self, owner: Orchestrator, seq: int, end: effects.ParentEnd, state: TaskState) -> None:
-        """A parent's end is told up-stream: one failure under one token, or it is counted twice."""
-        if state is not TaskState.SUCCEEDED:
+    def parent_reported(self, owner: Orchestrator, seq: int, end: effects.ParentEnd, ended: records.EndedTask) -> None:
+        """A parent's end is told up-stream: one failure under one token, or it is counted twice; a success of this task, not of one that had its name."""
+        if ended.state is not TaskState.SUCCEEDED:
             before = self.told.setdefault((owner.name, seq, end.local), end.token)
             demand(before == end.token, "I9", end.token, "is told the failure of", before)
+            return
+        upper, key = owner.upper or "", end.token[:2]
+        above, here = self.ledger(upper), self.ledger(owner.name)
+        if above.restored or key not in above.tasks or end.token[2] < above.births[key]:
+            return
+        for _, record in owner.disk.read([seq]):
+            job_id = here.jobs.get(getattr(record, "job", 0), "")
+            began_ns = self.began_ns.get((owner.name, (job_id, end.local, ended.epoch, ended.attempt)))
+            purged_ns = self.purged_ns.get((upper, key[0]), 0)
+            demand(
+                began_ns is None or began_ns >= purged_ns, "I2", end.token, "is told the success of a task of its name"
+            )
 
     def audited(self, owner: Orchestrator, text: str) -> None:
         """A line of the audit log."""
@@ -405,6 +426,8 @@ class Checks:
                     # The core took the holder's word; what was started nevertheless is found where it starts.
                     ledger.unstarted[token] = None
             case records.JobPurged():
+                job_id = ledger.jobs.get(record.job, "")
+                self.purged_ns[owner.name, job_id] = self.purging_ns.get((owner.name, record.job), 0)
                 self._purged(ledger, record)
             case records.ParentBound():
                 parent, bound = (record.job_id, record.index), (record.epoch, record.attempt)
@@ -626,6 +649,7 @@ class Checks:
     def started(self, worker: Worker, token: Token) -> None:
         """A worker begins to run an attempt."""
         self.did["started"] += 1
+        self.began_ns[worker.upper, token] = self.world.kernel.now
         ledger = self.ledger(worker.upper)
         demand(ledger.issued.get(token) == worker.name, "I2", worker.name, "runs", token)
         spec = ledger.specs.get(token[0])

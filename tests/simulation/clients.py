@@ -223,7 +223,7 @@ class Client:
             if worker.upper != self.owner.name:
                 return
             name = WorkerId(worker.name)
-        self.ask(lambda n: events.DrainWorker(request=n, worker_id=name, drain=True, limit_ns=10 * SECOND))
+        self.ask(lambda n: events.DrainWorker(request=n, worker_id=name, drain=True, limit_ns=2 * SECOND))
 
     def _undrain(self, name: WorkerId) -> None:
         self.world.checks.did["undrained"] += 1

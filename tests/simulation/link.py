@@ -19,11 +19,9 @@ from tests.simulation.network import REPORT, WORK, Wire
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-DRAIN_NS = 2 * SECOND
-"""How long what runs may take when its program is drained."""
 ATTACH_TIMEOUT_NS = 10 * SECOND
-Group = tuple[str, Any, list[tuple[int, int, bytes, int | None]]]
-"""(job_id, template, assignments as (index, attempt, payload, remaining_ns))"""
+Group = tuple[str, Any, list[tuple[int, int, bytes, int | None]], int]
+"""(job_id, template, assignments as (index, attempt, payload, remaining_ns), epoch in which the job came)"""
 Kept = tuple[Token, Outcome]
 
 
@@ -42,7 +40,7 @@ class Handler(Protocol):
         """Attached."""
         ...
 
-    def on_drain(self) -> None:
+    def on_drain(self, limit_ns: int) -> None:
         """Finish, and leave or wait until it is over."""
         ...
 
@@ -58,6 +56,8 @@ class Link:
         self, world: World, process: Process, upper: str, worker_id: str, handler: Handler, about: dict[str, Any]
     ) -> None:
         self.world, self.process, self.upper, self.worker_id = world, process, upper, worker_id
+        self.owner = 0
+        """Life of the orchestrator's process that it is, or was, attached to."""
         self.handler = handler
         self.about = about
         """What Hello says beside the session's own facts."""
@@ -122,7 +122,8 @@ class Link:
             return
         self._heard_ns = self.process.clock_ns
         match message:
-            case ("welcome", epoch, heartbeat_ns, lease_ns, revoked):
+            case ("welcome", owner, epoch, heartbeat_ns, lease_ns, revoked):
+                self.owner = owner
                 self._welcomed(epoch, heartbeat_ns, lease_ns, revoked)
             case ("tasks", epoch, groups):
                 self._frames += 1
@@ -136,8 +137,8 @@ class Link:
                     self.handler.on_revoke(held, forgotten=False)
             case ("verdicts", code, numbers):
                 self._judged(code, numbers)
-            case ("drain",):
-                self.handler.on_drain()
+            case ("drain", limit_ns):
+                self.handler.on_drain(limit_ns)
             case ("refuse", error):
                 self._refused(error)
 
@@ -171,13 +172,13 @@ class Link:
 
     def _take(self, epoch: int, groups: list[Group]) -> None:
         taken: list[Group] = []
-        for job_id, template, assignments in groups:
+        for job_id, template, assignments, since_epoch in groups:
             kept = self.session.assigned(job_id, epoch, [(index, attempt) for index, attempt, _, _ in assignments])
             if kept is not None:
                 assignments = [assignments[position] for position in kept]
             if assignments:
                 self.world.checks.taken(self, epoch, job_id, assignments)
-                taken.append((job_id, template, assignments))
+                taken.append((job_id, template, assignments, since_epoch))
         if taken:
             self.handler.on_tasks(epoch, taken)
 

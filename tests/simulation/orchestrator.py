@@ -21,7 +21,7 @@ from services.orchestrator.core.turn import CoreConfig
 from tests.simulation.checks import ORCHESTRATOR, demand
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, SECOND, Process
-from tests.simulation.link import DRAIN_NS, Group, Link
+from tests.simulation.link import Group, Link
 from tests.simulation.network import REPORT, WORK, Wire
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Orchestrator:
         self._requests: dict[int, Answer] = {}
         self._reported: dict[Token, None] = {}
         self._said: dict[Token, None] = {}
+        self._draining = False
         self._drains = 0
         """Which of them the next end of a drain is of."""
         self.undisturbed_since_ns = kernel.now
@@ -248,7 +249,8 @@ class Orchestrator:
         message: Any = None
         match effect:
             case effects.Welcome():
-                message = ("welcome", effect.epoch, effect.heartbeat_ns, effect.lease_ns, tuple(effect.revoked))
+                owner, revoked = self.process.life, tuple(effect.revoked)
+                message = ("welcome", owner, effect.epoch, effect.heartbeat_ns, effect.lease_ns, revoked)
             case effects.SendTasks():
                 message = self._tasks_frame(effect)
             case effects.SendVerdicts():
@@ -259,7 +261,7 @@ class Orchestrator:
             case effects.AckHeartbeat():
                 message = ("ack", effect.number, list(effect.revoked))
             case effects.SendDrain():
-                message = ("drain",)
+                message = ("drain", effect.limit_ns)
             case effects.Refuse():
                 message = ("refuse", effect.error)
         early = self._early.get(effect.session)
@@ -291,7 +293,7 @@ class Orchestrator:
             if job is None:
                 continue
             assignments = [(task.index, task.attempt, task.payload, task.remaining_ns) for task in assigned]
-            groups.append((job.job_id, job.template, assignments))
+            groups.append((job.job_id, job.template, assignments, job.batches[0].epoch))
             worker = self.core.state.sessions.get(effect.session)
             holder = worker.worker_id if worker is not None else ""
             self.world.checks.issued(self, holder, job, effect.epoch, assignments)
@@ -351,8 +353,16 @@ class Orchestrator:
     # ---- as a worker of the one above -------------------------------------------------------------------------------
 
     def on_tasks(self, epoch: int, groups: list[Group]) -> None:
-        """Parents to expand."""
-        for job_id, template, assignments in groups:
+        """Parents to expand; while it is drained, to give back."""
+        self._tell_acked()
+        for job_id, template, assignments, since_epoch in groups:
+            if self._draining:
+                for index, attempt, _, _ in assignments:
+                    if (job_id, index) not in self.core.state.parents:
+                        self._give_back((job_id, index, epoch, attempt), never_started=True)
+                assignments = [one for one in assignments if (job_id, one[0]) in self.core.state.parents]
+                if not assignments:
+                    continue
             left_ns = [remaining_ns for _, _, _, remaining_ns in assignments if remaining_ns is not None]
             self.post(
                 events.ParentsAssigned(
@@ -360,8 +370,11 @@ class Orchestrator:
                     epoch=epoch,
                     template=self.world.passed_down(template, max(left_ns, default=None)),
                     tasks=[events.ParentTask(index, attempt, payload) for index, attempt, payload, _ in assignments],
+                    since_epoch=since_epoch,
                 )
             )
+            if self._draining:
+                self.post(events.ParentsDrained(over=False))
 
     def on_revoke(self, tokens: list[Token], *, forgotten: bool) -> None:
         """Parents to give up."""
@@ -375,15 +388,17 @@ class Orchestrator:
         """A drain is over, or is asked for again."""
         assert self.link is not None
         self._drains += 1
+        self._draining = False
         self.link.want(WINDOW)
 
-    def on_drain(self) -> None:
+    def on_drain(self, limit_ns: int) -> None:
         """Take no more, give back what has not begun, later everything."""
         assert self.link is not None
         self.link.want(0)
         self._drains += 1
+        self._draining = True
         self.post(events.ParentsDrained(over=False))
-        self.process.later(DRAIN_NS, self._end_drain, self._drains)
+        self.process.later(limit_ns, self._end_drain, self._drains)
 
     def _end_drain(self, number: int) -> None:
         if number == self._drains:
@@ -406,10 +421,7 @@ class Orchestrator:
             case effects.ReleaseParents():
                 self.world.checks.released(effect.tokens, never_started=effect.never_started)
                 for token in effect.tokens:
-                    _, index, _, attempt = token
-                    outcome = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.RELEASED)
-                    outcome.never_started = effect.never_started
-                    self._report(token, outcome)
+                    self._give_back(token, never_started=effect.never_started)
             case effects.ReportParents():
                 self._report_ends(effect)
 
@@ -428,7 +440,11 @@ class Orchestrator:
             failure = Failure(failure_class=FailureClass.PERMANENT, kind="plan", message="it was purged")
         else:
             template, payloads = self.world.parse_plan(ended[0].result)
-        self.post(events.ParentExpanded(parent=effect.parent, template=template, payloads=payloads, failure=failure))
+        self.post(
+            events.ParentExpanded(
+                parent=effect.parent, plan=effect.job, template=template, payloads=payloads, failure=failure
+            )
+        )
 
     def _report_ends(self, effect: effects.ReportParents) -> None:
         ended = self._ended_tasks(effect.seq, [end.local for end in effect.ends])
@@ -439,7 +455,7 @@ class Orchestrator:
                 demand(not bound, "I13", end.token, "ended, and its record is not there")
                 continue
             task = ended[end.local]
-            self.world.checks.parent_reported(self, effect.seq, end, task.state)
+            self.world.checks.parent_reported(self, effect.seq, end, task)
             outcome = events.Outcome(
                 report_no=0, index=end.token[1], attempt=end.token[3], ending=Ending.FAILED, failure=task.failure
             )
@@ -449,6 +465,12 @@ class Orchestrator:
                 outcome.failure = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure")
             self._report(end.token, outcome)
 
+    def _give_back(self, token: Token, *, never_started: bool) -> None:
+        _, index, _, attempt = token
+        outcome = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.RELEASED)
+        outcome.never_started = never_started
+        self._report(token, outcome)
+
     def _report(self, token: Token, outcome: events.Outcome) -> None:
         link = self.link
         assert link is not None
@@ -456,6 +478,14 @@ class Orchestrator:
             return
         self._reported[token] = None
         link.report(token, outcome)
+
+    def _tell_acked(self) -> None:
+        assert self.link is not None
+        acked = [token for token in self._reported if token not in self.link.session.held]
+        for token in acked:
+            del self._reported[token]
+        if acked:
+            self.post(events.ParentsAcked(tokens=acked))
 
     def _watch_acks(self) -> None:
         link = self.link
@@ -466,11 +496,9 @@ class Orchestrator:
         descendants = (self.name, *sorted(below - {self.name}))
         if descendants != link.about["descendants"]:
             link.about["descendants"] = descendants
-        acked = [token for token in self._reported if token not in link.session.held]
-        for token in acked:
-            del self._reported[token]
-        if acked:
-            self.post(events.ParentsAcked(tokens=acked))
+        self._tell_acked()
+        if self._draining:  # what turned out not to have begun
+            self.post(events.ParentsDrained(over=False))
         for parent in self.core.state.parents.values():
             token = parent.token
             if (

@@ -14,7 +14,7 @@ from antfarm.link.session import Token
 from antfarm.model import Ending, Failure, FailureClass, TaskTemplate
 from services.orchestrator.core.events import Outcome
 from tests.simulation.kernel import MS, SECOND, Process
-from tests.simulation.link import DRAIN_NS, Group, Kept, Link
+from tests.simulation.link import Group, Kept, Link
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -50,8 +50,8 @@ class Worker:
         self.black_hole = False
         """Fails whatever it is given, at once."""
         self.draining = False
-        self._drained_in = self._drains = 0
-        """The epoch in which it was asked to drain, and how often it was."""
+        self._drained_by = self._drains = 0
+        """The life of the orchestrator that asked it to drain, and how often it was asked."""
         self.waiting: deque[Run] = deque()
         self.running: dict[Token, Run] = {}
 
@@ -100,7 +100,7 @@ class Worker:
     def on_tasks(self, epoch: int, groups: list[Group]) -> None:
         """Queue new attempts."""
         now = self.process.clock_ns
-        for job_id, template, assignments in groups:
+        for job_id, template, assignments, _ in groups:
             for index, attempt, payload, _ in assignments:
                 self.waiting.append(Run((job_id, index, epoch, attempt), template, payload, now))
         self._pump()
@@ -121,22 +121,22 @@ class Worker:
         self._maybe_leave()
 
     def on_welcome(self) -> None:
-        """A drain of this epoch is over, or is asked for again; who was restarted has forgotten it."""
-        if self.draining and self._drained_in == self.link.session.max_epoch_seen:
+        """A drain is over, or is asked for again; who was restarted has forgotten it."""
+        if self.draining and self._drained_by == self.link.owner:
             self.draining = False
             self._drains += 1
             self.link.want(self.link.about["window"])
 
-    def on_drain(self) -> None:
+    def on_drain(self, limit_ns: int) -> None:
         """Hand back what waits, finish what runs."""
         self.draining = True
-        self._drained_in = self.link.session.max_epoch_seen
+        self._drained_by = self.link.owner
         self._drains += 1
         self.link.want(0)
         waiting, self.waiting = self.waiting, deque()
         for run in waiting:
             self._hand_back(run, Ending.RELEASED, never_started=True)
-        self.process.later(DRAIN_NS, self._end_drain, self._drains)
+        self.process.later(limit_ns, self._end_drain, self._drains)
         self._maybe_leave()
 
     def _end_drain(self, number: int) -> None:

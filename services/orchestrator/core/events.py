@@ -214,6 +214,8 @@ class ParentsAssigned:
     epoch: int
     template: TaskTemplate
     tasks: Sequence[ParentTask]
+    since_epoch: int = 0
+    """Tokens of that job id of lower epochs named tasks of another job, which was purged. 0: up-stream does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,8 @@ class ParentExpanded:
     """The plan of a parent's task was read: these are the tasks that it becomes. `failure` when it could not be read."""
 
     parent: tuple[str, int]
+    plan: int
+    """Number of the plan's job."""
     template: TaskTemplate | None
     payloads: Sequence[bytes]
     failure: Failure | None

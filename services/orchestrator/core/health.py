@@ -135,14 +135,19 @@ def review(turn: Turn) -> None:
 
 
 def _has_succeeded(state: State, probation: Probation) -> bool:
-    """True when the canary has succeeded. One that ended otherwise than by failing proves nothing, and the next goes out at once."""
+    """True when the canary has succeeded. One that ended otherwise than by failing proves nothing, and the next goes out at once.
+
+    A worker is trusted for the success of the attempt there alone, not for that of a backup elsewhere; a type for any.
+    """
     if probation.canary is None:
         return False
     worker, job = state.workers.get(probation.canary_on), state.jobs.get(probation.canary[0])
     if worker is not None and probation.canary in worker.live:
         return False
     if job is not None and job.states[probation.canary[1]] == TaskState.SUCCEEDED:
-        return True
+        of_type = worker is None or worker.quarantine is not probation
+        if of_type or job.winners[probation.canary[1]] == probation.canary_token:
+            return True
     probation.canary = None
     return False
 
@@ -194,6 +199,8 @@ def due_workers(turn: Turn) -> Iterator[tuple[Worker, Probation]]:
 def sent(probation: Probation, worker: Worker, key: tuple[int, int]) -> None:
     """The canary is out."""
     probation.canary, probation.canary_on = key, worker.worker_id
+    attempt = worker.live.get(key)
+    probation.canary_token = attempt.epoch << 32 | attempt.attempt if attempt is not None else 0
 
 
 def probation_text(probation: Probation, now_ns: int) -> str:

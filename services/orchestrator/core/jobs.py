@@ -82,6 +82,10 @@ def _append(turn: Turn, job: Job, first: int, payloads: Sequence[bytes], close: 
         raise errors.Conflict(
             f"job {job.job_id} has other tasks at index {first} to {first + len(known) - 1}: choose another job id"
         )
+    if close and first + len(payloads) < have:
+        raise errors.Conflict(
+            f"job {job.job_id} has {have} tasks, more than these {first + len(payloads)}: choose another job id"
+        )
     fresh = payloads[len(known) :]
     if fresh and (job.closed or job.cancelled):
         raise errors.JobClosed(

@@ -47,10 +47,12 @@ class Share:
 class Limit:
     """A concurrency limit: how many attempts live under one name, and how many may."""
 
-    __slots__ = ("bounds", "live")
+    __slots__ = ("bounds", "lanes", "live")
 
     def __init__(self) -> None:
         self.live = 0
+        self.lanes = 0
+        """Lanes that name it."""
         self.bounds: dict[int, int] = {}
         """max_active -> jobs that say so and have not ended."""
 

@@ -66,6 +66,10 @@ def extend(turn: Turn, gap_ns: int) -> None:
         worker.heard_ns = min(max(worker.heard_ns + lost_ns, least_ns), turn.now)
     if turn.state.recovering_until_ns is not None:
         turn.state.recovering_until_ns = max(turn.state.recovering_until_ns + lost_ns, read_ns if stood_still else 0)
+    if stood_still:
+        for job in turn.state.jobs.values():
+            if job.template.at_most_once and not job.ended:
+                reports.hold_longer(turn, job, lost_ns)
 
 
 def fire(turn: Turn) -> None:

@@ -24,6 +24,8 @@ EPOCH_SEEN_MAX = EPOCH_MAX - (1 << 20)
 """What a worker says that it has seen raises the epoch this far at most, so that a million starts are left below EPOCH_MAX."""
 ATTEMPT_MAX = 1 << 31
 """Attempt numbers above it are nobody's."""
+PLAN_BYTES_MAX = 256 << 20
+"""Of all arguments that a plan makes: they become one record, and the journal takes none of a billion bytes."""
 AMOUNT_MAX = 1e15
 """Of one resource, of a task or a worker: bytes of a petabyte, and still sums of many that are exact and no infinity."""
 
@@ -91,6 +93,16 @@ def check_resources(resources: Mapping[str, float]) -> None:
         raise InvalidArgument(f"resources must be numbers from 0 to {AMOUNT_MAX:g}")
     if sum(len(name.encode()) for name in resources) > NAME_BYTES_MAX:
         raise InvalidArgument(f"names of resources are more than {NAME_BYTES_MAX} bytes: use fewer or shorter ones")
+
+
+def check_plan(payloads: Sequence[bytes]) -> None:
+    """PayloadTooLarge when one is above the inline limit, or all are more than one record may hold."""
+    check_payloads(payloads)
+    size = sum(map(len, payloads))
+    if size > PLAN_BYTES_MAX:
+        raise PayloadTooLarge(
+            f"its tasks are {size >> 20} MiB of arguments, the limit is {PLAN_BYTES_MAX >> 20} MiB: keep large ones in Storage, or submit several smaller requests"
+        )
 
 
 def check_payloads(payloads: Sequence[bytes]) -> None:

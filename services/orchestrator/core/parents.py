@@ -31,7 +31,7 @@ from services.orchestrator.core.limits import (
     EPOCH_MAX,
     NAME_BYTES_MAX,
     check_parent,
-    check_payloads,
+    check_plan,
     check_spec,
 )
 from services.orchestrator.core.state import Job, Parent, State
@@ -61,6 +61,9 @@ def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
         token = (event.epoch, task.attempt)
         if known is not None and (known.epoch, known.attempt) >= token:
             continue
+        if known is not None and known.epoch < event.since_epoch:
+            _forget(turn, [known], "its job was purged up-stream, and another one has its id")
+            known = None
         problem = refusal or (None if 0 < task.attempt <= ATTEMPT_MAX else f"no queue has an attempt {task.attempt}")
         if problem is not None:
             message = f"the task cannot be carried out here: {problem}"
@@ -93,6 +96,9 @@ def _refusal(event: events.ParentsAssigned) -> str | None:
 
 def _bind(turn: Turn, event: events.ParentsAssigned, task: events.ParentTask) -> None:
     """A task that gets jobs of its own here, or waits for somebody who can run it."""
+    if (event.job_id, task.index) not in turn.state.parents:
+        # What is left was of a task whose end is known above: this one may be of another job under the same id.
+        _discard(turn, (event.job_id, task.index), "another task has its name")
     turn.record(
         records.ParentBound(
             job_id=event.job_id,
@@ -116,7 +122,7 @@ def _clear_failed(turn: Turn, parent: Parent) -> None:
     Up-stream's verdict is no condition: the newer token often overtakes it, and the old failure would be counted a second time.
     """
     for stage in STAGES:
-        job = _job(turn.state, parent, stage)
+        job = _job(turn.state, parent.key, stage)
         if job is not None:
             # Children are summed up however they ended.
             if job.ended and job.failed_count and stage != "tasks":
@@ -135,7 +141,7 @@ def resume(turn: Turn) -> None:
     relay.resume(turn, [parent for parent in parents if parent.job])
     for parent in parents:
         if not parent.job:
-            parent.bound_ns = turn.now
+            parent.bound_ns = turn.moment_ns(parent.bound_wall_ns) if parent.bound_wall_ns else turn.now
             advance(turn, parent)
 
 
@@ -155,14 +161,14 @@ def job_ended(turn: Turn, job: Job) -> None:
         advance(turn, parent)
 
 
-def _job(state: State, parent: Parent, stage: str) -> Job | None:
-    return state.by_id.get(f"{base(parent.key)}/{stage}")
+def _job(state: State, key: tuple[str, int], stage: str) -> Job | None:
+    return state.by_id.get(f"{base(key)}/{stage}")
 
 
 def advance(turn: Turn, parent: Parent) -> None:
     """Begin what comes next for a parent; does nothing while a stage of it runs."""
     state = turn.state
-    summary, tasks, plan = (_job(state, parent, stage) for stage in STAGES)
+    summary, tasks, plan = (_job(state, parent.key, stage) for stage in STAGES)
     if summary is not None:
         if summary.ended:
             _report(turn, parent, summary)
@@ -186,7 +192,8 @@ def _begin(turn: Turn, parent: Parent) -> None:
     elif offers(workers, own):
         turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
         task = events.ParentTask(parent.index, parent.attempt, parent.payload)
-        relay.begin(turn, parent.job_id, parent.epoch, parent.template, [task])
+        template = _within_deadline(turn, parent, parent.template)
+        relay.begin(turn, parent.job_id, parent.epoch, template, [task])
     else:
         turn.state.waiting_parents[parent.key] = None
 
@@ -218,9 +225,9 @@ def _stage_template(turn: Turn, parent: Parent, stage: str) -> TaskTemplate:
 def _within_deadline(turn: Turn, parent: Parent, template: TaskTemplate) -> TaskTemplate:
     """The template with no more time than is left of the parent's total deadline: also where nobody above can say that it is over."""
     total_ns, own_ns = parent.template.timeouts.total_ns, template.timeouts.total_ns
-    if total_ns is None or not parent.bound_wall_ns:  # which older journals do not know
+    if total_ns is None:
         return template
-    left_ns = max(turn.moment_ns(parent.bound_wall_ns) + total_ns - turn.now, 1)
+    left_ns = max(parent.bound_ns + total_ns - turn.now, 1)
     return replace(template, timeouts=replace(template.timeouts, total_ns=min(left_ns, own_ns or left_ns)))
 
 
@@ -239,10 +246,10 @@ def _make(
 def expanded(turn: Turn, event: events.ParentExpanded) -> None:
     """The plan was read: its tasks become the children's job, in one record with the end of planning behind it."""
     parent = turn.state.parents.get(event.parent)
-    if parent is None or _job(turn.state, parent, "tasks") is not None:
+    if parent is None or _job(turn.state, parent.key, "tasks") is not None:
         return
-    plan = _job(turn.state, parent, "plan")
-    if plan is None or not plan.ended:
+    plan = _job(turn.state, parent.key, "plan")
+    if plan is None or plan.number != event.plan:
         return  # the answer to an earlier binding, which was revoked since
     job_id = JobId(f"{base(parent.key)}/tasks")
     failure = event.failure
@@ -250,7 +257,7 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
         spec = JobSpec(template=_within_deadline(turn, parent, event.template), name=_name(parent))
         try:
             check_spec(spec)
-            check_payloads(event.payloads)
+            check_plan(event.payloads)
         except AntFarmError as error:
             failure = Failure(
                 failure_class=FailureClass.PERMANENT, kind="plan", message=f"the plan cannot be carried out: {error}"
@@ -287,8 +294,9 @@ def acked(turn: Turn, event: events.ParentsAcked) -> None:
     for parent in own:
         turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
         for stage in reversed(STAGES):
-            job = _job(turn.state, parent, stage)
+            job = _job(turn.state, parent.key, stage)
             if job is not None:
+                jobs.cancel_job(turn, job, "the task above has ended without it")
                 turn.state.of_done_parents[job.number] = None
     relay.take_back(turn, relayed, "its end is recorded up-stream")
     _purge_oldest(turn)
@@ -307,9 +315,8 @@ def _purge_oldest(turn: Turn) -> None:
 
 def revoked(turn: Turn, event: events.ParentsRevoked) -> None:
     """Up-stream took tasks away: everything made for them is cancelled and forgotten."""
-    cause = event.cause or "revoked by the up-stream orchestrator"
     own, relayed = _bound(turn, event.tokens, older=True)
-    _take_back(turn, own, relayed, cause)
+    _forget(turn, [*own, *relayed], event.cause or "revoked by the up-stream orchestrator")
 
 
 def drained(turn: Turn, event: events.ParentsDrained) -> None:
@@ -321,9 +328,8 @@ def drained(turn: Turn, event: events.ParentsDrained) -> None:
             if not _has_ended(turn, parent) and _has_begun(turn, parent) == begun
         ]
         if going:
-            own, relayed = [one for one in going if not one.job], [one for one in going if one.job]
             tokens = [parent.token for parent in going]
-            _take_back(turn, own, relayed, "the orchestrator above drains this one")
+            _forget(turn, going, "the orchestrator above drains this one")
             turn.effect(ReleaseParents(tokens=tokens, never_started=not begun, after=turn.state.seq))
 
 
@@ -331,7 +337,7 @@ def _has_ended(turn: Turn, parent: Parent) -> bool:
     """True when its end is recorded here, and told up-stream."""
     if parent.job:
         return turn.state.jobs[parent.job].states[parent.local] >= _TERMINAL
-    summary, _, plan = (_job(turn.state, parent, stage) for stage in STAGES)
+    summary, _, plan = (_job(turn.state, parent.key, stage) for stage in STAGES)
     return (summary is not None and summary.ended) or (plan is not None and plan.ended and plan.failed_count > 0)
 
 
@@ -339,23 +345,31 @@ def _has_begun(turn: Turn, parent: Parent) -> bool:
     """False when it is certain that nothing of it was given to a worker."""
     if parent.job:
         return _was_given_out(turn, turn.state.jobs[parent.job], parent.local)
-    summary, tasks, plan = (_job(turn.state, parent, stage) for stage in STAGES)
+    summary, tasks, plan = (_job(turn.state, parent.key, stage) for stage in STAGES)
     return summary is not None or tasks is not None or (plan is not None and _was_given_out(turn, plan, 0))
 
 
 def _was_given_out(turn: Turn, job: Job, index: int) -> bool:
     waits = job.states[index] in (TaskState.WAITING, TaskState.QUEUED)
+    if job.template.at_most_once:
+        return not waits  # its token is durable before it leaves, and it waits again only if it never started
     return not waits or index in job.notes or turn.state.recovering_until_ns is not None
 
 
-def _take_back(turn: Turn, own: Sequence[Parent], relayed: Sequence[Parent], cause: str) -> None:
-    """Everything made for these parents is cancelled and forgotten."""
-    relay.take_back(turn, relayed, cause)
+def _forget(turn: Turn, parents: Sequence[Parent], cause: str) -> None:
+    """They are bound no more, and everything made for them is cancelled."""
+    relay.take_back(turn, [parent for parent in parents if parent.job], cause)
     _purge_oldest(turn)
-    for parent in own:
-        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
-        for stage in STAGES:
-            job = _job(turn.state, parent, stage)
-            if job is not None:
-                jobs.cancel_job(turn, job, cause)
-                turn.record(records.JobPurged(job=job.number))
+    for parent in parents:
+        if not parent.job:
+            turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
+            _discard(turn, parent.key, cause)
+
+
+def _discard(turn: Turn, key: tuple[str, int], cause: str) -> None:
+    """The jobs of a parent that is not bound are cancelled and forgotten."""
+    for stage in STAGES:
+        job = _job(turn.state, key, stage)
+        if job is not None:
+            jobs.cancel_job(turn, job, cause)
+            turn.record(records.JobPurged(job=job.number))

@@ -97,6 +97,8 @@ class Past(IntEnum):
     """The journal says that it was issued, and nothing else is known: its holder may go on with it."""
 
 
+TIMERS_MIN = 1_000
+"""Timers that are kept without asking whether they still matter."""
 PAST_MAX = 1_000
 """Earlier attempts of one task that are remembered. A report of one that is not, nobody can tell from a forged one."""
 
@@ -169,6 +171,8 @@ class Probation:
     """(job number, index) of that task, while it is out."""
     canary_on: str = ""
     """Worker that has it."""
+    canary_token: int = 0
+    """epoch << 32 | attempt of its attempt there."""
 
 
 class Trouble(NamedTuple):
@@ -343,6 +347,7 @@ class Worker:
         "descendants",
         "dial",
         "drain_limit_ns",
+        "drain_until_ns",
         "failed",
         "former",
         "frames",
@@ -397,6 +402,8 @@ class Worker:
         self.suspect = False
         self.drain_limit_ns: int | None = None
         """How long what runs may take when an operator drains it; outlives the process. None: it works."""
+        self.drain_until_ns = 0
+        """When that is over."""
         self.lost = False
         self.gone = False
         self.frames = 0
@@ -544,13 +551,14 @@ class State:
         """Workers in quarantine, the oldest first."""
         self.paused_types: dict[str, Probation] = {}
         self.waiting_parents: dict[tuple[str, int], None] = {}
-        """Those for which nobody here could do anything so far, and some that have ended since."""
+        """Those for which nobody here could do anything so far."""
         self.of_done_parents: dict[int, None] = {}
         """Jobs of parents whose end is recorded above, in the order in which that was heard: kept for people to look at."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
-        """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, never removed."""
+        """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, and those of what has ended go when there are many."""
+        self.timers_max = TIMERS_MIN
         self.timer_tie = 0
         self.recovering_until_ns: int | None = None
         self.awaited: set[str] = set()
@@ -581,6 +589,17 @@ class State:
         """Set a timer."""
         self.timer_tie += 1
         heapq.heappush(self.timers, (due_ns, self.timer_tie, kind, arguments))
+        if len(self.timers) > self.timers_max:
+            self.timers[:] = [timer for timer in self.timers if self._may_matter(timer[2], timer[3])]
+            heapq.heapify(self.timers)
+            self.timers_max = max(TIMERS_MIN, 2 * len(self.timers))
+
+    def _may_matter(self, kind: str, arguments: tuple[int, ...]) -> bool:
+        """False when time has overtaken a timer: its job or its attempt has ended."""
+        job = self.jobs.get(arguments[0])
+        if job is None or job.ended:
+            return False
+        return kind != "backstop" or job.find_live(arguments[1], arguments[2], arguments[3]) is not None
 
     def make_ready(self, job: Job, index: int) -> None:
         """A task that was out already is QUEUED again."""
@@ -679,6 +698,7 @@ class State:
                 )
             case records.ParentDone():
                 self.parents.pop((record.job_id, record.index), None)
+                self.waiting_parents.pop((record.job_id, record.index), None)
             case records.ParentsRelayed():
                 self._apply_relayed(seq, record)
             case records.RelaysDone():
@@ -712,7 +732,16 @@ class State:
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(key, spec.template, limit)
+            if limit is not None:
+                limit.lanes += 1
         return lane
+
+    def _leave_limit(self, lane: Lane) -> None:
+        """A lane is gone, and its limit with the last one that names it."""
+        if lane.limit is not None and lane.template.limit is not None:
+            lane.limit.lanes -= 1
+            if not lane.limit.lanes:
+                del self.limits[lane.template.limit.name]
 
     def _apply_paused(self, record: records.JobPaused) -> None:
         job = self.jobs[record.job]
@@ -892,6 +921,7 @@ class State:
         job.lane.remove(job)
         if not job.lane.jobs:
             del self.lanes[job.lane.key]
+            self._leave_limit(job.lane)
         self.kept_bytes -= job.kept_bytes
         for other, _, _ in job.dependencies:
             other.dependents = [entry for entry in other.dependents if entry[0] is not job]

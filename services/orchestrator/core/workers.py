@@ -57,8 +57,9 @@ def attach(turn: Turn, event: events.Attach) -> bool:
     if event.worker_id not in state.seen:
         turn.record(records.WorkerSeen(worker_id=event.worker_id, orchestrator=event.orchestrator))
     state.awaited.discard(event.worker_id)
-    if worker.drain_limit_ns is not None and (worker.orchestrator or not another):
-        turn.effect(SendDrain(session=event.session, limit_ns=worker.drain_limit_ns))
+    # A new process is not asked: it was started after the drain. One that runs what it held before is the old one, which was lost meanwhile.
+    if worker.draining and (worker.orchestrator or not another or not unacked.issuperset(event.held)):
+        turn.effect(SendDrain(session=event.session, limit_ns=max(worker.drain_until_ns - turn.now, 0)))
     turn.effect(
         Welcome(
             session=event.session,
@@ -89,7 +90,7 @@ def _refusal(turn: Turn, worker: Worker | None, event: events.Attach) -> errors.
         return errors.IncarnationLost(
             f"another process of worker {worker.worker_id} has taken its place: attach as a new incarnation"
         )
-    if worker is None or worker.gone:
+    if worker is None:
         return None
     if worker.incarnation == event.incarnation:
         if worker.lost:
@@ -255,7 +256,8 @@ def drain(turn: Turn, event: events.DrainWorker) -> None:
     worker = turn.state.workers.get(event.worker_id)
     if worker is None:
         raise errors.WorkerNotFound(f"no worker {event.worker_id!r} here: `antfarm worker list` shows those that are")
-    drains, worker.drain_limit_ns = worker.drain_limit_ns is not None, event.limit_ns if event.drain else None
+    drains, worker.drain_limit_ns = worker.draining, event.limit_ns if event.drain else None
+    worker.drain_until_ns = turn.now + event.limit_ns
     if not event.drain:
         health.trust(turn, worker, "somebody said so")
         if drains and worker.session is not None:

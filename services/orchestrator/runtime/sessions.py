@@ -182,7 +182,13 @@ class Sessions:
             if job is None:
                 continue  # purged since; the worker's next heartbeat shows that it holds nothing of it
             template, inputs = self._job_parts(number)
-            group = frame.tasks.groups.add(job_id=job.job_id, epoch=effect.epoch, template=template, inputs=inputs)
+            group = frame.tasks.groups.add(
+                job_id=job.job_id,
+                epoch=effect.epoch,
+                template=template,
+                inputs=inputs,
+                since_epoch=job.batches[0].epoch,
+            )
             add = group.assignments.add
             for task in assigned:
                 if task.remaining_ns is None:

@@ -458,6 +458,19 @@ def test_a_silent_holder_is_waited_for_and_then_given_up(farm: Harness) -> None:
     assert token[3] == 1
 
 
+def test_a_pause_of_the_orchestrator_counts_against_no_silent_holder(farm: Harness) -> None:
+    worker, token = once(farm)
+    worker.detach()
+    farm.wait(13)
+    farm.claim(effects.Audit)
+    farm.tick(400)
+    farm.wait(280)
+    assert farm.states("j") == "A"
+    worker.incarnation = b"2"
+    worker.attach()
+    assert worker.report(token) is VerdictCode.ACCEPTED
+
+
 def test_a_late_success_of_a_silent_holder_counts(farm: Harness) -> None:
     worker, token = once(farm)
     worker.detach()

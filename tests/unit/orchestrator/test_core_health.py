@@ -136,6 +136,35 @@ def test_the_time_between_canaries_doubles_up_to_half_an_hour(farm: Harness) -> 
     audits(farm)
 
 
+def test_a_backup_that_succeeds_elsewhere_says_nothing_of_the_canarys_worker(farm: Harness) -> None:
+    bad, w2, w3 = workers = [farm.worker(f"w{n}", host=f"h{n}") for n in (1, 2, 3)]
+    for other in (w2, w3):
+        other.credit(0)
+    farm.create("j", 3)
+    for _ in range(3):
+        fail_next(bad)
+    farm.create("k", 4, idempotent=True)
+    w2.credit(1)
+    for credit in (1, 1, 0):
+        (token,) = w2.take()
+        farm.wait(1, beating=workers)
+        w2.credit(credit)
+        w2.run([token])
+    farm.wait(31, beating=workers)
+    (canary,) = bad.take()
+    bad.running(canary)
+    assert canary[:2] == ("k", 3)
+    w2.credit(1)
+    farm.wait(60, beating=workers)
+    (backup,) = w2.take()
+    assert w2.report(backup) is VerdictCode.ACCEPTED
+    assert farm.claim(effects.SendRevoke).tokens == [canary]
+    bad.forget([canary])
+    bad.beat()
+    assert quarantined(farm) == ["w1"]
+    audits(farm)
+
+
 def test_a_canary_that_is_handed_back_proves_nothing_and_the_next_goes_out(farm: Harness) -> None:
     bad, *others = one_fails_three(farm, 50)
     farm.wait(31, beating=[bad, *others])

@@ -74,6 +74,20 @@ def test_a_repeated_batch_changes_nothing_and_an_overlapping_one_adds_the_rest(f
     assert [bytes(p or b"") for p in farm.job("j").payloads] == [b"0", b"1", b"2", b"3", b"4"]
 
 
+def test_fewer_tasks_do_not_close_a_job_that_has_more(farm: Harness) -> None:
+    """Somebody else fills it, who would not be able to go on."""
+    farm.create("j", 5, close=False)
+    for error in (
+        farm.refusal(lambda n: create_event(n, "j", 2)),
+        farm.refusal(lambda n: append_event(n, "j", 0, 2, close=True)),
+        farm.refusal(lambda n: append_event(n, "j", 2, 2, close=True)),
+    ):
+        assert isinstance(error, errors.Conflict)
+    assert not farm.job("j").closed
+    farm.append("j", 5, 3, close=True)
+    assert farm.states("j") == 8 * "Q"
+
+
 def test_a_gap_and_another_content_are_refused(farm: Harness) -> None:
     farm.create("j", 2, close=False)
     refused(farm, lambda n: append_event(n, "j", 3, 1), errors.Gap, "has 2 tasks: go on from index 2, not 3")

@@ -6,9 +6,10 @@ import pytest
 from orchestrator_harness import Harness, Worker, create_event, each, retrying
 
 from antfarm import errors
-from antfarm.model import SECOND_NS, FailureClass, TaskState, VerdictCode, WorkerId
+from antfarm.model import SECOND_NS, FailureClass, TaskState, Timeouts, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.limits import AMOUNT_MAX, EPOCH_SEEN_MAX
+from services.orchestrator.core.state import TIMERS_MIN
 from services.orchestrator.core.turn import CoreConfig
 
 W1 = WorkerId("w1")
@@ -394,6 +395,81 @@ def test_drain_gives_no_more_work_and_is_told_again_after_a_break(farm: Harness)
     assert len(worker.take()) == 1
     drain(False)  # where there is none nothing happens
     assert farm.claim_all(effects.Refuse) == []
+
+
+def test_a_drain_is_told_again_with_the_time_that_is_left(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    farm.create("j", 1)
+    worker.take()
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=True, limit_ns=30 * SECOND_NS))
+    farm.claim(effects.SendDrain)
+    for left_s in (20, 10, 0, 0):
+        farm.wait(10, beating=[worker])
+        worker.detach()
+        worker.attach()
+        assert round(farm.claim(effects.SendDrain).limit_ns / SECOND_NS, 2) == left_s
+
+
+def test_a_drained_worker_that_was_lost_and_still_runs_what_it_held_is_told_again(farm: Harness) -> None:
+    """It is no new process, though it comes as another incarnation; one that only has reports to deliver may be."""
+    worker = farm.worker(slots=2)
+    farm.create("j", 2)
+    first, second = worker.take()
+    farm.ask(lambda n: events.DrainWorker(request=n, worker_id=W1, drain=True, limit_ns=30 * SECOND_NS))
+    farm.claim(effects.SendDrain)
+    worker.detach()
+    farm.wait(13)
+    farm.claim(effects.Audit)
+    worker.incarnation = b"another"
+    worker.finished = [first]
+    worker.attach()
+    assert round(farm.claim(effects.SendDrain).limit_ns / SECOND_NS) == 17
+    worker.report(first)
+    worker.held.pop(second)
+    worker.detach()
+    worker.incarnation = b"a new process"
+    worker.attach()
+    assert farm.claim_all(effects.SendDrain) == []
+    assert worker.take() == []
+
+
+def test_a_late_hello_of_a_worker_that_has_left_is_refused(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, type="t")
+    worker.detach()
+    late = worker.hello()
+    worker.attach()
+    (token,) = worker.take()
+    worker.release(token)
+    farm.drop(effects.SendTasks)
+    worker.goodbye()
+    farm.do(late)
+    assert isinstance(farm.claim(effects.Refuse, session=late.session).error, errors.Unavailable)
+    farm.claim(effects.Audit)
+    assert farm.states("j") == "Q"
+    worker.held.clear()
+    worker.attach()
+    assert len(worker.take()) == 1
+
+
+def test_timers_of_what_has_ended_do_not_gather(farm: Harness) -> None:
+    worker = farm.worker(slots=1)
+    day_ns = 86_400 * SECOND_NS
+    for number in range(3 * TIMERS_MIN):
+        farm.create(f"j{number}", 1, timeouts=Timeouts(run_ns=day_ns))
+        (token,) = worker.take()
+        worker.running(token)
+        worker.run([token])
+        farm.purge(f"j{number}")
+    assert len(farm.state.timers) <= TIMERS_MIN
+    farm.create("j", 1, timeouts=Timeouts(run_ns=day_ns))
+    (token,) = worker.take()
+    worker.running(token)
+    for _ in range(3 * TIMERS_MIN):
+        farm.state.arm(farm.now + day_ns, "backstop", 1, 0, 1, 1)
+    farm.wait(86_400 + 12 + 1, beating=[])
+    assert farm.states("j") == "Q"
+    farm.drop()
 
 
 def test_an_orchestrators_next_process_is_told_of_the_drain_too(farm: Harness) -> None:

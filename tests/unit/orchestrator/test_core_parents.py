@@ -21,7 +21,7 @@ from antfarm.model import (
     Timeouts,
     VerdictCode,
 )
-from services.orchestrator.core import effects, events, records
+from services.orchestrator.core import effects, events, limits, records
 from services.orchestrator.core.events import HeldToken
 from services.orchestrator.core.parents import KEPT_MAX
 from services.orchestrator.core.turn import CoreConfig
@@ -41,11 +41,13 @@ class Reported(NamedTuple):
     """Record that ends it, and index of the task there."""
 
 
-def assigned(*tokens: HeldToken, template: TaskTemplate = STAGE, payload: bytes = b"[1]") -> events.ParentsAssigned:
+def assigned(
+    *tokens: HeldToken, template: TaskTemplate = STAGE, payload: bytes = b"[1]", since_epoch: int = 1
+) -> events.ParentsAssigned:
     """Tasks of one job and epoch."""
     job_id, _, epoch, _ = tokens[0]
     tasks = [events.ParentTask(index, attempt, payload) for _, index, _, attempt in tokens]
-    return events.ParentsAssigned(job_id=job_id, epoch=epoch, template=template, tasks=tasks)
+    return events.ParentsAssigned(job_id=job_id, epoch=epoch, template=template, tasks=tasks, since_epoch=since_epoch)
 
 
 def assign(farm: Harness, epoch: int = 1, attempt: int = 1, template: TaskTemplate = STAGE, index: int = 4) -> None:
@@ -83,8 +85,10 @@ def reported(farm: Harness) -> Reported:
 
 
 def expand(farm: Harness, children: int = 2, **fields: Any) -> None:
+    plan = farm.state.by_id.get("{}{}/{}/plan".format("up/", *fields.get("parent", KEY)))
     event: dict[str, Any] = {
         "parent": KEY,
+        "plan": plan.number if plan is not None else 0,
         "template": TaskTemplate(type="child"),
         "payloads": [b"%d" % i for i in range(children)],
         "failure": None,
@@ -333,12 +337,16 @@ def test_an_answer_to_a_plan_of_an_earlier_binding_is_ignored(farm: Harness) -> 
     (token,) = worker.take()
     worker.run([token])
     farm.claim(effects.ReadPlan)
+    earlier = farm.job("up/top/4/plan").number
     revoke(farm, ("top", 4, 1, 1))
-    expand(farm)
+    expand(farm, plan=earlier)
     started(farm, 1, 2)
-    expand(farm)
+    expand(farm, plan=earlier)
+    worker.run(worker.take())
+    farm.claim(effects.ReadPlan)
+    expand(farm, plan=earlier)
+    expand(farm, plan=earlier, template=None, failure=failure())
     assert farm.state.by_id.keys() == {"up/top/4/plan"}
-    worker.take()
 
 
 def test_once_acknowledged_nothing_is_bound_and_people_may_still_look(farm: Harness) -> None:
@@ -353,8 +361,7 @@ def test_once_acknowledged_nothing_is_bound_and_people_may_still_look(farm: Harn
     assert farm.state.by_id.keys() == {"up/top/4/relay-1"}
 
 
-@pytest.mark.parametrize("acked", [True, False])
-def test_a_retry_from_above_does_the_failed_stage_anew_and_keeps_what_succeeded(farm: Harness, acked: bool) -> None:
+def test_a_retry_from_above_does_the_failed_stage_anew_and_keeps_what_succeeded(farm: Harness) -> None:
     worker = farm.worker(slots=2, types=PLANNED)
     started(farm, template=TaskTemplate(type="s"))
     planned(farm, worker)
@@ -362,13 +369,91 @@ def test_a_retry_from_above_does_the_failed_stage_anew_and_keeps_what_succeeded(
     (summary,) = worker.take()
     worker.fail(summary)
     assert reported(farm).state is TaskState.FAILED
-    if acked:
-        ack(farm, ("top", 4, 1, 1))
     started(farm, 1, 2, template=TaskTemplate(type="s"))
     (summary,) = worker.take()
     assert summary[0] == "up/top/4/summary"
     worker.run([summary])
     assert reported(farm).state is TaskState.SUCCEEDED
+
+
+def ran(farm: Harness, worker: Worker) -> None:
+    """A stage has gone through to its summary's success."""
+    planned(farm, worker)
+    worker.run(worker.take())
+    (summary,) = worker.take()
+    assert summary[0] == "up/top/4/summary"
+    worker.run([summary])
+    assert reported(farm).state is TaskState.SUCCEEDED
+
+
+def test_what_has_the_name_of_a_task_whose_end_is_known_above_is_another_one(farm: Harness) -> None:
+    """Its job was purged there and submitted anew: its plan, tasks and summary run, with its own arguments."""
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    ran(farm, worker)
+    ack(farm, (*KEY, 1, 1))
+    assert farm.state.by_id.keys() == {"up/top/4/plan", "up/top/4/tasks", "up/top/4/summary"}
+    farm.do(assigned((*KEY, 2, 1), payload=b"[2]", since_epoch=2))
+    (plan,) = worker.take()
+    assert (plan[0], worker.held[plan]) == ("up/top/4/plan", b"[2]")
+    assert farm.state.by_id.keys() == {"up/top/4/plan"}
+    worker.run([plan])
+    farm.claim(effects.ReadPlan)
+    expand(farm)
+    worker.run(worker.take())
+    worker.run(worker.take())
+    assert reported(farm).token == (*KEY, 2, 1)
+
+
+def test_what_has_the_name_of_a_task_of_a_purged_job_is_another_one_though_that_ones_verdict_is_on_its_way(
+    farm: Harness,
+) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    ran(farm, worker)
+    farm.do(assigned((*KEY, 2, 1), payload=b"[2]", since_epoch=2))
+    (plan,) = worker.take()
+    assert (plan[0], worker.held[plan]) == ("up/top/4/plan", b"[2]")
+    assert reports(farm) == []
+    ack(farm, (*KEY, 1, 1))
+    assert farm.state.parents[KEY].token == (*KEY, 2, 1)
+
+
+def test_the_same_of_a_relayed_task_that_runs_or_has_ended(farm: Harness) -> None:
+    worker, (first, second) = relayed(farm, 0, 1, slots=2)
+    worker.run([first])
+    assert [report.token for report in reports(farm)] == [("top", 0, 1, 1)]
+    again = assigned(("top", 0, 2, 1), ("top", 1, 2, 1), template=PLAIN, payload=b"[2]", since_epoch=2)
+    farm.do(again)
+    assert farm.claim(effects.SendRevoke).tokens == [second]
+    worker.forget([second])
+    worker.beat()
+    assert reports(farm) == []
+    tokens = worker.take()
+    assert [(token[0], token[1], worker.held[token]) for token in tokens] == [
+        ("up/top/0/relay-2", 0, b"[2]"),
+        ("up/top/0/relay-2", 1, b"[2]"),
+    ]
+    worker.run(tokens)
+    assert [report.token for report in reports(farm)] == [("top", 0, 2, 1), ("top", 1, 2, 1)]
+
+
+def test_what_runs_of_a_task_that_has_ended_above_is_stopped(farm: Harness) -> None:
+    """One reading of its plan failed, and was told; another one, asked for under a newer token, did not."""
+    worker = farm.worker(slots=2, types=PLANNED)
+    started(farm)
+    worker.run(worker.take())
+    started(farm, attempt=2)
+    assert len(farm.claim_all(effects.ReadPlan)) == 2
+    expand(farm, template=None, failure=failure())
+    assert reported(farm).state is TaskState.FAILED
+    expand(farm)
+    children = worker.take()
+    ack(farm, (*KEY, 1, 2))
+    assert sorted(farm.claim(effects.SendRevoke).tokens) == sorted(children)
+    assert farm.states("up/top/4/tasks") == "CC"
+    assert not farm.state.parents
+    worker.forget(children)
 
 
 @pytest.mark.parametrize("acked", [True, False])
@@ -554,22 +639,6 @@ def test_an_id_that_grew_on_its_way_down_is_taken(farm: Harness) -> None:
     farm.drop()
     expand(farm, parent=(job_id, 0))
     assert farm.states(f"up/{job_id}/0/tasks") == "AA"
-    farm.drop()
-
-
-@pytest.mark.parametrize("children", [0, 1, 2])
-def test_children_whose_plan_was_purged_are_summed_up_all_the_same(farm: Harness, children: int) -> None:
-    worker = farm.worker("w1", types=PLANNED, slots=4)
-    started(farm)
-    planned(farm, worker, children)
-    worker.run(worker.take())
-    worker.run(worker.take())
-    farm.drop()
-    ack(farm, ("top", 4, 1, 1))
-    farm.purge("up/top/4/summary")
-    farm.purge("up/top/4/plan")
-    started(farm, epoch=1, attempt=2)
-    assert [token[0] for token in worker.take()] == ["up/top/4/summary"]
     farm.drop()
 
 
@@ -796,6 +865,60 @@ def test_what_a_parent_becomes_has_no_more_time_than_the_parent(farm: Harness) -
     end = reported(farm)
     assert (end.token, end.state) == ((*KEY, 1, 1), TaskState.EXPIRED)
     farm.drop(effects.SendRevoke, effects.SendTasks)
+
+
+def test_the_wall_clock_takes_nothing_of_a_parents_time(farm: Harness) -> None:
+    worker = farm.worker(slots=3, types=PLANNED)
+    assign(farm, template=replace(STAGE, timeouts=Timeouts(total_ns=60 * SECOND_NS)))
+    farm.wall_offset_ns += 7_200 * SECOND_NS
+    farm.wait(20, beating=[worker])
+    planned(farm, worker)
+    assert round((farm.job("up/top/4/tasks").template.timeouts.total_ns or 0) / SECOND_NS, 3) == 40.0
+    farm.drop(effects.SendTasks)
+
+
+def test_a_task_that_waited_for_a_worker_is_relayed_with_the_time_that_is_left(farm: Harness) -> None:
+    assign(farm, template=replace(PLAIN, timeouts=Timeouts(total_ns=60 * SECOND_NS)))
+    farm.wait(20)
+    farm.restart(after_s=30)
+    worker = farm.worker(types=("r",))
+    worker.take()
+    assert round((farm.job("up/top/4/relay-1").template.timeouts.total_ns or 0) / SECOND_NS, 3) == 10.0
+
+
+def test_a_plan_of_more_than_a_record_may_hold_fails_the_parent(farm: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PLAN_BYTES_MAX", 1 << 20)
+    worker = farm.worker(types=PLANNED)
+    started(farm)
+    worker.run(worker.take())
+    farm.claim(effects.ReadPlan)
+    expand(farm, payloads=[bytes(60_000)] * 18)
+    end = reported(farm).failure
+    assert end is not None
+    assert (end.failure_class, end.message) == (
+        FailureClass.PERMANENT,
+        "the plan cannot be carried out: its tasks are 1 MiB of arguments, the limit is 1 MiB: keep large ones in Storage, or submit several smaller requests",
+    )
+
+
+def test_what_runs_at_most_once_and_was_handed_back_goes_back_as_never_started(farm: Harness) -> None:
+    worker = farm.worker(types=("r",))
+    assign(farm, template=replace(PLAIN, at_most_once=True))
+    (token,) = worker.take()
+    worker.credit(0)
+    worker.release(token)
+    assert farm.states("up/top/4/relay-1") == "Q"
+    assert drain(farm, over=False) == [(True, [(*KEY, 1, 1)])]
+    assign(farm, attempt=2, template=replace(PLAIN, at_most_once=True))
+    farm.restart()
+    assert drain(farm, over=False) == [(True, [(*KEY, 1, 2)])], "its token would be in the journal"
+
+
+def test_parents_that_end_while_they_wait_for_a_worker_are_not_waited_for(farm: Harness) -> None:
+    for number in range(1, 4):
+        assign(farm, attempt=number)
+        revoke(farm, (*KEY, 1, number))
+    assert farm.state.waiting_parents == {}
 
 
 def test_children_keep_a_shorter_time_of_their_own(farm: Harness) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from orchestrator_harness import Harness, durable_parts, each, whole
 
-from antfarm.model import SECOND_NS, JobSpec, TaskTemplate, VerdictCode
+from antfarm.model import SECOND_NS, ConcurrencyLimit, JobSpec, TaskTemplate, VerdictCode
 from services.orchestrator.core import effects, events, records, retention
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.state import State
@@ -269,6 +269,19 @@ def test_a_compacted_journal_replays_to_the_same_state(
 
 
 @pytest.mark.slow
+def test_a_concurrency_limit_goes_with_the_last_job_that_names_it(farm: Harness) -> None:
+    for name in ("web", "web", "disk"):
+        farm.create(f"{name}{farm.state.next_job}", 1, limit=ConcurrencyLimit(name=name, max_active=1))
+    farm.cancel("web1")
+    farm.purge("web1")
+    assert set(farm.state.limits) == {"web", "disk"}
+    for job_id in ("web2", "disk3"):
+        farm.cancel(job_id)
+        farm.purge(job_id)
+    assert farm.state.limits == {}
+    assert farm.state.lanes == {}
+
+
 def test_a_long_life_stays_as_small_as_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job each four hours for a hundred days: records, file, what is in memory and what a restart reads stop growing."""
     monkeypatch.setattr(sqlite, "LOOSE_RECORDS_MAX", 50)

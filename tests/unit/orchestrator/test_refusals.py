@@ -105,6 +105,12 @@ def replaced() -> AntFarmError:
     return first.refused()
 
 
+def too_large_a_plan() -> AntFarmError:
+    with pytest.raises(AntFarmError) as raised_:
+        limits.check_plan([bytes(PAYLOAD_BYTES_MAX)] * 4_112)
+    return raised_.value
+
+
 def cancelled_keeps() -> AntFarmError:
     farm = farm_with("old")
     farm.cancel("old")
@@ -145,6 +151,10 @@ CASES: dict[str, Case] = {
     "job j has other tasks at index 0 to 0: choose another job id": lambda: on(
         farm_with(), lambda n: append_event(n, "j", 0, [b"other"])
     ),
+    "job j has 2 tasks, more than these 1: choose another job id": lambda: on(
+        farm_with(close=False), lambda n: append_event(n, "j", 0, 1, close=True)
+    ),
+    "its tasks are 257 MiB of arguments, the limit is 256 MiB: keep large ones in Storage, or submit several smaller requests": too_large_a_plan,
     "job j is closed and takes no more tasks: make a new job": lambda: on(
         farm_with(), lambda n: append_event(n, "j", 2, 1)
     ),
