@@ -171,7 +171,8 @@ class Upstream:
                 failure = Failure(failure_class=FailureClass.PERMANENT, kind="inputs", message=str(error))
                 self._report(token, _outcome(token, Ending.FAILED, failure))
             else:
-                self._assign(group, [assignment], [payload])
+                if self._answers_for(token):  # else it was revoked meanwhile: nobody would hear of its end
+                    self._assign(group, [assignment], [payload])
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         """Parents to give up."""
@@ -279,8 +280,12 @@ class Upstream:
         self._sizer.ended(run_us, len(ended))
         self._resize()
 
+    def _answers_for(self, token: Token) -> bool:
+        """True until its end is told up-stream, or up-stream does not want it any more."""
+        return token not in self._reported and self._link.holds(token)
+
     def _report(self, token: Token, outcome: OutcomeParts) -> None:
-        if token in self._reported or not self._link.holds(token):
+        if not self._answers_for(token):
             return
         failpoint("upstream.before_report")
         self._reported.add(token)

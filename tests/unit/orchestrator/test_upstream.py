@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from orchestrator_harness import Harness
+from orchestrator_harness import Harness, each, template
 
+from antfarm import wire
+from antfarm.link.session import Token
+from antfarm.model import Ending, VerdictCode
+from antfarm.v1 import work_queue_pb2
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
@@ -16,6 +22,9 @@ from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.sessions import Sessions
 from services.orchestrator.runtime.timers import SystemClock
 from services.orchestrator.upstream import Upstream
+
+Said = tuple[Token, Ending, bool]
+"""Token, ending, whether it never started."""
 
 
 def make(core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1) -> tuple[Driver, Upstream]:
@@ -91,3 +100,83 @@ async def test_what_takes_long_is_not_asked_for_ahead() -> None:
         windows.append(upstream._window)
     assert windows == [4_098, 4_098, 2]
     await driver.close()
+
+
+# ---- between the two sides -------------------------------------------------------------------------------------------
+
+
+class Below:
+    """An orchestrator below on the bench: what it posts goes to the farm's core, what it reports waits for the test's verdict."""
+
+    def __init__(self, farm: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.farm = farm
+        self.driver, self.upstream = make(farm.core)
+        self.asked, self.fetched = asyncio.Event(), asyncio.Event()
+        """Inputs were asked for; they are there."""
+        monkeypatch.setattr(self.driver, "post", farm.feed)
+        monkeypatch.setattr(self.upstream._inputs, "resolve", self._resolve)
+
+    async def _resolve(self, group: Any, assignment: work_queue_pb2.Assignment, channel: Any) -> bytes:
+        self.asked.set()
+        await self.fetched.wait()
+        return assignment.payload
+
+    def given(self, *indices: int, attempt: int = 1, inputs: bool = False) -> None:
+        """A frame of tasks from above, as the link hands it on."""
+        group = work_queue_pb2.TaskGroup(job_id="top", epoch=1, template=wire.template_to_wire(template()))
+        if inputs:
+            group.inputs.append(wire.dependency_to_wire(each("other")))
+        for index in indices:
+            group.assignments.add(index=index, attempt=attempt, payload=b"[1]")
+        assert self.upstream._link._take(group)
+        self.upstream.on_tasks([group])
+
+    async def fetch(self) -> None:
+        """The inputs arrive, and what waited for them goes on."""
+        self.fetched.set()
+        await asyncio.gather(*self.upstream._tasks)
+
+    def turn(self) -> None:
+        """The end of a batch, as the driver does it; what the core gives back is told up-stream."""
+        self.farm.place()
+        self.farm.commit()
+        for effect in self.farm.claim_all(effects.ReleaseParents):
+            self.upstream.deliver(effect)
+
+    def judged(self) -> list[Said]:
+        """What up-stream was told since the last time, all of it accepted; the core has heard so."""
+        session = self.upstream._link._session
+        unacked: list[tuple[int, Any]] = session.unacked()
+        session.judged(VerdictCode.ACCEPTED, [number for number, _ in unacked], 0, 0)
+        self.upstream._tell_acked()
+        self.turn()
+        return [
+            ((job_id, outcome.index, epoch, outcome.attempt), Ending(outcome.ending), outcome.never_started)
+            for _, (job_id, epoch, outcome, _) in unacked
+        ]
+
+    def bound(self) -> list[Token]:
+        """Tokens of the tasks from above that are bound here."""
+        return [parent.token for parent in self.farm.state.parents.values()]
+
+
+@pytest.fixture
+async def below(farm: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Below]:
+    made = Below(farm, monkeypatch)
+    yield made
+    await made.driver.close()
+
+
+async def test_a_task_that_is_revoked_while_its_inputs_are_fetched_is_not_begun(below: Below) -> None:
+    """Nobody would hear of its end, so that it would stay bound, and its job be kept, until a restart."""
+    worker = below.farm.worker(slots=2)
+    below.given(0, 1, inputs=True)
+    await below.asked.wait()
+    below.upstream.on_revoke([("top", 0, 1, 1)], "cancelled")
+    assert below.judged() == [(("top", 0, 1, 1), Ending.REVOKED, False)]
+    below.upstream.on_revoke([("top", 1, 1, 1)], "cancelled")
+    await below.fetch()
+    below.turn()
+    assert worker.take() == []
+    assert below.bound() == []
+    assert below.judged() == [(("top", 1, 1, 1), Ending.REVOKED, False)]
