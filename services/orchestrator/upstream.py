@@ -67,8 +67,9 @@ class Upstream:
         self._below = 0  # slots that workers have, as of the last poll
         self._expands = self._long = False
         self._draining = False
-        self._drain_over: asyncio.TimerHandle | None = None
-        """When what has begun is given back too."""
+        self._drain_over = False
+        """The drain's limit is past: what has begun is given back too."""
+        self._drain_limit: asyncio.TimerHandle | None = None
         self._reported: set[Token] = set()
         """Tokens whose end was handed to the link and has no final verdict yet."""
         self._seqs: deque[int] = deque([0], maxlen=WORD_POLLS + 1)
@@ -136,6 +137,26 @@ class Upstream:
     def _assign(
         self, group: work_queue_pb2.TaskGroup, assignments: Sequence[work_queue_pb2.Assignment], payloads: list[bytes]
     ) -> None:
+        """Hand tasks to the core. In a drain they came late, behind a commit above or their inputs: only what is bound here may have begun, as the core knows."""
+        if not self._draining:
+            self._bind(group, assignments, payloads)
+            return
+        tasks = zip(assignments, payloads, strict=True)
+        bound = [task for task in tasks if not self._turn_away(_token(group, task[0]))]
+        if bound:
+            self._bind(group, [assignment for assignment, _ in bound], [payload for _, payload in bound])
+            self._give_back()  # in the same batch, so that nothing of it is placed before
+
+    def _turn_away(self, token: Token) -> bool:
+        """Give a task back unseen in a drain. False: there is none, or the task is bound here under an older token, and may have begun."""
+        if not self._draining or token[:2] in self._driver.core.state.parents:
+            return False
+        self._report(token, _outcome(token, Ending.RELEASED, never_started=True))
+        return True
+
+    def _bind(
+        self, group: work_queue_pb2.TaskGroup, assignments: Sequence[work_queue_pb2.Assignment], payloads: list[bytes]
+    ) -> None:
         template = wire.template_from_wire(group.template)
         # How long they may queue was for the queue above; of the total deadline what is left counts from here on. Where it differs within a group
         # the longest will do, because the orchestrator above keeps the deadline of each.
@@ -161,7 +182,9 @@ class Upstream:
     async def _assign_with_inputs(self, group: work_queue_pb2.TaskGroup) -> None:
         """Fetch the inputs; what cannot be fetched now goes back and comes again."""
         for assignment in group.assignments:
-            token = (group.job_id, assignment.index, group.epoch, assignment.attempt)
+            token = _token(group, assignment)
+            if self._turn_away(token):
+                continue
             try:
                 payload = await self._inputs.resolve(group, assignment, self._link.channel)
             except Weather as error:
@@ -185,15 +208,20 @@ class Upstream:
         self._end_drain()
         self._draining = True
         self._resize()
-        self._driver.post(events.ParentsDrained(over=False))
-        self._drain_over = asyncio.get_running_loop().call_later(
-            limit_s, self._driver.post, events.ParentsDrained(over=True)
-        )
+        self._give_back()
+        self._drain_limit = asyncio.get_running_loop().call_later(limit_s, self._run_out)
+
+    def _run_out(self) -> None:
+        self._drain_over = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._driver.post(events.ParentsDrained(over=self._drain_over))
 
     def _end_drain(self) -> None:
-        self._draining = False
-        if self._drain_over is not None:
-            self._drain_over.cancel()
+        self._draining = self._drain_over = False
+        if self._drain_limit is not None:
+            self._drain_limit.cancel()
 
     # ---- from the core ----------------------------------------------------------------------------------------------
 
@@ -359,6 +387,10 @@ class Upstream:
             for name in worker.descendants
         }
         return (self._orchestrator_id, *sorted(below - {self._orchestrator_id}))
+
+
+def _token(group: work_queue_pb2.TaskGroup, assignment: work_queue_pb2.Assignment) -> Token:
+    return (group.job_id, assignment.index, group.epoch, assignment.attempt)
 
 
 def _outcome(

@@ -180,3 +180,74 @@ async def test_a_task_that_is_revoked_while_its_inputs_are_fetched_is_not_begun(
     assert worker.take() == []
     assert below.bound() == []
     assert below.judged() == [(("top", 1, 1, 1), Ending.REVOKED, False)]
+
+
+@pytest.mark.parametrize("limit_s", [60.0, 0.0], ids=["within its limit", "after it"])
+async def test_tasks_that_reach_a_drained_orchestrator_late_go_back_as_never_begun(
+    below: Below, limit_s: float
+) -> None:
+    """Inputs that arrive now, and frames that waited for a commit above while the word of the drain did not."""
+    worker = below.farm.worker(slots=4)
+    below.given(0, 1, inputs=True)
+    await below.asked.wait()
+    below.upstream.on_drain(limit_s)
+    await loop_is_past(0.0)
+    below.given(2, 3)
+    below.given(4, inputs=True)
+    await below.fetch()
+    below.turn()
+    assert worker.take() == []
+    assert below.bound() == []
+    assert sorted(below.judged()) == [(("top", index, 1, 1), Ending.RELEASED, True) for index in range(5)]
+    below.upstream.on_welcome(work_queue_pb2.Welcome())  # no drain follows: it is taken back
+    below.given(0, attempt=2)
+    below.turn()
+    assert below.bound() == [("top", 0, 1, 2)]
+    assert len(worker.take()) == 1
+
+
+async def loop_is_past(seconds: float) -> None:
+    """Until timers of that length, set before, have been called."""
+    past = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, past.set)
+    await past.wait()
+
+
+async def test_inputs_that_arrive_after_a_drain_was_taken_back_are_of_use(below: Below) -> None:
+    worker = below.farm.worker()
+    below.given(0, inputs=True)
+    await below.asked.wait()
+    below.upstream.on_drain(60.0)
+    below.upstream.on_welcome(work_queue_pb2.Welcome())
+    await below.fetch()
+    below.turn()
+    assert len(worker.take()) == 1
+    assert below.judged() == []
+
+
+async def test_of_what_is_bound_under_an_older_token_the_core_says_in_a_drain_whether_it_has_begun(
+    below: Below,
+) -> None:
+    """What runs goes on under the newer token until the limit; what failed before is not done anew."""
+    worker = below.farm.worker(slots=2)
+    below.given(0, 1, 2)
+    below.turn()
+    running, failing = worker.take()
+    worker.credit(1)
+    worker.fail(failing)
+    below.farm.drop(effects.ReportParents)
+    below.upstream.on_drain(60.0)
+    below.turn()
+    assert below.judged() == [(("top", 2, 1, 1), Ending.RELEASED, True)]
+    below.farm.feed(events.Credit(session=worker.session, window=2))
+    below.given(0, 1, 2, attempt=2)
+    below.turn()
+    assert worker.take() == []
+    assert below.bound() == [("top", 0, 1, 2)]
+    assert sorted(below.judged()) == [(("top", index, 1, 2), Ending.RELEASED, True) for index in (1, 2)]
+    below.upstream.on_drain(0.0)
+    await loop_is_past(0.0)
+    below.turn()
+    assert below.farm.claim(effects.SendRevoke).tokens == [running]
+    assert below.bound() == []
+    assert below.judged() == [(("top", 0, 1, 2), Ending.RELEASED, False)]
