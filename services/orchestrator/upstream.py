@@ -324,6 +324,8 @@ class Upstream:
             await asyncio.sleep(POLL_S)
             self._link.set_descendants(self._descendants())
             self._tell_acked()
+            if self._draining and self._driver.core.state.parents:
+                self._give_back()  # what might have begun before, as after a restart, may have turned out not to have
             self._say_started()
             self._look_below()
             self._resize()

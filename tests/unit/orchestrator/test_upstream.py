@@ -14,6 +14,7 @@ from antfarm import wire
 from antfarm.link.session import Token
 from antfarm.model import Ending, VerdictCode
 from antfarm.v1 import work_queue_pb2
+from services.orchestrator import upstream as upstream_module
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.turn import CoreConfig
@@ -110,11 +111,23 @@ class Below:
 
     def __init__(self, farm: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
         self.farm = farm
-        self.driver, self.upstream = make(farm.core)
         self.asked, self.fetched = asyncio.Event(), asyncio.Event()
         """Inputs were asked for; they are there."""
-        monkeypatch.setattr(self.driver, "post", farm.feed)
-        monkeypatch.setattr(self.upstream._inputs, "resolve", self._resolve)
+        self.drained = asyncio.Event()
+        """The core was told of a drain."""
+        self._monkeypatch = monkeypatch
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew with the core that the farm has now."""
+        self.driver, self.upstream = make(self.farm.core)
+        self._monkeypatch.setattr(self.driver, "post", self._post)
+        self._monkeypatch.setattr(self.upstream._inputs, "resolve", self._resolve)
+
+    def _post(self, event: events.Event) -> None:
+        self.farm.feed(event)
+        if isinstance(event, events.ParentsDrained):
+            self.drained.set()
 
     async def _resolve(self, group: Any, assignment: work_queue_pb2.Assignment, channel: Any) -> bytes:
         self.asked.set()
@@ -251,3 +264,31 @@ async def test_of_what_is_bound_under_an_older_token_the_core_says_in_a_drain_wh
     assert below.farm.claim(effects.SendRevoke).tokens == [running]
     assert below.bound() == []
     assert below.judged() == [(("top", 0, 1, 2), Ending.RELEASED, False)]
+
+
+async def test_what_turns_out_in_a_drain_not_to_have_begun_goes_back_then(
+    below: Below, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is not known yet who holds what, anything may have begun."""
+    worker = below.farm.worker()
+    below.given(0, 1)
+    below.turn()
+    (running,) = worker.take()
+    await below.driver.close()
+    below.farm.restart()
+    below.start()
+    below.upstream.on_drain(60.0)
+    below.turn()
+    assert below.judged() == []
+    worker.attach()
+    below.drained.clear()
+    monkeypatch.setattr(upstream_module, "POLL_S", 0.0)
+    polls = asyncio.create_task(below.upstream._poll())
+    async with asyncio.timeout(5.0):
+        await below.drained.wait()
+    polls.cancel()
+    below.turn()
+    assert below.judged() == [(("top", 1, 1, 1), Ending.RELEASED, True)]
+    worker.run([running])
+    assert worker.take() == []
+    below.farm.drop(effects.ReportParents)
