@@ -135,16 +135,20 @@ class Upstream:
                 self._assign(group, group.assignments, [assignment.payload for assignment in group.assignments])
 
     def _assign(
-        self, group: work_queue_pb2.TaskGroup, assignments: Sequence[work_queue_pb2.Assignment], payloads: list[bytes]
+        self,
+        group: work_queue_pb2.TaskGroup,
+        assignments: Sequence[work_queue_pb2.Assignment],
+        payloads: list[bytes],
+        age_ns: int = 0,
     ) -> None:
         """Hand tasks to the core. In a drain they came late, behind a commit above or their inputs: only what is bound here may have begun, as the core knows."""
         if not self._draining:
-            self._bind(group, assignments, payloads)
+            self._bind(group, assignments, payloads, age_ns)
             return
         tasks = zip(assignments, payloads, strict=True)
         bound = [task for task in tasks if not self._turn_away(_token(group, task[0]))]
         if bound:
-            self._bind(group, [assignment for assignment, _ in bound], [payload for _, payload in bound])
+            self._bind(group, [assignment for assignment, _ in bound], [payload for _, payload in bound], age_ns)
             self._give_back()  # in the same batch, so that nothing of it is placed before
 
     def _turn_away(self, token: Token) -> bool:
@@ -155,13 +159,17 @@ class Upstream:
         return True
 
     def _bind(
-        self, group: work_queue_pb2.TaskGroup, assignments: Sequence[work_queue_pb2.Assignment], payloads: list[bytes]
+        self,
+        group: work_queue_pb2.TaskGroup,
+        assignments: Sequence[work_queue_pb2.Assignment],
+        payloads: list[bytes],
+        age_ns: int,
     ) -> None:
         template = wire.template_from_wire(group.template)
-        # How long they may queue was for the queue above; of the total deadline what is left counts from here on. Where it differs within a group
-        # the longest will do, because the orchestrator above keeps the deadline of each.
+        # How long they may queue was for the queue above; of the total deadline what was left when they came, `age_ns` ago, counts. Where it differs
+        # within a group the longest will do, because the orchestrator above keeps the deadline of each.
         left_ns = [wire.duration_from_wire(task.remaining) or 0 for task in assignments if task.HasField("remaining")]
-        total_ns = max(*left_ns, 1) if left_ns else None
+        total_ns = max(max(left_ns) - age_ns, 1) if left_ns else None
         timeouts = replace(template.timeouts, queue_ns=None, total_ns=total_ns)
         tasks = [
             events.ParentTask(task.index, task.attempt, payload)
@@ -181,6 +189,7 @@ class Upstream:
 
     async def _assign_with_inputs(self, group: work_queue_pb2.TaskGroup) -> None:
         """Fetch the inputs; what cannot be fetched now goes back and comes again."""
+        came_ns = self._driver.clock.monotonic_ns()
         for assignment in group.assignments:
             token = _token(group, assignment)
             if self._turn_away(token):
@@ -195,7 +204,7 @@ class Upstream:
                 self._report(token, _outcome(token, Ending.FAILED, failure))
             else:
                 if self._answers_for(token):  # else it was revoked meanwhile: nobody would hear of its end
-                    self._assign(group, [assignment], [payload])
+                    self._assign(group, [assignment], [payload], self._driver.clock.monotonic_ns() - came_ns)
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         """Parents to give up."""

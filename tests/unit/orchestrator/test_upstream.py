@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from orchestrator_harness import Harness, each, template
 
 from antfarm import wire
 from antfarm.link.session import Token
-from antfarm.model import Ending, VerdictCode
+from antfarm.model import SECOND_NS, Ending, VerdictCode
 from antfarm.v1 import work_queue_pb2
 from services.orchestrator import upstream as upstream_module
 from services.orchestrator.core import effects, events
@@ -122,6 +122,7 @@ class Below:
         """Begin anew with the core that the farm has now."""
         self.driver, self.upstream = make(self.farm.core)
         self._monkeypatch.setattr(self.driver, "post", self._post)
+        self._monkeypatch.setattr(self.driver.clock, "monotonic_ns", lambda: self.farm.now)
         self._monkeypatch.setattr(self.upstream._inputs, "resolve", self._resolve)
 
     def _post(self, event: events.Event) -> None:
@@ -134,13 +135,17 @@ class Below:
         await self.fetched.wait()
         return assignment.payload
 
-    def given(self, *indices: int, attempt: int = 1, inputs: bool = False) -> None:
-        """A frame of tasks from above, as the link hands it on."""
+    def given(
+        self, *indices: int, attempt: int = 1, inputs: bool = False, remaining_s: Sequence[float] | None = None
+    ) -> None:
+        """A frame of tasks from above, as the link hands it on; `remaining_s`: what is left of the total deadline of each."""
         group = work_queue_pb2.TaskGroup(job_id="top", epoch=1, template=wire.template_to_wire(template()))
         if inputs:
             group.inputs.append(wire.dependency_to_wire(each("other")))
-        for index in indices:
-            group.assignments.add(index=index, attempt=attempt, payload=b"[1]")
+        for number, index in enumerate(indices):
+            assignment = group.assignments.add(index=index, attempt=attempt, payload=b"[1]")
+            if remaining_s is not None:
+                assignment.remaining.CopyFrom(wire.duration_to_wire(int(remaining_s[number] * SECOND_NS)))
         assert self.upstream._link._take(group)
         self.upstream.on_tasks([group])
 
@@ -292,3 +297,20 @@ async def test_what_turns_out_in_a_drain_not_to_have_begun_goes_back_then(
     worker.run([running])
     assert worker.take() == []
     below.farm.drop(effects.ReportParents)
+
+
+async def test_the_time_in_which_inputs_are_fetched_is_taken_off_the_deadline(below: Below) -> None:
+    """What was left is as of when the task came. Where nothing is left any more, the shortest deadline there is says so."""
+    worker = below.farm.worker(slots=3)
+    below.given(0, 1, inputs=True, remaining_s=[2.0, 0.5])
+    below.given(2, remaining_s=[2.0])
+    await below.asked.wait()
+    below.farm.now += SECOND_NS
+    await below.fetch()
+    left_ns = {
+        parent.index: below.farm.state.jobs[parent.job].template.timeouts.total_ns
+        for parent in below.farm.state.parents.values()
+    }
+    assert left_ns == {0: SECOND_NS, 1: 1, 2: 2 * SECOND_NS}
+    below.turn()
+    worker.take()
