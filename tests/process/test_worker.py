@@ -431,6 +431,21 @@ async def test_a_coroutine_over_its_limit_is_cancelled_and_its_neighbours_run_on
     assert value(await farm.outcome(good)) == 1.5
 
 
+async def test_a_coroutine_that_is_revoked_before_it_could_begin_costs_its_neighbours_nothing(
+    farm: FakeOrchestrator, worker: WorkerProcess
+) -> None:
+    """Another one blocks their loop for a moment."""
+    [good] = farm.give("aio.sleep", [b"[3]"], job_id="good", resources={"cpu": 0.1})
+    await until(lambda: [word for word in farm.words if word.job_id == "good"])
+    [block] = farm.give("aio.block", [b"[0.8]"], job_id="block", resources={"cpu": 0.1})
+    await until(lambda: [word for word in farm.words if word.job_id == "block"])
+    [revoked] = farm.give("aio.sleep", [b"[60]"], job_id="revoked", resources={"cpu": 0.1})
+    farm.revoke([revoked])
+    assert (await farm.outcome(revoked)).ending == rq.ENDING_REVOKED
+    assert (await farm.outcome(block)).ending == rq.ENDING_SUCCEEDED
+    assert value(await farm.outcome(good)) == 3
+
+
 async def test_a_coroutine_that_will_not_end_costs_its_neighbours_nothing_but_time(
     farm: FakeOrchestrator, worker: WorkerProcess
 ) -> None:

@@ -38,6 +38,7 @@ class LoopChild:
     def __init__(self) -> None:
         self.runner: LoopRunner
         self._tasks: dict[int, tuple[asyncio.Task[None], AttemptContext]] = {}
+        """What can be cancelled, by its seq: from its arrival until its function has ended."""
 
     def current_log(self) -> AttemptLog | None:
         """Where output goes now: to the attempt whose coroutine runs."""
@@ -75,7 +76,7 @@ class LoopChild:
                 context = AttemptContext(self.runner, job, seq, index, attempt)
                 task = asyncio.create_task(self._attempt(job, context, seq, data, inputs))
                 self._tasks[seq] = task, context
-                task.add_done_callback(partial(self._forget, seq))
+                task.add_done_callback(partial(self._forget, job, seq))
         elif kind == IN_TEMPLATE:
             self.runner.add_job(frame[1], frame[2])
         elif kind == IN_STORAGE:
@@ -85,8 +86,11 @@ class LoopChild:
             context.stopping.asked = True
             task.cancel()
 
-    def _forget(self, seq: int, task: asyncio.Task[None]) -> None:
-        del self._tasks[seq]
+    def _forget(self, job: Job, seq: int, task: asyncio.Task[None]) -> None:
+        if self._tasks.pop(seq, None) is not None and task.cancelled():
+            # It came with the request to stop it, so that it never began and none of its own lines could say how it ended. Left without a record it
+            # would pass for one that will not stop, and its neighbours would die with it.
+            self.runner.failed(job, seq, 0, asyncio.CancelledError())
 
     async def _attempt(
         self, job: Job, context: AttemptContext, seq: int, data: bytes, inputs: list[Any] | None
@@ -125,6 +129,8 @@ class LoopChild:
             raise _Undecodable(error) from None
 
     async def _succeeded(self, job: Job, context: AttemptContext, seq: int, run_us: int, value: Any) -> None:
+        # What it gave counts: cancelled from here on, it could lose its record on the way to a thread.
+        self._tasks.pop(seq, None)
         # Small results, nearly all, are encoded here; one that may have to go to Storage must not stop the loop meanwhile.
         try:
             small = len(payload.encode_result(value, allow_pickle=self.runner.allow_pickle)) <= model.PAYLOAD_BYTES_MAX
