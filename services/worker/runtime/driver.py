@@ -84,9 +84,10 @@ class Driver:
         self._noise: dict[int, str] = {}  # what a lane without a running attempt wrote last
         self._window = 0
         self._draining = False
-        self._epoch = 0
-        self._drain_asked_in: int | None = None
-        """The epoch in which the orchestrator asked for a drain."""
+        self._owner = b""
+        """The orchestrator's process, as its last Welcome names it."""
+        self._drain_asked_by: bytes | None = None
+        """The one that asked for a drain."""
         self._stop_running_at_ns: int | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -157,10 +158,11 @@ class Driver:
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
         """Attached; Storage may have moved, and an orchestrator that was restarted does not know what has started."""
-        self._epoch = welcome.epoch
-        if self._drain_asked_in == welcome.epoch:
-            # Over, or asked for once more in a moment. An orchestrator that was restarted has only forgotten it.
-            self._drain_asked_in = None
+        self._owner = welcome.owner
+        if self._drain_asked_by == welcome.owner:
+            # Over, or asked for once more in a moment. An orchestrator that was restarted has only forgotten it. Not told by the epoch, which also
+            # rises while a process lives.
+            self._drain_asked_by = None
             self._on_drain_asked(None)
         for _, attempt in self._board.running():
             attempt.last_word_ns = 0
@@ -187,7 +189,7 @@ class Driver:
 
     def on_drain(self, limit_s: float) -> None:
         """The orchestrator asks for a drain."""
-        self._drain_asked_in = self._epoch
+        self._drain_asked_by = self._owner
         self._on_drain_asked(limit_s)
 
     # ---- from the children ------------------------------------------------------------------------------------------

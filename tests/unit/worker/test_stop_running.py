@@ -71,6 +71,7 @@ class Dummies(Crew):
         self._children: dict[int, Any] = self.dummies  # type: ignore[assignment]
         self._feeders = {}
         self._failures = self._start_after_ns = 0
+        self._storage = ""
         self.turned = asyncio.Event()
 
     def start(self, *, is_loop: bool, now_ns: int) -> int | None:
