@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from antfarm import net, program
 from antfarm.link import Link, WorkerIdentity
+from antfarm.link.stream import now_ns
 from antfarm.model import SECOND_NS
 from services.worker.executors.process import ChildSpec, child_environment
 from services.worker.leave import Leave
@@ -110,24 +111,26 @@ async def _serve(
 
 
 async def _drain_when_told(leave: Leave, worker_id: str, driver: Driver, link: Link) -> None:
-    """Drain and say goodbye. A drain that the orchestrator ends before is followed by work as before."""
+    """Drain and say goodbye. A drain that is asked for again goes on with its new limit; one that the orchestrator ends before is followed by work."""
     while True:
-        limit_s = await leave.wanted()
+        until_ns = await leave.wanted()
+        limit_s = max(until_ns - now_ns(), 0) / SECOND_NS
         if leave.for_good:
             program.notify("STOPPING=1")
-        log.info("draining: running tasks get %g s", limit_s)
+        log.info("draining: running tasks get %g s", round(limit_s, 1))
         draining = asyncio.create_task(_drain(limit_s, worker_id, driver, link))
-        staying = asyncio.create_task(leave.over())
+        changing = asyncio.create_task(leave.changed(until_ns))
         try:
-            await asyncio.wait([draining, staying], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([draining, changing], return_when=asyncio.FIRST_COMPLETED)
             if draining.done():
                 return await draining
         finally:
-            for task in (draining, staying):
+            for task in (draining, changing):
                 task.cancel()
-            await asyncio.gather(draining, staying, return_exceptions=True)
-        log.info("the drain is over: working again")
-        driver.resume()
+            await asyncio.gather(draining, changing, return_exceptions=True)
+        if leave.until_ns is None:
+            log.info("the drain is over: working again")
+            driver.resume()
 
 
 async def _drain(limit_s: float, worker_id: str, driver: Driver, link: Link) -> None:

@@ -608,6 +608,18 @@ async def test_a_drain_over_its_limit_stops_and_hands_back_what_still_runs(
     assert await worker.exit() == 0
 
 
+async def test_a_second_drain_with_a_shorter_limit_is_obeyed(farm: FakeOrchestrator, worker: WorkerProcess) -> None:
+    [token] = farm.give("sleep", [b"[60]"])
+    await until(lambda: farm.words)
+    farm.drain(25.0)
+    await until(lambda: "draining: running tasks get 25 s" in worker.log)
+    farm.drain(0.5)
+    outcome = await farm.outcome(token, timeout_s=15.0)
+    assert (outcome.ending, outcome.never_started) == (rq.ENDING_RELEASED, False)
+    assert await worker.exit() == 0
+    assert farm.now.goodbye == "drained"
+
+
 async def test_a_second_sigterm_ends_it_at_once_with_all_children(
     farm: FakeOrchestrator, worker: WorkerProcess
 ) -> None:

@@ -124,7 +124,10 @@ class Driver:
         return self._sizer.window(self._manner.slots, 0.0)
 
     async def drain(self, limit_s: float) -> None:
-        """Take nothing more, hand back what has not started, let the rest run for `limit_s`, then stop and hand it back too."""
+        """Take nothing more, hand back what has not started, let the rest run for `limit_s`, then stop and hand it back too.
+
+        May be called again after it was cancelled: the limit is the new one, from then on.
+        """
         now = now_ns()
         self._draining = True
         self._stop_running_at_ns = now + int(limit_s * SECOND_NS)
