@@ -40,7 +40,10 @@ class InputReader:
     async def fill(
         self, group: Group, dependencies: Sequence[common_pb2.Dependency], attempts: Sequence[Attempt]
     ) -> None:
-        """Set the inputs of all attempts. Waits out the weather; raises NotFound or InvalidArgument when they cannot be had."""
+        """Set the inputs of all attempts, which the group counts as live until they end.
+
+        Waits out the weather; raises NotFound or InvalidArgument when they cannot be had.
+        """
         own: list[list[tuple[int, bytes]]] = [[] for _ in attempts]
         for k, dependency in enumerate(dependencies):
             kind = int(dependency.kind)
@@ -65,7 +68,11 @@ class InputReader:
             reading = asyncio.ensure_future(self._patiently(lambda: self._whole_job(job_id)))
             self._reading[group, k] = reading
             reading.add_done_callback(lambda _: self._reading.pop((group, k)))
-        group.shared_inputs[k] = await asyncio.shield(reading)
+        value = await asyncio.shield(reading)
+        if group.live:
+            group.shared_inputs[k] = value
+        else:  # the last attempt went meanwhile, and nobody would forget it any more
+            _remove(value)
 
     async def _patiently(self, read: Callable[[], Any]) -> Any:
         while True:
@@ -87,8 +94,7 @@ class InputReader:
     def forget(self, group: Group) -> None:
         """Remove the group's inputs from disk; no attempt of it is left."""
         for value in group.shared_inputs.values():
-            if isinstance(value, str):
-                Path(value).unlink(missing_ok=True)
+            _remove(value)
         group.shared_inputs.clear()
 
     def _stream(self, job_id: str, indices: Sequence[int] = ()) -> Any:
@@ -137,9 +143,18 @@ class InputReader:
                     with path.open("ab") as file:
                         file.write(b"".join(parts))
                     parts.clear()
+        except BaseException:  # the next try takes another name
+            path.unlink(missing_ok=True)
+            raise
         finally:
             call.cancel()
         return [job_id, *rows] if size <= INLINE_BYTES_MAX else str(path)
+
+
+def _remove(value: object) -> None:
+    """The file of an input, where it is one."""
+    if isinstance(value, str):
+        Path(value).unlink(missing_ok=True)
 
 
 def is_hopeless(error: AntFarmError) -> bool:
