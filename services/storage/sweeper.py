@@ -62,9 +62,12 @@ class Sweeper:
         while True:
             try:
                 swept = await self.sweep()
-            except AntFarmError as error:
-                self.trouble = str(error)
-                log.warning("sweep: nothing more is deleted for now: %s", error)
+            except (AntFarmError, OSError) as error:
+                self.trouble = str(error) or repr(error)
+                log.warning("sweep: nothing more is deleted for now: %s", self.trouble)
+            except Exception as error:  # a mistake of ours: without this a disk would fill and nobody be told why
+                self.trouble = repr(error)
+                log.exception("sweep: nothing more is deleted for now")
             else:
                 self.trouble = ""
                 log.info("sweep: %d outputs, %d orphans%s", swept.seen, swept.orphans, self._outcome())
@@ -74,7 +77,7 @@ class Sweeper:
         return " (dry run: all are still there)" if self._dry_run else " deleted"
 
     async def sweep(self) -> Swept:
-        """Sweep once. Any error of ours ends it; what was deleted until then were orphans."""
+        """Sweep once. Any error ends it; what was deleted until then were orphans."""
         swept, after = Swept(), ""
         await self._check_identities()
         while page := await self._backend.list_ages(sweep.PREFIX, after=after, limit=PAGE_KEYS):

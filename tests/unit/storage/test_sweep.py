@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import itertools
 import json
+import logging
 import os
 import random
 from collections.abc import Iterable
@@ -12,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from antfarm.errors import BlobNotFound, Unavailable, WrongState
+from services.storage import sweeper as sweeper_module
+from services.storage.backends import statedir
 from services.storage.backends.filesystem import FilesystemBackend
 from services.storage.core.sweep import UNKNOWN, Ages, Standing, Task, ancestors, concerned, is_orphan, owners
 from services.storage.sweeper import Sweeper
@@ -218,6 +223,66 @@ async def test_young_outputs_cost_no_question(place: Place) -> None:
     await place.put("tasks/j/0/1-1/o", DAY - 60)
     await place.sweeper().sweep()
     assert place.record.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble", "level"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device", logging.WARNING),
+        (TimeoutError(), "TimeoutError()", logging.WARNING),
+        (Unavailable("no answer"), "no answer", logging.WARNING),
+        (ValueError("a mistake of ours"), "ValueError('a mistake of ours')", logging.ERROR),
+    ],
+)
+async def test_no_error_ends_the_sweeper_each_is_told_and_the_next_turn_goes_on(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    trouble: str,
+    level: int,
+) -> None:
+    await place.put("tasks/gone/0/1-1/o", 8 * DAY)
+    sweeper = place.sweeper()
+    told: list[str] = []
+
+    def fails_once(path: Path, text: str) -> None:
+        told.append(sweeper.trouble)
+        if len(told) == 1:
+            raise error
+        statedir.write_durably(path, text)
+
+    monkeypatch.setattr(sweeper_module, "write_durably", fails_once)
+    monkeypatch.setattr(sweeper_module, "RETRY_S", 0.0)
+    running = asyncio.create_task(sweeper.run())
+    async with asyncio.timeout(10):
+        while await place.there("tasks/gone/0/1-1/o") or sweeper.trouble:
+            assert not running.done()
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert told == ["", trouble]
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [level]
+
+
+def test_a_file_whose_sync_failed_is_not_synced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, synced = os.fsync, []
+
+    def fails_once(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        if len(synced) == 1:
+            kept.append(os.dup(fd))  # its number is not given to another file meanwhile
+            raise OSError(errno.EIO, "Input/output error")
+        sync(fd)
+
+    kept: list[int] = []
+    monkeypatch.setattr(os, "fsync", fails_once)
+    with pytest.raises(OSError, match="Input/output error"):
+        statedir.write_durably(tmp_path / "record.json", "first")
+    statedir.write_durably(tmp_path / "record.json", "second")
+    os.close(kept.pop())
+    assert (tmp_path / "record.json").read_text() == "second"
+    assert len(set(synced)) == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
