@@ -16,7 +16,8 @@ Task = tuple[str, int]
 
 PREFIX = "tasks/"
 """All that is ever swept starts with it. What clients put into Storage themselves is theirs."""
-_INDEX = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
+_INDEX = re.compile(r"(0|[1-9][0-9]{0,17})\Z")
+"""What may be a task's index. A digit less than 64 bits hold, so that the sums of relays fit the question too, however long the key."""
 _TOKEN = re.compile(r"[0-9]+-[0-9]+\Z")
 _FROM_ABOVE = "up/"
 """Jobs made for a task from up-stream are called up/<its job>/<its index>/<stage> (docs/protocol.md)."""

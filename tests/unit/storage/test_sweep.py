@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from antfarm.errors import BlobNotFound, Unavailable, WrongState
+from antfarm.v1 import job_pb2
 from services.storage import sweeper as sweeper_module
 from services.storage.backends import statedir
 from services.storage.backends.filesystem import FilesystemBackend
 from services.storage.core.sweep import UNKNOWN, Ages, Standing, Task, ancestors, concerned, is_orphan, owners
+from services.storage.keys import check_key
 from services.storage.sweeper import Sweeper
 
 DAY = 86400.0
@@ -36,6 +38,9 @@ KEY = "tasks/j/3/2-1/out.bin"
         ("tasks/j/3/2-1", ()),
         ("tasks/j/x/2-1/out", ()),
         ("tasks/j/03/2-1/out", ()),
+        ("tasks/j/999999999999999999/2-1/out", (("j", 10**18 - 1),)),
+        ("tasks/j/1000000000000000000/2-1/out", ()),
+        ("tasks/j/3/2-1/9999999999999999999/5-6/x", (("j", 3),)),
         ("tasks/3/2-1/out", ()),
         ("payloads/ab", ()),
         ("mine/j/3/2-1/out", ()),
@@ -45,6 +50,15 @@ def test_a_key_tells_whose_output_it_may_be(key: str, tasks: tuple[Task, ...]) -
     assert owners(key) == tasks
 
 
+@pytest.mark.parametrize(("digits", "levels"), [(18, 0), (18, 16), (19, 0), (19, 1), (19, 15), (20, 0), (20, 15)])
+def test_every_task_that_a_key_leads_to_can_be_asked_for(digits: int, levels: int) -> None:
+    """One key whose question cannot be put would stop all sweeping, for any client may write it."""
+    index = "9" * digits
+    key = check_key(f"tasks/{'up/' * levels}j{f'/{index}/relay-' * levels}/{index}/1-1/x")
+    for job_id, number in concerned(key):
+        assert job_pb2.StreamResultsRequest(job_id=job_id, indices=[number]).indices == [number]
+
+
 def test_a_job_from_above_tells_the_tasks_it_was_made_for() -> None:
     assert ancestors(("j", 1)) == ()
     assert ancestors(("up/j/4/tasks", 1)) == (("j", 4),)
@@ -52,6 +66,7 @@ def test_a_job_from_above_tells_the_tasks_it_was_made_for() -> None:
     assert ancestors(("up/j/4/relay-9", 3)) == (("j", 7),)
     assert ancestors(("up/up/j/4/relay-9/2/relay-1", 5)) == (("up/j/4/relay-9", 7), ("j", 11))
     assert ancestors(("up/strange", 0)) == ()
+    assert ancestors(("up/j/9999999999999999999/relay-9", 3)) == ()
 
 
 @pytest.mark.parametrize(
