@@ -19,6 +19,9 @@ import pytest
 from journal_records import Row, append_batches, batch_from, rows
 
 from antfarm.errors import InvalidArgument
+from services.orchestrator.core.records import EpochStarted
+from services.orchestrator.journal import wal
+from services.orchestrator.journal.backup import EPOCHS_SKIPPED, restore
 from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 
@@ -295,6 +298,28 @@ def test_a_disk_that_cannot_be_read_is_no_damage_to_restore(tmp_path: Path, monk
     assert "disk I/O error; look at its disk, then start again" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EIO, "look at its disk, then start again"),
+        (errno.EACCES, "give a --state whose files this user can read and write"),
+    ],
+)
+@pytest.mark.parametrize("place", ["check", "_open"])
+def test_a_log_that_cannot_be_read_is_no_damage_to_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, advice: str
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    expected = small_journal(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(wal if place == "check" else SqliteJournal, place, fail)
+        line = refusal(tmp_path)
+    assert line == f"journal {tmp_path / MAIN}: [Errno {number}] {os.strerror(number)}; {advice}"
+    assert records_in(tmp_path) == expected
+
+
 def change(directory: Path, statement: str) -> None:
     db = sqlite3.connect(directory / MAIN)
     db.execute("PRAGMA writable_schema = ON")
@@ -446,6 +471,34 @@ def test_a_first_start_on_a_full_disk_says_so(small_disk: Path) -> None:
     assert "make room" in refusal(small_disk / "state")
     (small_disk / "filler").unlink()
     assert records_in(small_disk / "state") == []
+
+
+def test_a_restore_that_finds_no_room_says_so_in_one_line(small_disk: Path, tmp_path: Path) -> None:
+    """However little is missing: for the copy, for opening it, or for the record of the new epoch."""
+    journal = SqliteJournal(tmp_path / "journal")
+    journal.append([(1, EpochStarted(epoch=1, wall_ns=0))])
+    backup = journal.back_up()
+    journal.close()
+    state, lines, room = small_disk / "state", set(), 0
+    while not (state / MAIN).exists():
+        shutil.rmtree(state, ignore_errors=True)
+        fill(small_disk)
+        os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - room)
+        room += 4096
+        try:
+            restore(backup, state, 0)
+        except InvalidArgument as error:
+            line = str(error)
+            assert line.startswith(f"--restore {backup}")
+            assert "\n" not in line
+            lines.add(line.rpartition(": ")[2])
+    assert lines == {
+        "No space left on device; make room on the disk of --state",
+        "database or disk is full; make room on the disk of --state",
+    }
+    assert [record for _, record in records_in(state)][1:] == [
+        EpochStarted(epoch=1 + EPOCHS_SKIPPED, wall_ns=0, history_gap=True)
+    ]
 
 
 # ---- wrong hands ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ these may be issued a second time, and workers obey no epoch below the highest t
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -15,17 +16,18 @@ from antfarm.errors import InvalidArgument
 from antfarm.files import sync
 from services.orchestrator.core.records import EpochStarted
 from services.orchestrator.core.state import State
-from services.orchestrator.journal.base import JournalBroken
+from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal, lock_directory
 
 EPOCHS_SKIPPED = 1_000_000
 """More than an orchestrator began since any backup: one epoch a start. The field has room for four thousand restores."""
+_ROOM = "make room on the disk of --state"
 
 
 def restore(backup: Path, directory: Path, wall_ns: int) -> State:
     """Make the backup the journal of the directory; what it holds. Until the last step the directory has no journal.
 
-    InvalidArgument in one line when the backup is none, is damaged, or the directory has a journal.
+    InvalidArgument in one line when the backup is none, is damaged, finds no room, or the directory has a journal.
     """
     lock = lock_directory(directory)
     try:
@@ -48,7 +50,8 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
     try:
         shutil.copyfile(backup, making / "journal.sqlite")
     except OSError as error:
-        raise InvalidArgument(f"--restore {backup}: {error.strerror}; give the file of a backup") from None
+        advice = _ROOM if error.errno == errno.ENOSPC else "give the file of a backup"
+        raise InvalidArgument(f"--restore {backup}: {error.strerror}; {advice}") from None
     try:
         journal = SqliteJournal(making)
     except InvalidArgument as error:
@@ -66,6 +69,8 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         journal.append([(state.seq, epoch)])
     except JournalBroken as error:
         raise InvalidArgument(f"--restore {backup}: {error}") from None
+    except JournalFull as error:
+        raise InvalidArgument(f"--restore {backup}: {error}; {_ROOM}") from None
     except (AssertionError, LookupError) as error:
         raise InvalidArgument(
             f"--restore {backup}: a record does not follow from those before it ({error!r})"

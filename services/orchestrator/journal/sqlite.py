@@ -38,12 +38,13 @@ _SCHEMA = {
 }
 _RESTORE = "restore it from a backup or give another --state"
 _LOOK = "look at its disk, then start again"
+_MAY = "give a --state whose files this user can read and write"
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "end the other program that has it open",
     sqlite3.SQLITE_FULL: "make room on its disk",
     sqlite3.SQLITE_IOERR: _LOOK,
-    sqlite3.SQLITE_CANTOPEN: "give a --state whose files this user can read and write",
-    sqlite3.SQLITE_READONLY: "give a --state whose files this user can read and write",
+    sqlite3.SQLITE_CANTOPEN: _MAY,
+    sqlite3.SQLITE_READONLY: _MAY,
 }
 """What to do about errors of SQLite that say nothing about the content."""
 _TROUBLE = (sqlite3.Error, UnicodeError)
@@ -89,14 +90,14 @@ class SqliteJournal:
         except InvalidArgument:
             self.close()
             raise
-        except _TROUBLE as error:
+        except (*_TROUBLE, OSError) as error:
             self.close()
             raise self._unusable(error) from None
         self._ballast = Ballast(directory / "journal.ballast", ballast_bytes)
         self._ballast.keep()
 
     def _unusable(self, error: object, advice: str = "") -> InvalidArgument:
-        return InvalidArgument(f"journal {self._path}: {error}; {advice or _ADVICE.get(_code(error), _RESTORE)}")
+        return InvalidArgument(f"journal {self._path}: {error}; {advice or _advice(error)}")
 
     def _open(self) -> str:
         """Look at what is there, or make it. Returns the orchestrator's id."""
@@ -310,6 +311,13 @@ def verify(directory: Path) -> None:
             pass
     finally:
         journal.close()
+
+
+def _advice(error: object) -> str:
+    """What to do about an error at the start. One of the disk says nothing about the content, and a backup would lose what was acknowledged since."""
+    if isinstance(error, OSError):
+        return _MAY if isinstance(error, PermissionError) else _LOOK
+    return _ADVICE.get(_code(error), _RESTORE)
 
 
 def _code(error: object) -> int:
