@@ -43,8 +43,8 @@ class StorageSettings(ProgramSettings):
 
     sweep_for: str = setting(
         "",
-        "Addresses, with commas between, of all orchestrators whose workers write here. Their records are asked which outputs of tasks"
-        " nobody needs, and these are deleted. Empty: nothing is ever deleted.",
+        "Addresses, with commas between, of all orchestrators whose workers write here and of all orchestrators above them, with workers of their"
+        " own or without. Their records are asked which outputs of tasks nobody needs, and these are deleted. Empty: nothing is ever deleted.",
         metavar="HOST:PORT",
     )
     sweep_ended: str = setting(

@@ -106,7 +106,7 @@ def test_what_a_failed_attempt_left_is_swept_and_what_is_recorded_stays(tmp_path
 
 
 def test_what_relayed_tasks_have_saved_stays_when_the_record_above_names_it(tmp_path: Path) -> None:
-    """Below the top one job has many of its tasks, under other tokens: the keys of their outputs still lead to the task above."""
+    """Below the top one job has many of its tasks, under other tokens: the keys of their outputs still lead to the task above, and it is asked for."""
     with LocalFarm(tmp_path / "farm") as farm:
         farm.start_storage()
         top = farm.start_orchestrator("top")
@@ -120,7 +120,12 @@ def test_what_relayed_tasks_have_saved_stays_when_the_record_above_names_it(tmp_
         assert len(before) == 15  # each saved twice, and its large result
         farm.kill("storage")
         age_all(state / "blobs", 25 * 3600)
-        with started(state, "--sweep-for", top, "--sweep-for", low) as wet:
+        with started(state, "--sweep-for", low) as blind:
+            wait_until(said(blind, "sweep: 5 outputs of tasks from an orchestrator above are kept"))
+            assert warnings_of(blind.address) == ["sweep_waits"]
+        assert outputs(state / "blobs") == before
+        (state / "record.json").unlink()
+        with started(state, "--sweep-for", f"{top},{low}") as wet:
             wait_until(said(wet, "sweep: 15 outputs, 5 orphans deleted"))
             assert outputs(state / "blobs") == [key for key in before if not key.endswith("-1/out")]
 

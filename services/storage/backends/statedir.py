@@ -2,7 +2,7 @@
 
     lock       flocked while a storage runs
     storage.json   what this directory is, and the stable id of the storage that lies in it
-    record.json    the journals that the sweeper asks
+    record.json    the journals that the sweeper asks, and whether the one at the top is among them
     tmp/       files on their way in
     blobs/     the tree of blobs
 

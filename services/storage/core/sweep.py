@@ -107,11 +107,23 @@ def concerned(key: str) -> frozenset[Task]:
     return frozenset(own).union(*(ancestors(task) for task in own))
 
 
+def is_from_above(key: str) -> bool:
+    """True when the blob may have been made for a task from up-stream, whose record may name it."""
+    return any(map(ancestors, owners(key)))
+
+
+def shows_top(standings: Mapping[Task, Standing]) -> bool:
+    """True when some record knows a task that others were made for and that was made for none itself: the one at the top is among them."""
+    tops = {above[-1] for task in standings if (above := ancestors(task))}
+    return any(standings[top].known for top in tops if top in standings)
+
+
 def is_orphan(key: str, age_s: float, standings: Mapping[Task, Standing], ages: Ages) -> bool:
     """True when the blob may go.
 
     Args:
-        standings: of all `concerned` tasks, from all orchestrators whose workers write here. A missing one is an error, not an unknown task.
+        standings: of all `concerned` tasks, from all orchestrators whose workers write here and all above them. A missing one is an error, not an
+            unknown task.
     """
     own = owners(key)
     if not own or any(standings[task].names(key) for task in concerned(key)):

@@ -19,7 +19,18 @@ from antfarm.v1 import job_pb2
 from services.storage import sweeper as sweeper_module
 from services.storage.backends import statedir
 from services.storage.backends.filesystem import FilesystemBackend
-from services.storage.core.sweep import UNKNOWN, Ages, Standing, Task, ancestors, concerned, is_orphan, owners
+from services.storage.core.sweep import (
+    UNKNOWN,
+    Ages,
+    Standing,
+    Task,
+    ancestors,
+    concerned,
+    is_from_above,
+    is_orphan,
+    owners,
+    shows_top,
+)
 from services.storage.keys import check_key
 from services.storage.sweeper import Sweeper
 
@@ -232,6 +243,82 @@ async def test_a_journal_that_changes_while_it_is_asked_is_not_believed(place: P
     with pytest.raises(WrongState):
         await place.sweeper().sweep()
     assert await place.there("tasks/j/0/1-1/o")
+
+
+CHILD, PARENT = ("up/j/0/relay-1", 2), ("j", 2)
+FROM_ABOVE = "tasks/up/j/0/relay-1/2/1-1/o"
+
+
+@pytest.mark.parametrize("below", [UNKNOWN, Standing(ended=True)])
+async def test_what_was_made_for_a_task_from_above_goes_only_where_the_one_at_the_top_is_asked(
+    place: Place, below: Standing
+) -> None:
+    """A cluster soon forgets what it did for the orchestrator above: where that one is not asked, nobody tells that it still names the output."""
+    await place.put(FROM_ABOVE, 300 * DAY)
+    await place.put("tasks/gone/0/1-1/o", 8 * DAY)
+    place.record.known = {CHILD: below}
+    swept = await place.sweeper().sweep()
+    assert (swept.seen, swept.orphans, swept.kept) == (2, 1, 1)
+    assert await place.there(FROM_ABOVE)
+
+    place.record.known[PARENT] = Standing(ended=True, keys=frozenset([FROM_ABOVE]))
+    swept = await place.sweeper().sweep()
+    assert (swept.seen, swept.orphans, swept.kept) == (1, 0, 0)
+    assert json.loads((place.path / "record.json").read_text()) == {"orchestrators": ["journal-1"], "top": True}
+
+    del place.record.known[PARENT]  # purged in its time
+    swept = await place.sweeper().sweep()
+    assert (swept.seen, swept.orphans, swept.kept) == (1, 1, 0)
+    assert not await place.there(FROM_ABOVE)
+
+
+async def test_that_the_one_at_the_top_was_asked_is_forgotten_with_the_journals(place: Place) -> None:
+    await place.put(FROM_ABOVE, 300 * DAY)
+    place.record.known = {PARENT: LIVE}
+    await place.sweeper().sweep()
+    (place.path / "record.json").unlink()
+    place.record.known = {}
+    swept = await place.sweeper().sweep()
+    assert (swept.orphans, swept.kept) == (0, 1)
+
+
+async def test_what_is_kept_for_want_of_the_one_at_the_top_is_told(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.put(FROM_ABOVE, 8 * DAY)
+    sweeper = place.sweeper()
+    running = asyncio.create_task(sweeper.run())
+    async with asyncio.timeout(10):
+        while not sweeper.trouble:
+            assert not running.done()
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert sweeper.trouble == (
+        "1 outputs of tasks from an orchestrator above are kept, for no orchestrator of --sweep-for knows a job that they were made for;"
+        " name all above those whose workers write here"
+    )
+    assert f"sweep: {sweeper.trouble}" in caplog.messages
+    assert await place.there(FROM_ABOVE)
+
+
+@pytest.mark.parametrize(
+    ("known", "shows"),
+    [
+        (set(), False),
+        ({("up/up/j/4/relay-9/2/relay-1", 5)}, False),
+        ({("up/j/4/relay-9", 7)}, False),  # one in the middle, whose own record is not the last word
+        ({("j", 11)}, True),
+    ],
+)
+def test_only_a_task_that_others_were_made_for_and_that_was_made_for_none_shows_the_top(
+    known: set[Task], shows: bool
+) -> None:
+    key = "tasks/up/up/j/4/relay-9/2/relay-1/5/1-1/o"
+    assert is_from_above(key)
+    assert shows_top({task: LIVE if task in known else UNKNOWN for task in concerned(key)}) == shows
+    assert not is_from_above(KEY)
+    assert not shows_top({("j", 3): LIVE})
 
 
 async def test_young_outputs_cost_no_question(place: Place) -> None:
