@@ -65,11 +65,14 @@ class Inputs:
                     return bytes(result.result)
         except grpc.aio.AioRpcError as error:
             raise wire.error_from_rpc(error) from None
+        except (grpc.aio.UsageError, *net.CALL_ENDED):
+            # The link has closed its channel: before the call, while the input before was fetched from Storage, or just now.
+            raise Unavailable("the orchestrator above hung up") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # Not we were cancelled but the call: the link has closed its channel.
+            # Not we were cancelled but the call: likewise.
             raise Unavailable("the orchestrator above hung up") from None
         raise Unavailable(f"input {job_id}/{index} is not there yet")
 

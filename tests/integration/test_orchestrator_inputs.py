@@ -99,6 +99,38 @@ async def test_a_level_below_gives_back_what_it_could_not_read_because_the_conne
     await channel.close()
 
 
+class SlowStorage(Inputs):
+    """Results that are whole only when they may be, as those that have to come from Storage."""
+
+    def __init__(self) -> None:
+        super().__init__("", None)
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+
+    async def whole(self, encoded: bytes) -> bytes:
+        self.asked.set()
+        await self.may_answer.wait()
+        return encoded
+
+
+async def test_a_level_below_gives_back_what_it_could_not_read_because_the_connection_ended_between_two_inputs(
+    jobs: SlowJobs,
+) -> None:
+    """The second is asked for over a channel that was closed while the first came from Storage."""
+    jobs.may_answer.set()
+    channel = net.open_channel(jobs.address, None)
+    inputs = SlowStorage()
+    message = task_group()
+    message.inputs.append(EACH)
+    resolving = asyncio.create_task(inputs.resolve(message, message.assignments[0], channel))
+    await asyncio.wait_for(inputs.asked.wait(), PATIENCE_S)
+    await channel.close()
+    inputs.may_answer.set()
+    with pytest.raises(Unavailable, match=r"^the orchestrator above hung up$"):
+        await asyncio.wait_for(resolving, PATIENCE_S)
+    assert jobs.asked == 1
+
+
 async def test_a_reader_that_is_cancelled_itself_ends(jobs: SlowJobs, tmp_path: Path) -> None:
     channel = net.open_channel(jobs.address, None)
     group: Group = translation.group_from_wire(task_group(), is_async=False, estimate=Estimate())

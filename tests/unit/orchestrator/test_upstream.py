@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from orchestrator_harness import Harness, each, template
 
-from antfarm import wire
+from antfarm import net, wire
+from antfarm.link import OutcomeParts
 from antfarm.link.session import Token
 from antfarm.model import SECOND_NS, Ending, VerdictCode
-from antfarm.v1 import work_queue_pb2
+from antfarm.v1 import common_pb2, work_queue_pb2
 from services.orchestrator import upstream as upstream_module
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
@@ -44,6 +45,13 @@ def make(core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1) -> tu
     return driver, upstream
 
 
+def tell(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, OutcomeParts]]:
+    """What is reported from now on, instead of sent."""
+    told: list[tuple[str, int, OutcomeParts]] = []
+    monkeypatch.setattr(upstream._link, "report", lambda *report: told.append(report))
+    return told
+
+
 async def test_an_end_whose_record_is_purged_is_told_to_nobody_and_is_no_defect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -55,6 +63,30 @@ async def test_an_end_whose_record_is_purged_is_told_to_nobody_and_is_no_defect(
         await asyncio.gather(*(asyncio.all_tasks() - before), return_exceptions=True)
         await driver.close()
     assert caplog.messages == []
+
+
+async def test_tasks_whose_inputs_cannot_be_read_because_the_connection_ended_go_back_unstarted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of the group, also those whose turn comes after the one that met it: nobody else would ever speak of them."""
+    driver, upstream = make(Core(CoreConfig(), None))  # type: ignore[arg-type]
+    told = tell(upstream, monkeypatch)
+    channel = net.open_channel("127.0.0.1:1", None)
+    await channel.close()
+    monkeypatch.setattr(upstream._link, "_channel", channel)
+    group = work_queue_pb2.TaskGroup(job_id="second", epoch=1, template=common_pb2.TaskTemplate(type="t"))
+    group.inputs.add(job_id="first", kind=common_pb2.DEPENDENCY_KIND_EACH)
+    for index in range(3):
+        group.assignments.add(index=index, attempt=1, payload=b'[{"$input":0}]')
+        upstream._link.hold(("second", index, 1, 1))
+    upstream.on_tasks([group])
+    await asyncio.gather(*upstream._tasks)
+    assert told == [
+        ("second", 1, OutcomeParts(index=index, attempt=1, ending=Ending.RELEASED.value, never_started=True))
+        for index in range(3)
+    ]
+    await driver.close()
+    assert driver.core.state.parents == {}
 
 
 async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
