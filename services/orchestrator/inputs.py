@@ -76,6 +76,10 @@ class Inputs:
             raise Unavailable("the orchestrator above hung up") from None
         raise Unavailable(f"input {job_id}/{index} is not there yet")
 
+    def lacks(self, encoded: bytes) -> bool:
+        """True when the value lies in Storage, and where that is nobody has said."""
+        return not self.storage_address and payloads.blob_of(encoded) is not None
+
     async def whole(self, encoded: bytes) -> bytes:
         """The encoded value itself: fetched from Storage where it is only a reference."""
         blob = payloads.blob_of(encoded)

@@ -284,6 +284,10 @@ class Upstream:
     async def _result_bytes(self, seq: int, index: int) -> bytes:
         """The encoded result that a record holds, from Storage where it is kept there."""
         result = (await self._ended_tasks(seq, [index]))[index].result
+        if self._inputs.lacks(result):
+            await (
+                self._link.first_attached()
+            )  # after a restart plans are read before the Welcome that says where Storage is
         while True:
             try:
                 return await self._inputs.whole(result)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from orchestrator_harness import Harness, each, template
 
 from antfarm import net, wire
-from antfarm.link import OutcomeParts
+from antfarm import payload as payloads
+from antfarm.link import Link, OutcomeParts
 from antfarm.link.session import Token
-from antfarm.model import SECOND_NS, Ending, VerdictCode
+from antfarm.model import SECOND_NS, BlobRef, Ending, FailureClass, TaskTemplate, VerdictCode
 from antfarm.v1 import common_pb2, work_queue_pb2
+from services.orchestrator import inputs
 from services.orchestrator import upstream as upstream_module
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
@@ -28,9 +32,25 @@ from services.orchestrator.upstream import Upstream
 Said = tuple[Token, Ending, bool]
 """Token, ending, whether it never started."""
 
+CHILD = common_pb2.TaskTemplate(type="child")
+EXPANSION = json.dumps(
+    {
+        "$expansion": {
+            "template": base64.b64encode(CHILD.SerializeToString()).decode(),
+            "payloads": [base64.b64encode(b"[1]").decode()],
+        }
+    }
+).encode()
+EXPANDED = events.ParentExpanded(
+    parent=("top", 4), plan=7, template=wire.template_from_wire(CHILD), payloads=[b"[1]"], failure=None
+)
+IN_STORAGE = payloads.blob_payload(BlobRef(key="up/top/4/plan", size_bytes=100_000, sha256=b"x" * 32))
 
-def make(core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1) -> tuple[Driver, Upstream]:
-    driver = Driver(core, MemoryJournal(), SystemClock(), lambda effect: None)
+
+def make(
+    core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1, journal: MemoryJournal | None = None
+) -> tuple[Driver, Upstream]:
+    driver = Driver(core, journal or MemoryJournal(), SystemClock(), lambda effect: None)
     sessions = Sessions(core.state, owner=b"me", orchestrator_id="me", storage_address="")
     upstream = Upstream(
         driver,
@@ -87,6 +107,120 @@ async def test_tasks_whose_inputs_cannot_be_read_because_the_connection_ended_go
     ]
     await driver.close()
     assert driver.core.state.parents == {}
+
+
+class KnownStorage:
+    """Storage, with the same content under every key; remembers where it was looked for."""
+
+    addresses: ClassVar[list[str]] = []
+
+    def __init__(self, address: str, *, tls: object) -> None:
+        self.addresses.append(address)
+
+    async def get(self, ref: BlobRef) -> bytes:
+        return EXPANSION
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+def planned(farm: Harness, result: bytes) -> effects.ReadPlan:
+    """A plan has run, with this result; nobody has read it yet."""
+    worker = farm.worker(types=("s:plan", "s:summarise"))
+    task = events.ParentTask(4, 1, b"[1]")
+    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=TaskTemplate(type="s"), tasks=[task]))
+    (plan,) = worker.take()
+    worker.report(plan, result=result)
+    return farm.claim(effects.ReadPlan)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when somebody waits for the first Welcome."""
+    waits = asyncio.Event()
+    wait = Link.first_attached
+
+    async def first_attached(link: Link) -> None:
+        waits.set()
+        await wait(link)
+
+    monkeypatch.setattr(Link, "first_attached", first_attached)
+    return waits
+
+
+async def reads(upstream: Upstream, read: effects.ReadPlan, waits: asyncio.Event) -> asyncio.Task[None]:
+    """The task that reads a plan, once it waits for the first Welcome or has ended without."""
+    upstream.deliver(read)
+    (reading,) = upstream._tasks
+    waiting = asyncio.create_task(waits.wait())
+    await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return reading
+
+
+async def test_a_plan_in_storage_is_read_once_the_orchestrator_above_has_said_where_that_is(
+    farm: Harness, waits: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restarted without --storage it knows that only from the Welcome; what it said before of its parent would be final."""
+    monkeypatch.setattr(inputs, "AsyncStorage", KnownStorage)
+    monkeypatch.setattr(KnownStorage, "addresses", [])
+    read = planned(farm, IN_STORAGE)
+    driver, upstream = make(farm.core, journal=farm.journal)
+    posted: list[events.Event] = []
+    monkeypatch.setattr(driver, "post", posted.append)
+    reading = await reads(upstream, read, waits)
+    assert posted == []
+    channel = net.open_channel("127.0.0.1:1", None)
+    upstream._link._begin(work_queue_pb2.Welcome(epoch=1, storage_address="10.0.0.1:50052"), channel)
+    await reading
+    assert posted == [EXPANDED]
+    assert KnownStorage.addresses == ["10.0.0.1:50052"]
+    await channel.close()
+    await driver.close()
+
+
+async def test_a_plan_that_is_at_hand_waits_for_nobody_above(
+    farm: Harness, waits: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = planned(farm, EXPANSION)
+    driver, upstream = make(farm.core, journal=farm.journal)
+    posted: list[events.Event] = []
+    monkeypatch.setattr(driver, "post", posted.append)
+    await (await reads(upstream, read, waits))
+    assert posted == [EXPANDED]
+    await driver.close()
+
+
+async def test_a_plan_in_storage_where_the_farm_has_none_fails_its_parent(
+    farm: Harness, waits: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = planned(farm, IN_STORAGE)
+    driver, upstream = make(farm.core, journal=farm.journal)
+    posted: list[Any] = []
+    monkeypatch.setattr(driver, "post", posted.append)
+    channel = net.open_channel("127.0.0.1:1", None)
+    upstream._link._begin(work_queue_pb2.Welcome(epoch=1), channel)
+    await (await reads(upstream, read, waits))
+    (event,) = posted
+    assert (event.failure.failure_class, event.failure.message) == (
+        FailureClass.INFRA,
+        "the plan cannot be fetched: a value lies in Storage, and this orchestrator was given none: start it with --storage",
+    )
+    await channel.close()
+    await driver.close()
+
+
+async def test_a_plan_that_waits_for_the_first_welcome_ends_with_the_program(
+    farm: Harness, waits: asyncio.Event
+) -> None:
+    read = planned(farm, IN_STORAGE)
+    driver, upstream = make(farm.core, journal=farm.journal)
+    running = asyncio.create_task(upstream.run())
+    reading = await reads(upstream, read, waits)
+    running.cancel()
+    await asyncio.wait((running, reading))
+    assert (running.cancelled(), reading.cancelled()) == (True, True)
+    await driver.close()
 
 
 async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
