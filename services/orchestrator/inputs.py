@@ -27,7 +27,15 @@ class Inputs:
 
     def __init__(self, storage_address: str, tls: net.Tls | None) -> None:
         self.storage_address = storage_address
+        self._given = bool(storage_address)  # by the operator
         self._tls = tls
+
+    def learn(self, storage_address: str) -> bool:
+        """What the orchestrator above says of Storage. True when that is news: the operator knows better, and who says nothing does not know yet."""
+        if self._given or storage_address in ("", self.storage_address):
+            return False
+        self.storage_address = storage_address
+        return True
 
     async def resolve(
         self,

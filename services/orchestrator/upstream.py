@@ -118,9 +118,8 @@ class Upstream:
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
         """Attached. Storage is the parent's, unless the operator named another; who was restarted does not know what has started here."""
-        if not self._inputs.storage_address and welcome.storage_address:
-            self._inputs.storage_address = welcome.storage_address
-            self._sessions.storage_address = welcome.storage_address
+        if self._inputs.learn(welcome.storage_address):
+            self._sessions.move_storage(welcome.storage_address)
         self._said.clear()
         self._end_drain()  # where it is not over, it is asked for again
         self._resize()

@@ -30,6 +30,8 @@ class Session:
         self.id = session_id
         self.error: AntFarmError | None = None
         self.worker_id = ""
+        self.storage_address: str | None = None
+        """Where its welcome says that Storage is; None before that."""
         self.reporting = False
         """True while it has a Report Queue; it can have one only, because each verdict is told once."""
         self._frames: list[work_queue_pb2.PullTasksResponse] = []
@@ -115,7 +117,7 @@ class Sessions:
         self._state = state
         self._owner = owner
         self._orchestrator_id = orchestrator_id
-        self.storage_address = storage_address
+        self._storage_address = storage_address
         self._sessions: dict[str, Session] = {}
         self._templates: dict[int, tuple[common_pb2.TaskTemplate, list[common_pb2.Dependency]]] = {}
         self._senders: dict[type[effects.Effect], Callable[[Session, effects.Effect], None]] = {
@@ -148,6 +150,13 @@ class Sessions:
         for session in list(self._sessions.values()):
             session.end(error)
 
+    def move_storage(self, address: str) -> None:
+        """Say from now on that Storage is there. Only a welcome says it: who had another one attaches anew, and keeps what it holds."""
+        self._storage_address = address
+        for session in list(self._sessions.values()):
+            if session.storage_address not in (None, address):
+                session.end(Unavailable("Storage is not where the Welcome said: attach again"))
+
     def deliver(self, effect: effects.Effect) -> bool:
         """Carry out an effect that concerns a session. False when it does not concern one."""
         sender = self._senders.get(type(effect))
@@ -160,6 +169,7 @@ class Sessions:
 
     def _welcome(self, session: Session, effect: effects.Welcome) -> None:
         failpoint("session.before_welcome")
+        session.storage_address = self._storage_address
         session.welcome(
             work_queue_pb2.PullTasksResponse(
                 welcome=work_queue_pb2.Welcome(
@@ -169,7 +179,7 @@ class Sessions:
                     heartbeat=wire.duration_to_wire(effect.heartbeat_ns),
                     lease=wire.duration_to_wire(effect.lease_ns),
                     revoked=wire.tokens_to_wire(list(effect.revoked)),
-                    storage_address=self.storage_address,
+                    storage_address=self._storage_address,
                     orchestrator_id=self._orchestrator_id,
                 )
             )

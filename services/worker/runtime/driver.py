@@ -169,7 +169,9 @@ class Driver:
             self._on_drain_asked(None)
         for _, attempt in self._board.running():
             attempt.last_word_ns = 0
-        self._crew.set_storage(self._manner.storage_override or welcome.storage_address)
+        # An orchestrator that was restarted below another one may not know yet, and what runs here needs it all the same.
+        if address := self._manner.storage_override or welcome.storage_address:
+            self._crew.set_storage(address)
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """New attempts."""

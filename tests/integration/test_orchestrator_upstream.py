@@ -1,0 +1,108 @@
+"""An orchestrator below another one over real sockets: what its workers hear of what it hears above."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from fake_orchestrator import FakeOrchestrator, until
+from scripted import Running, ScriptedWorker, counts
+
+from antfarm.errors import Unavailable
+from services.orchestrator.settings import OrchestratorSettings
+
+pytestmark = pytest.mark.slow
+
+FIRST, SECOND = "10.0.0.1:50052", "10.0.0.2:50052"
+
+
+@pytest.fixture
+async def above() -> AsyncIterator[FakeOrchestrator]:
+    """It has a port, and nobody listens there before `start`."""
+    async with FakeOrchestrator() as orchestrator:
+        await orchestrator.stop()
+        orchestrator.storage_address = FIRST
+        yield orchestrator
+
+
+@asynccontextmanager
+async def below(directory: Path, above: FakeOrchestrator, storage: str = "") -> AsyncIterator[Running]:
+    """An orchestrator below that one."""
+    running = Running(
+        OrchestratorSettings(port=0, state=str(directory), upstream=above.address, as_="t", storage=storage)
+    )
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+async def heard(above: FakeOrchestrator, number: int) -> None:
+    """The orchestrator below has the Welcome of that connection behind it."""
+    connection = await above.attached(number)
+    await until(lambda: connection.heartbeats)
+
+
+async def sent_off(worker: ScriptedWorker) -> None:
+    """Its session ends, so that it attaches again."""
+    end = await worker.ended()
+    assert (type(end), str(end)) == (Unavailable, "Storage is not where the Welcome said: attach again")
+
+
+async def test_workers_that_came_before_storage_was_known_attach_anew_and_keep_what_they_hold(
+    above: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Not even an at-most-once task is given up, given twice or taken away."""
+    async with below(tmp_path, above) as running:
+        worker = running.worker(window=2)
+        assert (await worker.attach(dial=1)).storage_address == ""
+        await running.create("once", 3, at_most_once=True)
+        held = await worker.tasks(2)
+        await above.start()
+        await sent_off(worker)
+        assert (await worker.attach(dial=2)).storage_address == FIRST
+        await worker.beat()
+        assert list(worker.held) == held
+        await worker.work(3)
+        assert (len(worker.given), worker.revoked) == (3, [])
+        assert counts(await running.job("once")) == {"SUCCEEDED": 3}
+        await worker.drop()
+
+
+async def test_a_welcome_that_says_nothing_new_of_storage_ends_no_session(
+    above: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Neither the same address again nor none at all, from an orchestrator above that does not know yet; another one does."""
+    async with below(tmp_path, above) as running:
+        await above.start()
+        await heard(above, 1)
+        worker = running.worker()
+        assert (await worker.attach(dial=1)).storage_address == FIRST
+        for number, address in enumerate((FIRST, ""), 2):
+            above.storage_address = address
+            above.hang_up()
+            await heard(above, number)
+            await worker.beat()
+        late = running.worker("late")
+        assert (await late.attach()).storage_address == FIRST
+        above.storage_address = SECOND
+        above.hang_up()
+        await sent_off(worker)
+        await sent_off(late)
+        assert (await worker.attach(dial=2)).storage_address == SECOND
+        for one in (worker, late):
+            await one.drop()
+
+
+async def test_the_address_of_storage_that_the_operator_gave_stands(above: FakeOrchestrator, tmp_path: Path) -> None:
+    async with below(tmp_path, above, SECOND) as running:
+        worker = running.worker()
+        assert (await worker.attach(dial=1)).storage_address == SECOND
+        await above.start()
+        await heard(above, 1)
+        await worker.beat()
+        assert (await worker.attach(dial=2)).storage_address == SECOND
+        await worker.drop()
