@@ -42,7 +42,7 @@ EXPANSION = json.dumps(
     }
 ).encode()
 EXPANDED = events.ParentExpanded(
-    parent=("top", 4), plan=7, template=wire.template_from_wire(CHILD), payloads=[b"[1]"], failure=None
+    parent=("top", 4), plan=1, template=wire.template_from_wire(CHILD), payloads=[b"[1]"], failure=None
 )
 IN_STORAGE = payloads.blob_payload(BlobRef(key="up/top/4/plan", size_bytes=100_000, sha256=b"x" * 32))
 
