@@ -318,6 +318,12 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a task with the name of one that is done gets its result",
+        f"{CORE}.parents",
+        "    if (event.job_id, task.index) not in turn.state.parents:\n",
+        "    if False:\n",
+    ),
+    Mutant(
         "what was taken back from above goes on here",
         f"{CORE}.relay",
         "        jobs.end_tasks(turn, turn.state.jobs[number], indices, TaskState.CANCELLED, records.cancelled(cause))",

@@ -69,7 +69,7 @@ class Orchestrator:
         self._requests: dict[int, Answer] = {}
         self._reported: dict[Token, None] = {}
         self._said: dict[Token, None] = {}
-        self._draining = False
+        self._draining = self._drain_over = False
         self._drains = 0
         """Which of them the next end of a drain is of."""
         self.undisturbed_since_ns = kernel.now
@@ -374,7 +374,7 @@ class Orchestrator:
                 )
             )
             if self._draining:
-                self.post(events.ParentsDrained(over=False))
+                self.post(events.ParentsDrained(over=self._drain_over))
 
     def on_revoke(self, tokens: list[Token], *, forgotten: bool) -> None:
         """Parents to give up."""
@@ -388,7 +388,7 @@ class Orchestrator:
         """A drain is over, or is asked for again."""
         assert self.link is not None
         self._drains += 1
-        self._draining = False
+        self._draining = self._drain_over = False
         self.link.want(WINDOW)
 
     def on_drain(self, limit_ns: int) -> None:
@@ -396,12 +396,13 @@ class Orchestrator:
         assert self.link is not None
         self.link.want(0)
         self._drains += 1
-        self._draining = True
+        self._draining, self._drain_over = True, False
         self.post(events.ParentsDrained(over=False))
         self.process.later(limit_ns, self._end_drain, self._drains)
 
     def _end_drain(self, number: int) -> None:
         if number == self._drains:
+            self._drain_over = True
             self.post(events.ParentsDrained(over=True))
 
     def on_judged(self, tokens: Sequence[Token]) -> None:
@@ -498,7 +499,7 @@ class Orchestrator:
             link.about["descendants"] = descendants
         self._tell_acked()
         if self._draining:  # what turned out not to have begun
-            self.post(events.ParentsDrained(over=False))
+            self.post(events.ParentsDrained(over=self._drain_over))
         for parent in self.core.state.parents.values():
             token = parent.token
             if (
