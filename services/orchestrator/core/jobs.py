@@ -84,7 +84,7 @@ def _append(turn: Turn, job: Job, first: int, payloads: Sequence[bytes], close: 
         )
     if close and first + len(payloads) < have:
         raise errors.Conflict(
-            f"job {job.job_id} has {have} tasks, more than these {first + len(payloads)}: choose another job id"
+            f"job {job.job_id} has {have:,} tasks, not {first + len(payloads):,}: it was submitted with more input; choose another job id"
         )
     fresh = payloads[len(known) :]
     if fresh and (job.closed or job.cancelled):

@@ -151,7 +151,7 @@ CASES: dict[str, Case] = {
     "job j has other tasks at index 0 to 0: choose another job id": lambda: on(
         farm_with(), lambda n: append_event(n, "j", 0, [b"other"])
     ),
-    "job j has 2 tasks, more than these 1: choose another job id": lambda: on(
+    "job j has 2 tasks, not 1: it was submitted with more input; choose another job id": lambda: on(
         farm_with(close=False), lambda n: append_event(n, "j", 0, 1, close=True)
     ),
     "its tasks are 257 MiB of arguments, the limit is 256 MiB: keep large ones in Storage, or submit several smaller requests": too_large_a_plan,
