@@ -544,12 +544,15 @@ class Assignment(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
+    APP_FAILURES_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The task's index in the job."""
     attempt: _builtins.int
     """Number of the attempt."""
     payload: _builtins.bytes
     """What to do, as submitted."""
+    app_failures: _builtins.int
+    """Of the retries that the template allows, how many this task has used. For a down-stream orchestrator, which grants no more than are left."""
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
         """Time left until the total deadline. Absent: no deadline. The orchestrator ends the task then and revokes the attempt. A worker that hears
@@ -563,10 +566,11 @@ class Assignment(_message.Message):
         attempt: _builtins.int = ...,
         payload: _builtins.bytes = ...,
         remaining: _duration_pb2.Duration | None = ...,
+        app_failures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["remaining", b"remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "index", b"index", "payload", b"payload", "remaining", b"remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_failures", b"app_failures", "attempt", b"attempt", "index", b"index", "payload", b"payload", "remaining", b"remaining"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -171,7 +171,7 @@ class Upstream:
         total_ns = max(max(left_ns) - age_ns, 1) if left_ns else None
         timeouts = replace(template.timeouts, queue_ns=None, total_ns=total_ns)
         tasks = [
-            events.ParentTask(task.index, task.attempt, payload)
+            events.ParentTask(task.index, task.attempt, payload, task.app_failures)
             for task, payload in zip(assignments, payloads, strict=True)
         ]
         failpoint("upstream.before_bind")

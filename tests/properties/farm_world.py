@@ -654,6 +654,9 @@ class World:
             or (limit is not None and limit.room == 0)
         ):
             return []
+        kept_for = self.harness.state.kept_for
+        if kept_for is not None and kept_for[0] is worker and kept_for[1] is not job.lane:
+            return []
         if worker.live and worker.taken + job.lane.slots > worker.window:
             return []
         spread = [i for start, end in job.ready._ranges for i in range(start, end)] + list(job.ready._returned)

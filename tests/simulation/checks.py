@@ -172,12 +172,12 @@ class Checks:
         worker_id: str,
         job: Job,
         epoch: int,
-        assignments: Sequence[tuple[int, int, bytes, int | None]],
+        assignments: Sequence[tuple[int, int, bytes, int | None, int]],
     ) -> None:
         """Assignments leave for a worker."""
         ledger = self.ledger(owner.name)
         demand(epoch <= ledger.epoch, "I12", "an assignment of epoch", epoch, "leaves before that is durable")
-        for index, attempt, _, _ in assignments:
+        for index, attempt, _, _, _ in assignments:
             token, key = (job.job_id, index, epoch, attempt), (job.job_id, index)
             demand(token not in ledger.issued, "I7", token, "is issued twice")
             newest = ledger.newest.get(key, (0, 0))
@@ -636,13 +636,13 @@ class Checks:
         self.did[f"refused: {type(error).__name__}"] += 1
 
     def taken(
-        self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None]]
+        self, link: Link, epoch: int, job_id: str, assignments: Sequence[tuple[int, int, bytes, int | None, int]]
     ) -> None:
         """A worker took assignments."""
         demand(epoch >= self.obeyed.get(link, 0), "I12", link.worker_id, "obeys epoch", epoch)
         self.obeyed[link] = epoch
         ledger = self.ledger(link.upper)
-        for index, attempt, _, _ in assignments:
+        for index, attempt, _, _, _ in assignments:
             token = (job_id, index, epoch, attempt)
             demand(ledger.issued.get(token) == link.worker_id, "I2", link.worker_id, "took", token)
 

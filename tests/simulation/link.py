@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 ATTACH_TIMEOUT_NS = 10 * SECOND
-Group = tuple[str, Any, list[tuple[int, int, bytes, int | None]], int]
-"""(job_id, template, assignments as (index, attempt, payload, remaining_ns), epoch in which the job came)"""
+Group = tuple[str, Any, list[tuple[int, int, bytes, int | None, int]], int]
+"""(job_id, template, assignments as (index, attempt, payload, remaining_ns, app_failures), epoch in which the job came)"""
 Kept = tuple[Token, Outcome]
 
 
@@ -173,7 +173,7 @@ class Link:
     def _take(self, epoch: int, groups: list[Group]) -> None:
         taken: list[Group] = []
         for job_id, template, assignments, since_epoch in groups:
-            kept = self.session.assigned(job_id, epoch, [(index, attempt) for index, attempt, _, _ in assignments])
+            kept = self.session.assigned(job_id, epoch, [(index, attempt) for index, attempt, _, _, _ in assignments])
             if kept is not None:
                 assignments = [assignments[position] for position in kept]
             if assignments:

@@ -292,7 +292,9 @@ class Orchestrator:
             job = self.core.state.jobs.get(number)
             if job is None:
                 continue
-            assignments = [(task.index, task.attempt, task.payload, task.remaining_ns) for task in assigned]
+            assignments = [
+                (task.index, task.attempt, task.payload, task.remaining_ns, task.app_failures) for task in assigned
+            ]
             groups.append((job.job_id, job.template, assignments, job.batches[0].epoch))
             worker = self.core.state.sessions.get(effect.session)
             holder = worker.worker_id if worker is not None else ""
@@ -357,19 +359,22 @@ class Orchestrator:
         self._tell_acked()
         for job_id, template, assignments, since_epoch in groups:
             if self._draining:
-                for index, attempt, _, _ in assignments:
+                for index, attempt, _, _, _ in assignments:
                     if (job_id, index) not in self.core.state.parents:
                         self._give_back((job_id, index, epoch, attempt), never_started=True)
                 assignments = [one for one in assignments if (job_id, one[0]) in self.core.state.parents]
                 if not assignments:
                     continue
-            left_ns = [remaining_ns for _, _, _, remaining_ns in assignments if remaining_ns is not None]
+            left_ns = [remaining_ns for _, _, _, remaining_ns, _ in assignments if remaining_ns is not None]
             self.post(
                 events.ParentsAssigned(
                     job_id=job_id,
                     epoch=epoch,
                     template=self.world.passed_down(template, max(left_ns, default=None)),
-                    tasks=[events.ParentTask(index, attempt, payload) for index, attempt, payload, _ in assignments],
+                    tasks=[
+                        events.ParentTask(index, attempt, payload, app_failures)
+                        for index, attempt, payload, _, app_failures in assignments
+                    ],
                     since_epoch=since_epoch,
                 )
             )

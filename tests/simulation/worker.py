@@ -101,7 +101,7 @@ class Worker:
         """Queue new attempts."""
         now = self.process.clock_ns
         for job_id, template, assignments, _ in groups:
-            for index, attempt, payload, _ in assignments:
+            for index, attempt, payload, _, _ in assignments:
                 self.waiting.append(Run((job_id, index, epoch, attempt), template, payload, now))
         self._pump()
 

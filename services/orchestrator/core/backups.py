@@ -122,6 +122,9 @@ def _begin(turn: Turn, worker: Worker, primary: Attempt) -> None:
     backup = Attempt(job, index, state.epoch, number, worker, worker.frames, turn.now)
     state.begin_backup(backup)
     remaining_ns = placement.remaining_ns(turn, job, index)
-    frames.group(job).append(AssignedTask(index=index, attempt=number, payload=payload, remaining_ns=remaining_ns))
+    task = AssignedTask(
+        index=index, attempt=number, payload=payload, remaining_ns=remaining_ns, app_failures=note.app_failures
+    )
+    frames.group(job).append(task)
     frames.after = placement.waits_for(turn, job)
     placement.send(turn, worker, frames)

@@ -53,6 +53,8 @@ class AssignedTask:
     attempt: int
     payload: bytes
     remaining_ns: int | None = None
+    app_failures: int = 0
+    """Retries that the task has used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,6 +204,8 @@ class ParentTask:
     index: int
     attempt: int
     payload: bytes
+    app_failures: int = 0
+    """Of the retries that its template allows, those that were used up-stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,19 +24,19 @@ _TELLS_OF_THE_WORKER = {FailureClass.PERMANENT, FailureClass.APP, FailureClass.C
 def failed(turn: Turn, attempt: Attempt, failure: Failure) -> bool:
     """A worker reported a failure. True when that put it into quarantine: the caller takes back what has not started there."""
     worker, job = attempt.worker, attempt.job
+    infra = failure.failure_class is FailureClass.INFRA
+    key = (job.number, attempt.index)
+    paused = turn.state.paused_types.get(job.template.type)
+    if infra:
+        _canary_failed(turn, paused, key)
     if (
         worker.orchestrator  # what fails there was judged below
         or failure.failure_class not in _TELLS_OF_THE_WORKER
         or failure.kind == PROCESS_LOST_KIND  # one death, however many shared the process
     ):
         return False
-    infra = failure.failure_class is FailureClass.INFRA
-    key = (job.number, attempt.index)
     worker.recent.append(Trouble(key, job.template.type, infra))
     _canary_failed(turn, worker.quarantine, key)
-    paused = turn.state.paused_types.get(job.template.type)
-    if infra:
-        _canary_failed(turn, paused, key)
     if worker.quarantine is None and _is_ailing(turn, worker) and _may_go(turn.state, worker):
         _quarantine(turn, worker, failure)
         return True

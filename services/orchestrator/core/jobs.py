@@ -230,7 +230,7 @@ def retry(turn: Turn, event: events.RetryJob) -> None:
     _check_own(event.new_job_id)
     existing = turn.state.by_id.get(event.new_job_id)
     if existing is not None:
-        if existing.retry_of != event.job_id:
+        if existing.retry_of != event.job_id or existing.created_seq < job.created_seq:
             raise errors.Conflict(f"job {event.new_job_id} exists and is no retry of {event.job_id}: choose another id")
         turn.effect(Reply(request=event.request, after=turn.state.seq, existed=True))
         return
@@ -251,7 +251,10 @@ def retry(turn: Turn, event: events.RetryJob) -> None:
 
 
 def purge(turn: Turn, event: events.PurgeJob) -> None:
-    """Remove an ended job with its record."""
+    """Remove an ended job with its record; one that was removed a while ago stays so, because a client that had no answer asks again."""
+    if event.job_id in turn.state.purged and event.job_id not in turn.state.by_id:
+        turn.effect(Reply(request=event.request, after=turn.state.seq))
+        return
     job = find(turn, event.job_id)
     if not job.ended:
         raise errors.JobNotEnded(f"job {event.job_id} has tasks that have not ended: cancel it first")

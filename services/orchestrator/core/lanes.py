@@ -81,6 +81,7 @@ class Lane:
         "key",
         "limit",
         "plain",
+        "refused_ns",
         "shares",
         "slots",
         "template",
@@ -105,6 +106,8 @@ class Lane:
         self.weight = 0
         """Sum of the weights of shares with an offered job."""
         self.virtual_time = 0.0
+        self.refused_ns = 0
+        """Since when tasks wait that fit on a worker but for what others take there, and none was given out; 0: there are none."""
         self._heap: list[tuple[float, int, int, Job]] = []
         """(pass value as it was, rank, number, job) of offered jobs; a pass value only grows, so an old one comes up early and is put right."""
 

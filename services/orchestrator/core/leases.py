@@ -67,9 +67,10 @@ def extend(turn: Turn, gap_ns: int) -> None:
     if turn.state.recovering_until_ns is not None:
         turn.state.recovering_until_ns = max(turn.state.recovering_until_ns + lost_ns, read_ns if stood_still else 0)
     if stood_still:
+        turn.state.postpone("backstop", lost_ns, read_ns)
         for job in turn.state.jobs.values():
             if job.template.at_most_once and not job.ended:
-                reports.hold_longer(turn, job, lost_ns)
+                reports.hold_longer(turn, job, lost_ns, read_ns)
 
 
 def fire(turn: Turn) -> None:

@@ -105,7 +105,7 @@ def _bind(turn: Turn, event: events.ParentsAssigned, task: events.ParentTask) ->
             index=task.index,
             epoch=event.epoch,
             attempt=task.attempt,
-            template=event.template,
+            template=relay.within_retries(event.template, task),
             payload=task.payload,
             wall_ns=turn.wall_ns,
         )
@@ -217,7 +217,8 @@ def _stage_template(turn: Turn, parent: Parent, stage: str) -> TaskTemplate:
         retry=template.retry,
         common_payload=template.common_payload,
         traceparent=template.traceparent,
-        idempotent=True,
+        at_most_once=template.at_most_once,
+        idempotent=not template.at_most_once,
     )
     return _within_deadline(turn, parent, made)
 

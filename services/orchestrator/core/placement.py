@@ -62,9 +62,10 @@ def place(turn: Turn) -> None:
     if state.quarantined or state.paused_types:
         health.review(turn)
     _begin_alone(turn, plan)
-    lanes = [lane for lane in state.lanes.values() if lane.next() is not None]
+    lanes = [lane for lane in state.lanes.values() if _is_ready(lane)]
     if lanes and state.paused_types:
         lanes = _probe_types(turn, lanes, plan)
+    _keep_room(turn, lanes)
     if lanes:
         if state.quarantined:
             _probe_workers(turn, lanes, plan)
@@ -72,6 +73,36 @@ def place(turn: Turn) -> None:
     _begin_alone(turn, plan)  # suspects that were met among the ready
     for worker_id, frames in plan.items():
         send(turn, state.workers[worker_id], frames)
+
+
+def _is_ready(lane: Lane) -> bool:
+    if lane.next() is None:
+        lane.refused_ns = 0
+        return False
+    return True
+
+
+def _keep_room(turn: Turn, lanes: list[Lane]) -> None:
+    """Keep a worker for tasks that need more of it than ever ends at once, one at a time: narrow ones would take each slot that frees, for ever (L6)."""
+    state = turn.state
+    if state.kept_for is not None:
+        worker, lane = state.kept_for
+        if _is_crowded_out(lane) and lane in lanes and worker.assignable and fits(worker, lane):
+            return
+        state.kept_for = None
+    for lane in lanes:
+        if _is_crowded_out(lane) and turn.now - lane.refused_ns >= turn.config.room_patience_ns:
+            able = [worker for worker in state.workers.values() if worker.assignable and fits(worker, lane)]
+            if able:
+                state.kept_for = (min(able, key=lambda worker: (worker.taken, worker.worker_id)), lane)
+                return
+
+
+def _is_crowded_out(lane: Lane) -> bool:
+    """True when tasks of it were refused, and nothing but what others take on the workers is in their way."""
+    job = lane.next()
+    waits = job is not None and job.counts[_QUEUED] > 0
+    return waits and lane.refused_ns > 0 and (lane.limit is None or lane.limit.room > 0)
 
 
 def _begin_alone(turn: Turn, plan: dict[str, Frames]) -> None:
@@ -155,12 +186,17 @@ def _waiting(lanes: list[Lane], enough: float) -> float:
 
 def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, Frames]) -> None:
     """Give one worker tasks that take up to `slots` of the lanes that it can run, in fair shares."""
+    kept_for = turn.state.kept_for
+    if kept_for is not None and kept_for[0] is worker:
+        lanes = [lane for lane in lanes if lane is kept_for[1]]
     open_lanes = [lane for lane in lanes if len(lane) and fits(worker, lane)]
     aside: list[Job] = []
     while slots > 0 and open_lanes:
         lane = open_lanes[0] if len(open_lanes) == 1 else min(open_lanes, key=lambda lane: _lane_pass(worker, lane))
         job, most = lane.next(), min(room(worker, lane), _count(worker, lane, slots))
         if job is None or most <= 0:
+            if job is not None and not lane.refused_ns and (lane.limit is None or lane.limit.room > 0):
+                lane.refused_ns = turn.now
             open_lanes.remove(lane)
             continue
         # One job alone gets all; of several each gets a part at a time, so that a large window is shared as well.
@@ -170,6 +206,7 @@ def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dic
         if taken:
             _assign(turn, worker, job, taken, plan)
             _charge(worker, lane, job, len(taken))
+            lane.refused_ns = 0
             slots -= lane.slots * len(taken)
         if job.ready and len(taken) < chunk:
             aside.append(lane.withdraw())  # what it has left must not go to this worker
@@ -260,17 +297,21 @@ def _assign(turn: Turn, worker: Worker, job: Job, taken: list[int], plan: dict[s
             group = frames.group(job)
         frames.size_bytes += len(payload) + 32
         frames.tasks += 1
-        attempt_no = 1
+        attempt_no, app_failures = 1, 0
         if notes:
             note = notes.get(index)
             if note is not None:
-                attempt_no = note.attempt + 1
+                attempt_no, app_failures = note.attempt + 1, note.app_failures
                 frames.after = max(frames.after, note.after)
         states[index] = _ACTIVE
         begin(Attempt(job, index, epoch, attempt_no, worker, worker.frames, now))
         if limited:
             left_ns = remaining_ns(turn, job, index)
-        group.append(AssignedTask(index=index, attempt=attempt_no, payload=payload, remaining_ns=left_ns))
+        group.append(
+            AssignedTask(
+                index=index, attempt=attempt_no, payload=payload, remaining_ns=left_ns, app_failures=app_failures
+            )
+        )
         if template.at_most_once:
             frames.after = turn.record(
                 records.AttemptIssued(

@@ -32,22 +32,35 @@ def begin(turn: Turn, job_id: str, epoch: int, template: TaskTemplate, tasks: It
     template = replace(template, limit=None)
     for run in _runs(tasks):
         first, last, attempt = run[0].index, run[-1].index, run[0].attempt
+        left = within_retries(template, run[0])
         name = f"{template.type} {job_id}/{first}" + (f"-{last}" if last > first else "")
         job = jobs.make(
             turn,
             JobId(f"{PARENT_PREFIX}{job_id}/{first}/{RELAY_STAGE}{turn.state.next_job}"),
-            JobSpec(template=template, name=name[:NAME_BYTES_MAX]),
+            JobSpec(template=left, name=name[:NAME_BYTES_MAX]),
             [task.payload for task in run],
             close=True,
         )
         _record(turn, job, job_id, first, 0, len(run), (epoch, attempt))
 
 
+def within_retries(template: TaskTemplate, task: ParentTask) -> TaskTemplate:
+    """The template with no more retries than the task has left: a failing task runs as often as its policy says, wherever that is (ADR 24)."""
+    if not task.app_failures:
+        return template
+    retry = template.retry
+    return replace(template, retry=replace(retry, max_attempts=max(retry.max_attempts - task.app_failures, 1)))
+
+
 def _runs(tasks: Iterable[ParentTask]) -> Iterator[list[ParentTask]]:
-    """Neighbours with the same attempt number, in order."""
+    """Neighbours with the same attempt number and as many retries left, in order."""
     run: list[ParentTask] = []
     for task in tasks:
-        if run and (task.index, task.attempt) != (run[-1].index + 1, run[0].attempt):
+        if run and (task.index, task.attempt, task.app_failures) != (
+            run[-1].index + 1,
+            run[0].attempt,
+            run[0].app_failures,
+        ):
             yield run
             run = []
         run.append(task)

@@ -416,11 +416,11 @@ def _wait(turn: Turn, job: Job, index: int, pause_ns: int, timer: str) -> None:
     turn.state.arm(note.wait_until_ns, timer, job.number, index)
 
 
-def hold_longer(turn: Turn, job: Job, by_ns: int) -> None:
+def hold_longer(turn: Turn, job: Job, by_ns: int, read_ns: int) -> None:
     """The holders of the job's at-most-once tokens have had no chance to be heard for a while."""
     for index, note in job.notes.items():
         if note.wait_until_ns is not None and job.states[index] == TaskState.ACTIVE and index not in job.live:
-            _wait(turn, job, index, note.wait_until_ns + by_ns - turn.now, "orphan")
+            _wait(turn, job, index, max(note.wait_until_ns + by_ns, read_ns) - turn.now, "orphan")
 
 
 def orphan(turn: Turn, job: Job, index: int) -> None:

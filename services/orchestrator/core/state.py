@@ -556,6 +556,8 @@ class State:
         """Jobs of parents whose end is recorded above, in the order in which that was heard: kept for people to look at."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
+        self.kept_for: tuple[Worker, Lane] | None = None
+        """A worker that is given nothing of other lanes, until one task of this lane was given out."""
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
         """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, and those of what has ended go when there are many."""
         self.timers_max = TIMERS_MIN
@@ -593,6 +595,14 @@ class State:
             self.timers[:] = [timer for timer in self.timers if self._may_matter(timer[2], timer[3])]
             heapq.heapify(self.timers)
             self.timers_max = max(TIMERS_MIN, 2 * len(self.timers))
+
+    def postpone(self, kind: str, by_ns: int, least_ns: int) -> None:
+        """All timers of a kind come due later by so much, and not before `least_ns`."""
+        self.timers[:] = [
+            (max(due_ns + by_ns, least_ns), tie, which, arguments) if which == kind else (due_ns, tie, which, arguments)
+            for due_ns, tie, which, arguments in self.timers
+        ]
+        heapq.heapify(self.timers)
 
     def _may_matter(self, kind: str, arguments: tuple[int, ...]) -> bool:
         """False when time has overtaken a timer: its job or its attempt has ended."""

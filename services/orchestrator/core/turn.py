@@ -52,6 +52,8 @@ class CoreConfig:
     """And the longest time until the next is tried (L8)."""
     avoid_ns: int = 30 * SECOND_NS
     """How long a retry waits for a worker that has not failed the task; then any will do."""
+    room_patience_ns: int = 30 * SECOND_NS
+    """How long tasks that need more of a worker than ever ends at once wait, before one is kept for them."""
     payload_bytes_max: int = 4 << 30
     """What tasks that have not succeeded take (`state.task_bytes`), in all; more are refused OVERLOADED."""
     frame_bytes_max: int = 1 << 20

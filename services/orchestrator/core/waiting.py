@@ -302,6 +302,26 @@ def _free(worker: Worker, job: Job) -> bool:
     return worker.window > worker.taken and (worker.taken + job.lane.slots <= worker.window or not worker.live)
 
 
+def _kept_for(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
+    """A worker that is kept for tasks which need much at once: theirs, or those that do not get its free places."""
+    if scene.state.kept_for is None or not _is_placed(scene, job, index):
+        return
+    worker, lane = scene.state.kept_for
+    patience = span(scene.config.room_patience_ns)
+    if lane is job.lane:
+        yield Finding(
+            what=f"{worker.worker_id} is kept for it: it begins there when enough has ended.",
+            why=f"For more than {patience} so much had not ended at once anywhere.",
+            help="Wait.",
+        )
+    elif [worker] == [one for one in _ready(scene, job) if _free(one, job)]:
+        yield Finding(
+            what=f"{worker.worker_id} has places free, which are kept for a task of type {one_line(lane.template.type, 128)}.",
+            why=f"That needs more than ends at once there, and has waited for more than {patience}.",
+            help="Wait, or start more workers.",
+        )
+
+
 def _resources_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if not _is_placed(scene, job, index) or (job.lane.limit is not None and job.lane.limit.room <= 0):
         return
@@ -615,7 +635,7 @@ def _expires(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 
 REASONS: tuple[Reason, ...] = (
-    _paused, _type_paused, _restarted, _alone, _no_worker, _no_fit, _none_takes_work, _at_limit, _resources_taken, _avoids, _all_taken,
+    _paused, _type_paused, _restarted, _alone, _no_worker, _no_fit, _none_takes_work, _at_limit, _kept_for, _resources_taken, _avoids, _all_taken,
     _backs_off, _depends, _held, _orphaned, _expires,
 )  # fmt: skip
 

@@ -149,7 +149,8 @@ def _reconcile(
         frames_received: assignments in later frames are still on their way; None: the stream is new, none is.
         spare: leave attempts that are not held alone: the caller knows better what became of them, or will hear it.
     """
-    revoked = [token for token in held if not _may_hold(turn, worker, token, finished=token in unacked)]
+    beats = frames_received is not None
+    revoked = [token for token in held if not _may_hold(turn, worker, token, finished=token in unacked, beats=beats)]
     for token in revoked:
         remember_revoked(turn, worker, token)
     if not spare:
@@ -174,8 +175,11 @@ def _reconcile(
     return revoked
 
 
-def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool) -> bool:
-    """True when the worker should go on with what it holds; a token of an earlier epoch is adopted on the way."""
+def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool, beats: bool) -> bool:
+    """True when the worker should go on with what it holds; a token of an earlier epoch is adopted on the way.
+
+    finished: its report comes next, as a hello says. A heartbeat (`beats`) does not say it.
+    """
     job_id, index, epoch, number = token
     job = turn.state.by_id.get(job_id)
     if job is None or not 0 <= index < job.task_count:
@@ -185,7 +189,8 @@ def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool) -
             return True
         case Judgement.DUPLICATE:
             # Its report will be told that it has counted; but a task that was given up may have been so without a report, and run on.
-            return job.states[index] != TaskState.DEAD_LETTER
+            given_up = job.states[index] == TaskState.DEAD_LETTER or (beats and token in worker.stopping)
+            return (finished or beats) and not given_up
         case Judgement.ADOPT:
             adopt(turn, worker, job, index, epoch, number)
             return True

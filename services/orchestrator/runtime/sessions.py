@@ -201,15 +201,17 @@ class Sessions:
             )
             add = group.assignments.add
             for task in assigned:
-                if task.remaining_ns is None:
+                if task.remaining_ns is None and not task.app_failures:
                     add(index=task.index, attempt=task.attempt, payload=task.payload)
-                else:
-                    add(
-                        index=task.index,
-                        attempt=task.attempt,
-                        payload=task.payload,
-                        remaining=wire.duration_to_wire(task.remaining_ns),
-                    )
+                    continue
+                remaining = None if task.remaining_ns is None else wire.duration_to_wire(task.remaining_ns)
+                add(
+                    index=task.index,
+                    attempt=task.attempt,
+                    payload=task.payload,
+                    remaining=remaining,
+                    app_failures=task.app_failures,
+                )
         frame.tasks.SetInParent()
         session.send(frame)
 

@@ -186,6 +186,22 @@ def test_a_task_of_several_cpus_waits_for_as_many_places(farm: Harness) -> None:
     worker.take()
 
 
+def test_a_worker_that_is_kept_for_what_needs_much_at_once(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("narrow", 1_000)
+    farm.create("wide", 1, resources={"cpu": 2.0}, type="t")
+    while farm.state.kept_for is None:
+        worker.take()
+        worker.run([next(iter(worker.held))])
+        farm.wait(1, beating=[worker])
+    worker.take()
+    worker.run([next(iter(worker.held))])
+    assert "w1 is kept for it: it begins there when enough has ended." in now(farm, "wide")
+    assert "w1 has places free, which are kept for a task of type t." in now(farm, "narrow", 999)
+    worker.run()
+    assert worker.take() == [("wide", 0, 1, 1)]
+
+
 def test_a_concurrency_limit_that_is_reached(farm: Harness) -> None:
     worker = farm.worker(slots=4)
     farm.create("j", 3, limit=ConcurrencyLimit(name="site", max_active=1))

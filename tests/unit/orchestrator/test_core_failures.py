@@ -466,6 +466,10 @@ def test_a_pause_of_the_orchestrator_counts_against_no_silent_holder(farm: Harne
     farm.tick(400)
     farm.wait(280)
     assert farm.states("j") == "A"
+    farm.wait(18)
+    farm.tick(400)
+    farm.tick()
+    assert farm.states("j") == "A", "what came meanwhile is read first"
     worker.incarnation = b"2"
     worker.attach()
     assert worker.report(token) is VerdictCode.ACCEPTED

@@ -136,6 +136,28 @@ def test_the_time_between_canaries_doubles_up_to_half_an_hour(farm: Harness) -> 
     audits(farm)
 
 
+def test_a_canary_that_fails_in_a_cluster_keeps_the_type_paused(farm: Harness) -> None:
+    """What fails there was judged below and ends here: without a pause between them all tasks of the type would end so."""
+    workers = farm_of(farm, 2)
+    farm.create("j", 60, retry=retrying(9))
+    for worker in workers * 3:
+        fail_next(worker, FailureClass.INFRA)
+    assert list(farm.state.paused_types) == ["t"]
+    for worker in workers:
+        worker.credit(0)
+        for token in list(worker.held):
+            worker.release(token)
+    below = farm.worker("below", slots=4, orchestrator=True)
+    since, tried = farm.now, []
+    while len(tried) < 3:
+        farm.wait(1, beating=[*workers, below])
+        for token in below.take():
+            below.fail(token, FailureClass.INFRA)
+            tried.append(round((farm.now - since) / 1e9))
+    assert tried == [30, 90, 210]
+    farm.drop()
+
+
 def test_a_backup_that_succeeds_elsewhere_says_nothing_of_the_canarys_worker(farm: Harness) -> None:
     bad, w2, w3 = workers = [farm.worker(f"w{n}", host=f"h{n}") for n in (1, 2, 3)]
     for other in (w2, w3):

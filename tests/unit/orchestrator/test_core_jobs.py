@@ -242,6 +242,34 @@ def test_a_retry_is_a_new_job_of_what_did_not_succeed(farm: Harness) -> None:
             errors.InvalidArgument, "job id")  # fmt: skip
 
 
+def test_a_purge_that_is_asked_for_again_has_been_done(farm: Harness) -> None:
+    farm.create("j", 0)
+    farm.purge("j")
+    before = farm.state.seq
+    farm.purge("j")
+    assert farm.state.seq == before
+    farm.create("j", 1)
+    assert isinstance(farm.refusal(lambda n: events.PurgeJob(request=n, job_id=JobId("j"))), errors.JobNotEnded)
+
+
+def test_a_retry_of_an_earlier_job_of_the_name_is_not_taken_for_one_of_this(farm: Harness) -> None:
+    worker = farm.worker()
+    for payload in (b"old", b"new"):
+        farm.create("a", [payload])
+        worker.fail(worker.take()[0])
+        if payload == b"old":
+            farm.retry("a", "again")
+            worker.fail(worker.take()[0])
+            farm.purge("a")
+    number = farm.job("a").number
+    error = farm.refusal(lambda n: events.RetryJob(request=n, job_id=JobId("a"), new_job_id=JobId("again")))
+    assert str(error) == "job again exists and is no retry of a: choose another id"
+    farm.retry("a", "anew")
+    farm.retry("a", "anew")
+    assert farm.job("a").number == number
+    assert worker.held[worker.take()[0]] == b"new"
+
+
 def test_a_job_with_inputs_is_not_retried(farm: Harness) -> None:
     farm.create("a", 1)
     farm.create("b", 1, dependencies=(each("a"),))
@@ -263,7 +291,7 @@ def test_only_an_ended_job_that_nobody_needs_is_purged(farm: Harness) -> None:
     worker.run()
     farm.purge("a")
     assert farm.state.by_id.keys() == {"b"}
-    refused(farm, lambda n: events.PurgeJob(request=n, job_id=JobId("a")), errors.JobNotFound, "no job 'a'")
+    refused(farm, lambda n: events.PurgeJob(request=n, job_id=JobId("never")), errors.JobNotFound, "no job .never.")
     assert {job for job, _, _ in farm.journal.rows.values()} == {0, 2}
     farm.restart()
     assert farm.job("b").state is JobState.SUCCEEDED

@@ -433,6 +433,41 @@ def test_a_drained_worker_that_was_lost_and_still_runs_what_it_held_is_told_agai
     assert worker.take() == []
 
 
+def test_a_pause_of_the_orchestrator_is_no_run_timeout(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, timeouts=Timeouts(run_ns=5 * SECOND_NS))
+    (token,) = worker.take()
+    worker.running(token, 0.0)
+    farm.wait(2, beating=[worker])
+    farm.tick(60)
+    farm.tick()
+    assert worker.report(token) is VerdictCode.ACCEPTED
+    assert farm.states("j") == "S"
+
+
+def test_an_attempt_that_the_backstop_ended_is_revoked_also_from_who_missed_that(farm: Harness) -> None:
+    worker = farm.worker(slots=2)
+    farm.create("j", 2, timeouts=Timeouts(run_ns=5 * SECOND_NS))
+    first, second = worker.take()
+    worker.running(first, 0.0)
+    farm.wait(16, beating=[worker])
+    worker.detach()
+    farm.wait(2)
+    assert farm.states("j") == "FA"
+    assert worker.attach().revoked == [first]
+    worker.held[first] = b""
+    assert worker.beat() == [first], "as long as it runs"
+    farm.restart()
+    worker.held[first] = b""
+    assert worker.attach().revoked == [first]
+    worker.held[first] = b""
+    worker.finished = [first]
+    assert worker.attach().revoked == [], "its report is told that another outcome stands"
+    farm.claim_all(effects.Refuse)
+    assert worker.report(first) is VerdictCode.SUPERSEDED
+    worker.run([second])
+
+
 def test_a_late_hello_of_a_worker_that_has_left_is_refused(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 1, type="t")

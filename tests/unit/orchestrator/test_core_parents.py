@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from orchestrator_harness import Harness, Worker, failure
+from orchestrator_harness import Harness, Worker, failure, retrying
 
 from antfarm import errors
 from antfarm.model import (
@@ -865,6 +865,60 @@ def test_what_a_parent_becomes_has_no_more_time_than_the_parent(farm: Harness) -
     end = reported(farm)
     assert (end.token, end.state) == ((*KEY, 1, 1), TaskState.EXPIRED)
     farm.drop(effects.SendRevoke, effects.SendTasks)
+
+
+@pytest.mark.parametrize("stage", ["plan", "summary"])
+def test_the_plan_and_the_summary_of_what_runs_at_most_once_do_so_too(farm: Harness, stage: str) -> None:
+    worker = farm.worker(slots=2, types=PLANNED)
+    assign(farm, template=replace(STAGE, at_most_once=True))
+    if stage == "summary":
+        planned(farm, worker)
+        worker.run(worker.take())
+    (token,) = worker.take()
+    assert token[0] == f"up/top/4/{stage}"
+    worker.running(token)
+    worker.die()
+    farm.wait(310, beating=[worker])
+    assert worker.take() == []
+    assert reported(farm).state is TaskState.DEAD_LETTER
+    farm.drop(effects.Refuse)
+
+
+def test_a_relayed_task_has_no_more_retries_than_are_left(farm: Harness) -> None:
+    worker = farm.worker(slots=9, types=("r",))
+    template = replace(PLAIN, retry=RetryPolicy(max_attempts=3, backoff_initial_ns=0))
+    tasks = [events.ParentTask(index, 1, b"[1]", used) for index, used in enumerate((0, 0, 1, 2, 5))]
+    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=template, tasks=tasks))
+    worker.take()
+    assert [(job.job_id, job.template.retry.max_attempts) for job in farm.state.jobs.values()] == [
+        ("up/top/0/relay-1", 3),
+        ("up/top/2/relay-2", 2),
+        ("up/top/3/relay-3", 1),
+        ("up/top/4/relay-4", 1),
+    ]
+
+
+def test_an_expanded_task_has_no_more_retries_than_are_left(farm: Harness) -> None:
+    farm.worker(types=PLANNED)
+    task = events.ParentTask(4, 1, b"[1]", 1)
+    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=STAGE, tasks=[task]))
+    assert farm.job("up/top/4/plan").template.retry.max_attempts == 1
+    farm.drop(effects.SendTasks)
+
+
+def test_what_is_given_out_says_how_many_retries_were_used(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, retry=retrying(5, 0.0))
+    for used in range(3):
+        farm.wait(1, beating=[worker])
+        (frame,) = farm.claim_all(effects.SendTasks)
+        assert [task.app_failures for _, tasks in frame.groups for task in tasks] == [used]
+        token = ("j", 0, 1, used + 1)
+        worker.held[token] = b""
+        worker.frames += 1
+        worker.fail(token)
+    farm.wait(1, beating=[worker])
+    farm.drop(effects.SendTasks)
 
 
 def test_the_wall_clock_takes_nothing_of_a_parents_time(farm: Harness) -> None:

@@ -37,6 +37,61 @@ def test_tasks_go_out_in_the_order_of_their_index(farm: Harness) -> None:
     assert [token[1] for token in worker.take()] == [3]
 
 
+@pytest.mark.parametrize("wants", [{"cpu": 2.0}, {"gpu": 2.0}])
+def test_what_needs_more_than_ever_ends_at_once_is_kept_a_worker_for(farm: Harness, wants: dict[str, float]) -> None:
+    """Narrow tasks would take each slot that frees, for ever, whatever the priority of the wide one."""
+    workers = [farm.worker(f"w{n}", slots=2, resources={"gpu": 2.0}) for n in (1, 2)]
+    farm.create("narrow", 1_000, resources={"gpu": 1.0})
+    for worker in workers:
+        worker.take()
+    farm.create("wide", 1, resources=wants)
+    seconds = 0
+    while not any(token[0] == "wide" for worker in workers for token in worker.held):
+        worker = workers[seconds % 2]
+        worker.run([next(iter(worker.held))])
+        farm.wait(1, beating=workers)
+        for other in workers:
+            other.take()
+        seconds += 1
+        assert seconds < 60
+    assert 30 <= seconds <= 36
+    (wide,) = [worker for worker in workers if any(token[0] == "wide" for token in worker.held)]
+    wide.run([token for token in wide.held if token[0] == "wide"])
+    assert len(wide.take()) == 2, "and then it takes what it took before"
+    assert farm.state.kept_for is None
+
+
+def test_no_worker_is_kept_for_what_waits_for_its_limit(farm: Harness) -> None:
+    first = farm.worker("w1", slots=2)
+    farm.create("wide", 2, resources={"cpu": 2.0}, limit=ConcurrencyLimit(name="one", max_active=1))
+    assert len(first.take()) == 1
+    other = farm.worker("w2", slots=2)
+    farm.create("narrow", 1_000)
+    for _ in range(60):
+        other.take()
+        other.run([next(iter(other.held))])
+        farm.wait(1, beating=[first, other])
+        assert farm.state.kept_for is None
+    farm.drop(effects.SendTasks)
+
+
+def test_a_worker_that_is_kept_for_tasks_that_were_cancelled_takes_others_again(farm: Harness) -> None:
+    worker = farm.worker("w1", slots=2)
+    farm.create("narrow", 1_000)
+    farm.create("wide", 1, resources={"cpu": 2.0})
+    while farm.state.kept_for is None:
+        worker.take()
+        worker.run([next(iter(worker.held))])
+        farm.wait(1, beating=[worker])
+    worker.take()
+    worker.run([next(iter(worker.held))])
+    assert worker.take() == []
+    assert len(worker.held) == 1
+    farm.cancel("wide")
+    assert len(worker.take()) == 1
+    assert farm.state.kept_for is None
+
+
 def test_a_window_beyond_the_slots_is_filled_after_everybody_has_work(farm: Harness) -> None:
     w1, w2 = farm.worker("w1", slots=2, window=4), farm.worker("w2", slots=2, window=4)
     farm.create("a", 4)
