@@ -129,6 +129,12 @@ class Link:
         held = self._session.held
         return [token for token in tokens if token not in held]
 
+    def forget_all(self) -> list[Token]:
+        """Give up every attempt with its report: they are of another queue than that of the orchestrator which answers now. Those that were held."""
+        tokens = self._session.forget(list(self._session.held))
+        self._reports.forget(tokens)
+        return tokens
+
     @property
     def unacked_count(self) -> int:
         """Reports without a final verdict."""

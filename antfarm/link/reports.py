@@ -173,6 +173,12 @@ class Reports:
         self._connected = False
         self._ready.clear()
 
+    def forget(self, tokens: Iterable[Token]) -> None:
+        """The session has forgotten these attempts with their reports: nothing is said of them any more."""
+        for token in tokens:
+            self._words.pop(token, None)
+        self.note_verdicts()
+
     def take_due(self, now_ns: int) -> None:
         """Queue again what was told to wait until now."""
         reports: list[Any] = [self._session.get(number) for number in self._session.due(now_ns)]

@@ -45,6 +45,7 @@ from services.orchestrator.journal.backup import restore
 from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
 from services.orchestrator.journal.mount import network_type
 from services.orchestrator.journal.sqlite import SqliteJournal
+from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Driver, explain_failure
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Sessions
@@ -140,6 +141,7 @@ class Orchestrator:
             slots=settings.upstream_slots,
             orchestrator_id=journal.orchestrator_id,
             storage_address=settings.storage,
+            above=Above(settings.state_directory),
             tls=self._tls,
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from antfarm import net, wire
-from antfarm.errors import AntFarmError, Weather
+from antfarm.errors import AntFarmError, Unavailable, Weather
 from antfarm.failpoint import failpoint
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.link.session import Token
@@ -29,6 +29,7 @@ from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.workers import offers
 from services.orchestrator.inputs import Inputs
+from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.sessions import Sessions
 
@@ -54,10 +55,12 @@ class Upstream:
         slots: int,
         orchestrator_id: str,
         storage_address: str,
+        above: Above,
         tls: net.Tls | None,
     ) -> None:
         self._driver = driver
         self._sessions = sessions
+        self._above = above
         self._orchestrator_id = orchestrator_id
         self._inputs = Inputs(storage_address, tls)
         self._task_types = task_types
@@ -79,6 +82,8 @@ class Upstream:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
         """Those of them that read what a parent ended with."""
+        self._moving: asyncio.Task[None] | None = None
+        """Gives up what is of another queue; while it does no Welcome is taken."""
         self._link = Link(
             addresses=[address],
             tls=tls,
@@ -117,12 +122,62 @@ class Upstream:
     # ---- from above -------------------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        """Attached. Storage is the parent's, unless the operator named another; who was restarted does not know what has started here."""
+        """Attached. Storage is the parent's, unless the operator named another; who was restarted does not know what has started here.
+
+        Unavailable where the queue is another one than that of the tasks held here: they are given up before anything is said of them or taken.
+        """
+        self._see_whose(welcome.orchestrator_id)
         if self._inputs.learn(welcome.storage_address):
             self._sessions.move_storage(welcome.storage_address)
         self._said.clear()
         self._end_drain()  # where it is not over, it is asked for again
         self._resize()
+
+    def _see_whose(self, orchestrator_id: str) -> None:
+        """Tokens are of a queue, and another one may have tasks of the same names. Who does not say whose it is, is taken for the one before."""
+        known = self._above.orchestrator_id
+        if self._moving is None and orchestrator_id in ("", known):
+            return
+        if self._moving is None and not known:
+            self._spawn(self._keep(orchestrator_id=orchestrator_id))
+            return
+        if self._moving is None:
+            self._leave(orchestrator_id)
+        raise Unavailable("another orchestrator answers than before: what is of that one's queue is given up first")
+
+    def _leave(self, orchestrator_id: str) -> None:
+        """Give up all that is of the queue before, also what has ended here and was not told."""
+        parents = self._driver.core.state.parents.values()
+        tokens = list(dict.fromkeys([*self._link.forget_all(), *(parent.token for parent in parents)]))
+        log.warning("the orchestrator above is another one now: %d tasks of the one before are given up", len(tokens))
+        cause = "it is of another queue than that of the orchestrator above"
+        self._driver.post(events.ParentsRevoked(tokens=tokens, cause=cause))
+        self._reported.clear()
+        self._said.clear()
+        working = [*self._tasks]
+        self._moving = self._spawn(self._move(orchestrator_id, working))
+
+    async def _move(self, orchestrator_id: str, working: Sequence[asyncio.Task[None]]) -> None:
+        """Note whose queue it is, once nothing of the one before is bound: after a crash in between all of it would be given up again."""
+        try:
+            seq = self._driver.core.state.seq  # the turn that was told has been: it was due before this task
+            while not await self._driver.settled(seq):
+                await self._driver.next_commit()
+            # The new queue's tokens may look like those that these still speak of.
+            for task in (*working, *self._reading):
+                task.cancel()
+            await self._keep(orchestrator_id=orchestrator_id)
+        finally:
+            self._moving = None
+
+    async def _keep(self, **said: str) -> None:
+        """Keep what the orchestrator above has said over restarts."""
+        try:
+            await asyncio.to_thread(self._above.keep, **said)
+        except OSError as error:
+            log.warning(
+                "what the orchestrator above says of itself cannot be kept: %s; the next Welcome says it again", error
+            )
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """Parents to expand or to relay. Inputs from other jobs of the orchestrator above are put into the payload first."""

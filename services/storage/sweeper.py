@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import AntFarmError, WrongState
+from antfarm.files import write_durably
 from services.storage.backends.base import Backend
-from services.storage.backends.statedir import write_durably
 from services.storage.core import sweep
 from services.storage.record import Record
 

@@ -13,6 +13,7 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -36,6 +37,7 @@ from antfarm.v1 import (
     worker_pb2,
 )
 from services.orchestrator.core import effects, events
+from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Answer
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Session, Sessions
@@ -153,7 +155,8 @@ class Farm:
         self.workers = WorkerServicer(self.driver)
         self.system = SystemServicer(self.driver, orchestrator_id="me", storage_address="", warnings=())
         self.upstream = Upstream(
-            self.driver, self.sessions, address="127.0.0.1:1", task_types=("t", "s"), slots=2, orchestrator_id="me", storage_address="", tls=None
+            self.driver, self.sessions, address="127.0.0.1:1", task_types=("t", "s"), slots=2, orchestrator_id="me", storage_address="",
+            above=Above(Path("/nowhere")), tls=None,
         )  # fmt: skip
         self.driver.deliver.append(self.upstream.deliver)
         self.last = b""

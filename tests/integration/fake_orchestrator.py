@@ -67,6 +67,7 @@ class FakeOrchestrator(
         self.epoch = 1
         self.heartbeat_s, self.lease_s = heartbeat_s, lease_s
         self.storage_address = ""
+        self.orchestrator_id = "fake"
         self.connections: list[Connection] = []
         self.waiting: deque[tuple[work_queue_pb2.TaskGroup, work_queue_pb2.Assignment]] = deque()
         self.outcomes: dict[Token, list[report_queue_pb2.Outcome]] = {}
@@ -212,7 +213,7 @@ class FakeOrchestrator(
                 lease=wire.seconds_to_wire(self.lease_s),
                 revoked=wire.tokens_to_wire(self.revoke_at_welcome),
                 storage_address=self.storage_address,
-                orchestrator_id="fake",
+                orchestrator_id=self.orchestrator_id,
             )
         )
         reader = asyncio.create_task(self._read(requests, connection))

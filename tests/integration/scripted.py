@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,7 @@ class Running:
                 self._task.result()
             self.address = ready.result()
         host, _, port = self.address.rpartition(":")
-        self.settings = OrchestratorSettings(
-            host=host, port=int(port), state=self.settings.state, heartbeat_s=self.settings.heartbeat_s
-        )
+        self.settings = replace(self.settings, host=host, port=int(port))
         self._channel = net.open_channel(self.address, None)
         self.jobs: Any = job_pb2_grpc.JobServiceStub(self._channel)
         self.tasks: Any = task_pb2_grpc.TaskServiceStub(self._channel)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_orchestrator import FakeOrchestrator, until
 from scripted import Running, ScriptedWorker, counts
 
+from antfarm import wire
 from antfarm.errors import Unavailable
 from services.orchestrator.settings import OrchestratorSettings
 
@@ -105,4 +107,33 @@ async def test_the_address_of_storage_that_the_operator_gave_stands(above: FakeO
         await heard(above, 1)
         await worker.beat()
         assert (await worker.attach(dial=2)).storage_address == SECOND
+        await worker.drop()
+
+
+async def test_a_cluster_that_is_moved_under_another_orchestrator_tells_it_nothing_of_the_one_before(
+    above: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Both have a job of one name, and even the tokens of its tasks are the same."""
+    above.orchestrator_id, above.storage_address = "first", ""
+    await above.start()
+    async with below(tmp_path / "low", above) as running, FakeOrchestrator() as second:
+        worker = running.worker(slots=2)
+        await worker.attach()
+        (token,) = above.give("t", [b"of the first"], job_id="nightly")
+        (held,) = await worker.tasks()
+        await worker.drop()
+        await above.stop()
+        second.orchestrator_id = "second"
+        running.settings = replace(running.settings, upstream=second.address)
+        await running.restart()
+        assert [wire.tokens_from_wire((await second.attached(n)).hello.held) for n in (1, 2)] == [[token], []]
+        welcome = await worker.attach()
+        assert wire.tokens_from_wire(welcome.revoked) == [held]
+        await until(lambda: second.now.heartbeats)
+        assert second.give("t", [b"of the second"], job_id="nightly") == [token]
+        (fresh,) = await worker.tasks()
+        assert worker.held[fresh] == b"of the second"
+        assert second.outcomes == {}
+        assert await worker.report(fresh, result=b"of the second") == ["ACCEPTED"]
+        assert (await second.outcome(token)).result == b"of the second"
         await worker.drop()

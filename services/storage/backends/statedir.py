@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
-from antfarm.files import sync
+from antfarm.files import sync, write_durably
 
 FORMAT = 1
 _MARK = "storage.json"
@@ -116,17 +116,6 @@ def _recognised(path: Path) -> str:
             f"--backend file:{path}: format {number} is not known to this version, which knows {FORMAT}"
         )
     return server_id
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file, all or nothing. The directory is the caller's to sync."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)  # one whose sync failed before is never synced again
-    with open(fresh, "x") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
 
 
 def _sweep(tmp_fd: int) -> None:

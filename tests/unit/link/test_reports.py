@@ -105,6 +105,19 @@ async def test_a_new_connection_gets_all_that_is_unacked_and_nothing_else() -> N
     assert [o.report_no for o in found[0].outcomes[0].outcomes] == [2, 4]
 
 
+async def test_of_attempts_that_were_forgotten_nothing_is_said_any_more() -> None:
+    session, reports, _ = make(tasks=2)
+    reports.add("job", 1, outcome(0))
+    await asyncio.sleep(0)
+    for index in range(2):
+        reports.say(rq.Running(job_id="job", epoch=1, index=index, attempt=1))
+    assert not reports.settled.is_set()
+    reports.forget(session.forget(list(session.held)))
+    assert reports.settled.is_set()
+    reports.connected()
+    assert frames(reports) == []
+
+
 async def test_what_was_told_to_wait_is_sent_again_when_its_time_has_come() -> None:
     session, reports, _ = make()
     reports.connected()

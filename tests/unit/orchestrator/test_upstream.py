@@ -6,7 +6,9 @@ import asyncio
 import base64
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,6 +16,7 @@ from orchestrator_harness import Harness, each, template
 
 from antfarm import net, wire
 from antfarm import payload as payloads
+from antfarm.errors import Unavailable
 from antfarm.link import Link, OutcomeParts
 from antfarm.link.session import Token
 from antfarm.model import SECOND_NS, BlobRef, Ending, FailureClass, TaskTemplate, VerdictCode
@@ -22,8 +25,10 @@ from services.orchestrator import inputs
 from services.orchestrator import upstream as upstream_module
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
+from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
 from services.orchestrator.journal.memory import MemoryJournal
+from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.sessions import Sessions
 from services.orchestrator.runtime.timers import SystemClock
@@ -48,7 +53,11 @@ IN_STORAGE = payloads.blob_payload(BlobRef(key="up/top/4/plan", size_bytes=100_0
 
 
 def make(
-    core: Core, task_types: tuple[str, ...] = ("t",), slots: int = 1, journal: MemoryJournal | None = None
+    core: Core,
+    task_types: tuple[str, ...] = ("t",),
+    slots: int = 1,
+    journal: MemoryJournal | None = None,
+    directory: Path = Path("/nowhere"),
 ) -> tuple[Driver, Upstream]:
     driver = Driver(core, journal or MemoryJournal(), SystemClock(), lambda effect: None)
     sessions = Sessions(core.state, owner=b"me", orchestrator_id="me", storage_address="")
@@ -60,6 +69,7 @@ def make(
         slots=slots,
         orchestrator_id="me",
         storage_address="",
+        above=Above(directory),
         tls=None,
     )
     return driver, upstream
@@ -266,6 +276,101 @@ async def test_what_takes_long_is_not_asked_for_ahead() -> None:
         upstream._resize()
         windows.append(upstream._window)
     assert windows == [4_098, 4_098, 2]
+    await driver.close()
+
+
+# ---- whose queue it is ----------------------------------------------------------------------------------------------
+
+
+class SlowJournal(MemoryJournal):
+    """Takes records only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_append = threading.Event()
+
+    def append(self, records: Sequence[tuple[int, Record]]) -> None:
+        self.may_append.wait(10)
+        super().append(records)
+
+
+def told_by(upstream: Upstream, orchestrator_id: str, channel: Any) -> None:
+    """That orchestrator's Welcome has come."""
+    upstream._link._begin(work_queue_pb2.Welcome(epoch=1, orchestrator_id=orchestrator_id), channel)
+
+
+def moved(farm: Harness, directory: Path, journal: MemoryJournal) -> tuple[Driver, Upstream]:
+    """Below `first` until now. Of its job one task runs, one waits, and one has ended, which is reported and has no verdict."""
+    worker = farm.worker(slots=2)
+    tasks = [events.ParentTask(index, 1, b"[1]") for index in range(3)]
+    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=TaskTemplate(type="t"), tasks=tasks))
+    worker.credit(1)
+    ended, _ = worker.take()
+    worker.report(ended)
+    farm.drop(effects.ReportParents)
+    Above(directory).keep(orchestrator_id="first")
+    driver, upstream = make(farm.core, journal=journal, directory=directory)
+    upstream._report(("top", 0, 1, 1), OutcomeParts(index=0, attempt=1, ending=Ending.SUCCEEDED.value, result=b"1"))
+    return driver, upstream
+
+
+async def test_what_is_of_another_queue_is_given_up_before_this_one_is_served(farm: Harness, tmp_path: Path) -> None:
+    """Its tasks may have the same names; one that has ended here would be recorded for a task that never ran."""
+    journal = SlowJournal()
+    driver, upstream = moved(farm, tmp_path, journal)
+    channel = net.open_channel("127.0.0.1:1", None)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="another orchestrator answers than before"):
+            told_by(upstream, "second", channel)
+        assert (upstream._link.held_count, upstream._link.unacked_count) == (0, 0)
+        await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="another orchestrator answers than before"):
+        told_by(upstream, "first", channel)  # of what it gave nothing is left to go on with
+    assert Above(tmp_path).orchestrator_id == "first"  # a crash now leaves what is to be given up bound
+    assert farm.state.parents == {}
+    journal.may_append.set()
+    assert upstream._moving is not None
+    await upstream._moving
+    assert Above(tmp_path).orchestrator_id == "second"
+    told_by(upstream, "second", channel)
+    assert upstream._link._first_attached.is_set()
+    await channel.close()
+    await driver.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "says", "kept"), [("first", "", "first"), ("first", "first", "first"), ("", "first", "first")]
+)
+async def test_who_is_the_same_or_does_not_say_who_it_is_is_served_on(
+    farm: Harness, tmp_path: Path, before: str, says: str, kept: str
+) -> None:
+    driver, upstream = moved(farm, tmp_path, farm.journal)
+    upstream._above.keep(orchestrator_id=before)
+    channel = net.open_channel("127.0.0.1:1", None)
+    told_by(upstream, says, channel)
+    await asyncio.gather(*upstream._tasks)
+    assert (upstream._link.held_count, upstream._link.unacked_count, len(farm.state.parents)) == (3, 1, 3)
+    assert Above(tmp_path).orchestrator_id == kept
+    await channel.close()
+    await driver.close()
+
+
+async def test_whose_queue_it_is_is_asked_again_when_that_could_not_be_kept(
+    farm: Harness, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, upstream = moved(farm, tmp_path, farm.journal)
+    channel = net.open_channel("127.0.0.1:1", None)
+    (tmp_path / "upstream.json.new").mkdir()
+    for kept in ("first", "second"):
+        with pytest.raises(Unavailable, match="another orchestrator answers than before"):
+            told_by(upstream, "second", channel)
+        assert upstream._moving is not None
+        await upstream._moving
+        assert Above(tmp_path).orchestrator_id == kept
+        if kept == "first":
+            assert caplog.messages[-1].startswith("what the orchestrator above says of itself cannot be kept: ")
+            (tmp_path / "upstream.json.new").rmdir()
+    await channel.close()
     await driver.close()
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from antfarm.errors import BlobNotFound, Unavailable, WrongState
+from antfarm.files import write_durably
 from antfarm.v1 import job_pb2
 from services.storage import sweeper as sweeper_module
-from services.storage.backends import statedir
 from services.storage.backends.filesystem import FilesystemBackend
 from services.storage.core.sweep import (
     UNKNOWN,
@@ -352,7 +352,7 @@ async def test_no_error_ends_the_sweeper_each_is_told_and_the_next_turn_goes_on(
         told.append(sweeper.trouble)
         if len(told) == 1:
             raise error
-        statedir.write_durably(path, text)
+        write_durably(path, text)
 
     monkeypatch.setattr(sweeper_module, "write_durably", fails_once)
     monkeypatch.setattr(sweeper_module, "RETRY_S", 0.0)
@@ -380,8 +380,8 @@ def test_a_file_whose_sync_failed_is_not_synced_again(tmp_path: Path, monkeypatc
     kept: list[int] = []
     monkeypatch.setattr(os, "fsync", fails_once)
     with pytest.raises(OSError, match="Input/output error"):
-        statedir.write_durably(tmp_path / "record.json", "first")
-    statedir.write_durably(tmp_path / "record.json", "second")
+        write_durably(tmp_path / "record.json", "first")
+    write_durably(tmp_path / "record.json", "second")
     os.close(kept.pop())
     assert (tmp_path / "record.json").read_text() == "second"
     assert len(set(synced)) == 2
