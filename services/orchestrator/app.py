@@ -117,13 +117,14 @@ class Orchestrator:
         core = Core(config, random.SystemRandom())
         _replay(core, journal)
         self.driver = Driver(core, journal, SystemClock(), self._deliver)
+        above = Above(settings.state_directory) if settings.upstream else None
         self.sessions = Sessions(
             core.state,
             owner=secrets.token_bytes(16),
             orchestrator_id=journal.orchestrator_id,
-            storage_address=settings.storage,
+            storage_address=settings.storage or (above.storage_address if above is not None else ""),
         )
-        self._upstream = self._make_upstream(journal) if settings.upstream else None
+        self._upstream = self._make_upstream(journal, above) if above is not None else None
         self._health = health.aio.HealthServicer()
         self._server = self._make_server(journal)
 
@@ -131,7 +132,7 @@ class Orchestrator:
         if not self.sessions.deliver(effect) and self._upstream is not None:
             self._upstream.deliver(effect)
 
-    def _make_upstream(self, journal: Journal) -> Upstream:
+    def _make_upstream(self, journal: Journal, above: Above) -> Upstream:
         settings = self._settings
         return Upstream(
             self.driver,
@@ -141,7 +142,7 @@ class Orchestrator:
             slots=settings.upstream_slots,
             orchestrator_id=journal.orchestrator_id,
             storage_address=settings.storage,
-            above=Above(settings.state_directory),
+            above=above,
             tls=self._tls,
         )
 
@@ -164,8 +165,8 @@ class Orchestrator:
         system_pb2_grpc.add_SystemServiceServicer_to_server(
             SystemServicer(
                 driver,
+                self.sessions,
                 orchestrator_id=journal.orchestrator_id,
-                storage_address=settings.storage,
                 warnings=warnings,
             ),
             server,

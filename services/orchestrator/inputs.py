@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
@@ -20,21 +21,33 @@ from antfarm.storage import AsyncStorage
 from antfarm.v1 import job_pb2, job_pb2_grpc, work_queue_pb2
 
 FETCH_TIMEOUT_S = 30.0
+LEARN_S = 2.0
+"""How long a value waits to hear where Storage is before that counts as weather."""
+NONE_AFTER_S = 60.0
+"""So long after the first Welcome it is believed that there is no Storage. Until then the orchestrator above may only not have heard yet itself, from the one above it."""
 
 
 class Inputs:
     """Fetches results from the orchestrator above, and from Storage where they are kept there."""
 
-    def __init__(self, storage_address: str, tls: net.Tls | None) -> None:
-        self.storage_address = storage_address
-        self._given = bool(storage_address)  # by the operator
+    def __init__(self, storage_address: str, tls: net.Tls | None, learned: str = "") -> None:
+        """`storage_address` is the operator's; `learned` is what the orchestrator above said to an earlier process."""
+        self.storage_address = storage_address or learned
+        self.given = bool(storage_address)
+        """By the operator, who knows better than the orchestrator above."""
         self._tls = tls
+        self._learned = asyncio.Event()
+        self._silent_since_s: float | None = None
+        """When a Welcome said nothing of Storage for the first time, by the loop's clock."""
 
     def learn(self, storage_address: str) -> bool:
         """What the orchestrator above says of Storage. True when that is news: the operator knows better, and who says nothing does not know yet."""
-        if self._given or storage_address in ("", self.storage_address):
+        if not storage_address and self._silent_since_s is None:
+            self._silent_since_s = asyncio.get_running_loop().time()
+        if self.given or storage_address in ("", self.storage_address):
             return False
         self.storage_address = storage_address
+        self._learned.set()
         return True
 
     async def resolve(
@@ -93,25 +106,39 @@ class Inputs:
         blob = payloads.blob_of(encoded)
         if blob is None:
             return encoded
-        storage = self._storage()
+        storage = await self._storage()
         try:
             return await storage.get(blob)
         finally:
             await storage.aclose()
 
     async def _put(self, key: str, content: bytes) -> BlobRef:
-        storage = self._storage()
+        storage = await self._storage()
         try:
             return await storage.put(key, content)
         finally:
             await storage.aclose()
 
-    def _storage(self) -> AsyncStorage:
+    async def _storage(self) -> AsyncStorage:
         if not self.storage_address:
+            await self._hear_of_storage()
+        return AsyncStorage(self.storage_address, tls=self._tls)
+
+    async def _hear_of_storage(self) -> None:
+        """Wait for the address a little. Unavailable while it may still come; InvalidArgument when the one above has long said that it knows none.
+
+        An empty address in a Welcome says nothing for certain: the orchestrator above may be below another one itself, and not have heard yet.
+        """
+        since_s = self._silent_since_s
+        if since_s is not None and asyncio.get_running_loop().time() - since_s >= NONE_AFTER_S:
             raise InvalidArgument(
                 "a value lies in Storage, and this orchestrator was given none: start it with --storage"
             )
-        return AsyncStorage(self.storage_address, tls=self._tls)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEARN_S):
+                await self._learned.wait()
+        if not self.storage_address:
+            raise Unavailable("a value lies in Storage, and the orchestrator above has not said yet where that is")
 
 
 def put(form: Any, values: list[Any]) -> Any:

@@ -62,7 +62,7 @@ class Upstream:
         self._sessions = sessions
         self._above = above
         self._orchestrator_id = orchestrator_id
-        self._inputs = Inputs(storage_address, tls)
+        self._inputs = Inputs(storage_address, tls, above.storage_address)
         self._task_types = task_types
         self._slots = slots
         self._window = 2 * slots
@@ -129,6 +129,8 @@ class Upstream:
         self._see_whose(welcome.orchestrator_id)
         if self._inputs.learn(welcome.storage_address):
             self._sessions.move_storage(welcome.storage_address)
+        if not self._inputs.given and self._inputs.storage_address != self._above.storage_address:
+            self._spawn(self._keep(storage_address=self._inputs.storage_address))
         self._said.clear()
         self._end_drain()  # where it is not over, it is asked for again
         self._resize()

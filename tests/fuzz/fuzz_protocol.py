@@ -153,7 +153,7 @@ class Farm:
         self.jobs = JobServicer(self.driver)
         self.tasks = TaskServicer(self.driver, logbook)
         self.workers = WorkerServicer(self.driver)
-        self.system = SystemServicer(self.driver, orchestrator_id="me", storage_address="", warnings=())
+        self.system = SystemServicer(self.driver, self.sessions, orchestrator_id="me", warnings=())
         self.upstream = Upstream(
             self.driver, self.sessions, address="127.0.0.1:1", task_types=("t", "s"), slots=2, orchestrator_id="me", storage_address="",
             above=Above(Path("/nowhere")), tls=None,

@@ -13,6 +13,8 @@ from scripted import Running, ScriptedWorker, counts
 
 from antfarm import wire
 from antfarm.errors import Unavailable
+from antfarm.v1 import system_pb2
+from services.orchestrator.runtime.above import Above
 from services.orchestrator.settings import OrchestratorSettings
 
 pytestmark = pytest.mark.slow
@@ -108,6 +110,42 @@ async def test_the_address_of_storage_that_the_operator_gave_stands(above: FakeO
         await worker.beat()
         assert (await worker.attach(dial=2)).storage_address == SECOND
         await worker.drop()
+
+
+async def told(running: Running) -> str:
+    """Where clients are told that Storage is."""
+    info = await running.system.GetServerInfo(system_pb2.GetServerInfoRequest())
+    return str(info.storage_address)
+
+
+async def test_where_storage_is_outlives_a_restart_until_the_orchestrator_above_says_otherwise(
+    above: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Else the tasks that are given out before it is attached again fail for want of Storage, for good. Clients hear the same."""
+    async with below(tmp_path, above) as running:
+        assert await told(running) == ""
+        await above.start()
+        await heard(above, 1)
+        assert await told(running) == FIRST
+        await until(lambda: Above(tmp_path).storage_address == FIRST)
+        await above.stop()
+        await running.restart()
+        assert await told(running) == FIRST
+        worker = running.worker()
+        assert (await worker.attach(dial=1)).storage_address == FIRST
+        above.storage_address = SECOND
+        await above.start()
+        await sent_off(worker)
+        assert await told(running) == SECOND
+        await until(lambda: Above(tmp_path).storage_address == SECOND)
+        running.settings = replace(running.settings, storage=FIRST)
+        await running.restart()
+        await heard(above, 3)
+        assert await told(running) == FIRST
+        running.settings = replace(running.settings, storage="")
+        await above.stop()
+        await running.restart()
+        assert await told(running) == SECOND
 
 
 async def test_a_cluster_that_is_moved_under_another_orchestrator_tells_it_nothing_of_the_one_before(

@@ -15,7 +15,7 @@ from antfarm.files import sync, write_durably
 
 log = logging.getLogger("antfarm.upstream")
 
-_FIELDS = ("orchestrator_id",)
+_FIELDS = ("orchestrator_id", "storage_address")
 
 
 class Above:
@@ -31,6 +31,11 @@ class Above:
     def orchestrator_id(self) -> str:
         """Whose queue the tasks from above are of; empty when nobody has said."""
         return self._kept["orchestrator_id"]
+
+    @property
+    def storage_address(self) -> str:
+        """Where Storage is, as it has said; empty when it has not."""
+        return self._kept["storage_address"]
 
     def keep(self, **said: str) -> None:
         """Make these fields durable beside the others; then they are what is read here. Blocks, so call it in a thread. OSError: nothing changed."""

@@ -130,6 +130,11 @@ class Sessions:
             effects.Refuse: self._refuse,  # type: ignore[dict-item]
         }
 
+    @property
+    def storage_address(self) -> str:
+        """Where workers are told that Storage is; empty when nobody knows."""
+        return self._storage_address
+
     def open(self) -> Session:
         """A session under a new id."""
         session = Session(SessionId(secrets.token_hex(8)))

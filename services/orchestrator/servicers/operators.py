@@ -28,6 +28,7 @@ from services.orchestrator.core.state import Job, Worker
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.logbook import Logbook
+from services.orchestrator.runtime.sessions import Sessions
 from services.orchestrator.runtime.views import results_of, task_state
 from services.orchestrator.servicers.jobs import find_job, page_number, page_size
 
@@ -296,12 +297,10 @@ def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     """The server itself."""
 
-    def __init__(
-        self, driver: Driver, *, orchestrator_id: str, storage_address: str, warnings: tuple[str, ...]
-    ) -> None:
+    def __init__(self, driver: Driver, sessions: Sessions, *, orchestrator_id: str, warnings: tuple[str, ...]) -> None:
         self._driver = driver
+        self._sessions = sessions
         self._orchestrator_id = orchestrator_id
-        self._storage_address = storage_address
         self._warnings = warnings
         self._started_ns = driver.clock.monotonic_ns()
 
@@ -325,7 +324,7 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
             features=["backup", "dependencies", "hierarchy", "pause"],
             server_id=self._orchestrator_id,
             epoch=state.epoch,
-            storage_address=self._storage_address,
+            storage_address=self._sessions.storage_address,  # what workers hear, also where it was learned since the start
             uptime=wire.duration_to_wire(self._driver.clock.monotonic_ns() - self._started_ns),
             warnings=warnings,
         )

@@ -15,6 +15,9 @@ def test_what_was_kept_is_read_by_the_next_process(tmp_path: Path) -> None:
     assert above.orchestrator_id == ""
     above.keep(orchestrator_id="a")
     assert (above.orchestrator_id, Above(tmp_path).orchestrator_id) == ("a", "a")
+    above.keep(storage_address="s")  # beside the other
+    again = Above(tmp_path)
+    assert (again.orchestrator_id, again.storage_address) == ("a", "s")
 
 
 def test_what_could_not_be_kept_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from orchestrator_harness import Harness, each, template
 
 from antfarm import net, wire
 from antfarm import payload as payloads
-from antfarm.errors import Unavailable
+from antfarm.errors import InvalidArgument, Unavailable
 from antfarm.link import Link, OutcomeParts
 from antfarm.link.session import Token
 from antfarm.model import SECOND_NS, BlobRef, Ending, FailureClass, TaskTemplate, VerdictCode
@@ -27,6 +27,7 @@ from services.orchestrator.core import effects, events
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
+from services.orchestrator.inputs import Inputs
 from services.orchestrator.journal.memory import MemoryJournal
 from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Driver
@@ -201,9 +202,74 @@ async def test_a_plan_that_is_at_hand_waits_for_nobody_above(
     await driver.close()
 
 
+async def test_a_plan_in_storage_waits_also_when_the_orchestrator_above_has_not_heard_yet_where_that_is(
+    farm: Harness, waits: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was started anew itself, and is not attached to the one above it."""
+    monkeypatch.setattr(inputs, "AsyncStorage", KnownStorage)
+    monkeypatch.setattr(KnownStorage, "addresses", [])
+    listens = asyncio.Event()
+    hear = Inputs._hear_of_storage
+
+    async def hear_of_storage(inputs: Inputs) -> None:
+        listens.set()
+        await hear(inputs)
+
+    monkeypatch.setattr(Inputs, "_hear_of_storage", hear_of_storage)
+    read = planned(farm, IN_STORAGE)
+    driver, upstream = make(farm.core, journal=farm.journal)
+    posted: list[events.Event] = []
+    monkeypatch.setattr(driver, "post", posted.append)
+    reading = await reads(upstream, read, waits)
+    channel = net.open_channel("127.0.0.1:1", None)
+    upstream._link._begin(work_queue_pb2.Welcome(epoch=1), channel)
+    await asyncio.wait((reading, asyncio.create_task(listens.wait())), return_when=asyncio.FIRST_COMPLETED)
+    assert posted == []
+    upstream._link._begin(work_queue_pb2.Welcome(epoch=1, storage_address="10.0.0.1:50052"), channel)
+    await reading
+    assert posted == [EXPANDED]
+    assert KnownStorage.addresses == ["10.0.0.1:50052"]
+    await channel.close()
+    await driver.close()
+
+
+async def test_a_plan_in_storage_is_read_before_the_first_welcome_where_an_earlier_process_heard_of_it(
+    farm: Harness, waits: asyncio.Event, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "AsyncStorage", KnownStorage)
+    monkeypatch.setattr(KnownStorage, "addresses", [])
+    Above(tmp_path).keep(storage_address="10.0.0.1:50052")
+    read = planned(farm, IN_STORAGE)
+    driver, upstream = make(farm.core, journal=farm.journal, directory=tmp_path)
+    posted: list[events.Event] = []
+    monkeypatch.setattr(driver, "post", posted.append)
+    await (await reads(upstream, read, waits))
+    assert posted == [EXPANDED]
+    assert (waits.is_set(), KnownStorage.addresses) == (False, ["10.0.0.1:50052"])
+    await driver.close()
+
+
+async def test_that_the_address_of_storage_is_not_known_is_weather_until_it_can_be_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that tasks whose inputs lie there go back never begun."""
+    monkeypatch.setattr(inputs, "LEARN_S", 0.0)
+    fetched = Inputs("", None)
+    for news in (None, "", ""):
+        if news is not None:
+            assert not fetched.learn(news)
+        with pytest.raises(Unavailable, match="has not said yet where that is"):
+            await fetched.whole(IN_STORAGE)
+    monkeypatch.setattr(inputs, "NONE_AFTER_S", 0.0)
+    with pytest.raises(InvalidArgument, match="this orchestrator was given none: start it with --storage"):
+        await fetched.whole(IN_STORAGE)
+
+
 async def test_a_plan_in_storage_where_the_farm_has_none_fails_its_parent(
     farm: Harness, waits: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Told by a Welcome of some time ago: sooner an orchestrator above that is below another one may not know it itself."""
+    monkeypatch.setattr(inputs, "NONE_AFTER_S", 0.0)
     read = planned(farm, IN_STORAGE)
     driver, upstream = make(farm.core, journal=farm.journal)
     posted: list[Any] = []
