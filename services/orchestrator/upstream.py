@@ -439,7 +439,7 @@ class Upstream:
 
     def _resize(self) -> None:
         """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""
-        if self._draining:
+        if self._draining or self._driver.core.state.disk_low:  # there is no room for more, as clients here are told
             wanted = 0
         elif not self._below:  # whatever was learned, nobody is here now
             wanted = 2 * self._slots

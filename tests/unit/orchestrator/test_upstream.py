@@ -325,6 +325,19 @@ async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
     await driver.close()
 
 
+async def test_it_asks_for_nothing_while_the_disk_is_nearly_full(farm: Harness) -> None:
+    """Its own clients are refused then too."""
+    driver, upstream = make(farm.core, slots=4)
+    windows = []
+    for low in (False, True, False):
+        farm.do(events.DiskLow(low=low))
+        upstream._look_below()
+        upstream._resize()
+        windows.append(upstream._link._session.window)
+    assert windows == [8, 0, 8]
+    await driver.close()
+
+
 async def test_what_takes_long_is_not_asked_for_ahead() -> None:
     """Tasks that run for a second, though others before were short; those that only wait here say nothing."""
     farm = Harness()
