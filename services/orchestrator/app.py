@@ -182,6 +182,8 @@ class Orchestrator:
         port = net.bind(self._server, settings.host, settings.port, self._tls, insecure=settings.insecure)
         failpoint("epoch.before_record")
         driver.post(events.Recover(wall_ns=driver.clock.wall_ns()))
+        if self._upstream is None:
+            self._give_up_parents()
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         background = [asyncio.create_task(tick_forever(driver)), asyncio.create_task(program.watchdog())]
@@ -211,6 +213,14 @@ class Orchestrator:
             )
             raise Internal(explain_failure(error))
         return program.EXIT_OK
+
+    def _give_up_parents(self) -> None:
+        """Give up what an earlier process took from an orchestrator above: nobody would ever be told how it ends, nor say that it may go."""
+        tokens = [parent.token for parent in self.driver.core.state.parents.values()]
+        if tokens:
+            log.warning("started without --upstream: %d tasks of the orchestrator above are given up", len(tokens))
+            cause = "this orchestrator was started without --upstream"
+            self.driver.post(events.ParentsRevoked(tokens=tokens, cause=cause))
 
     async def _stop_serving(self) -> None:
         self.driver.dismiss()

@@ -13,7 +13,7 @@ from scripted import Running, ScriptedWorker, counts
 
 from antfarm import wire
 from antfarm.errors import Unavailable
-from antfarm.v1 import system_pb2
+from antfarm.v1 import job_pb2, system_pb2
 from services.orchestrator.runtime.above import Above
 from services.orchestrator.settings import OrchestratorSettings
 
@@ -175,3 +175,27 @@ async def test_a_cluster_that_is_moved_under_another_orchestrator_tells_it_nothi
         assert await worker.report(fresh, result=b"of the second") == ["ACCEPTED"]
         assert (await second.outcome(token)).result == b"of the second"
         await worker.drop()
+
+
+async def test_a_cluster_that_is_started_on_its_own_gives_up_what_is_of_the_orchestrator_above(
+    above: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would hear how it ends; its jobs could not be purged, and would be kept for ever."""
+    above.storage_address = ""
+    await above.start()
+    async with below(tmp_path, above) as running:
+        worker = running.worker()
+        await worker.attach()
+        above.give("t", [b"1", b"2"], job_id="nightly")
+        (held,) = await worker.tasks()
+        await worker.drop()
+        running.settings = replace(running.settings, upstream="", as_="")
+        await running.restart()
+        assert "started without --upstream: 2 tasks of the orchestrator above are given up" in caplog.messages
+        assert wire.tokens_from_wire((await worker.attach()).revoked) == [held]
+        assert counts(await running.job(held[0])) == {"CANCELLED": 2}
+        await running.jobs.PurgeJob(job_pb2.PurgeJobRequest(job_id=held[0]))
+        await worker.drop()
+        caplog.clear()
+        await running.restart()
+        assert not [message for message in caplog.messages if "--upstream" in message]
