@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from antfarm.link.window import LONG_S, WindowSizer, worth_a_frame
 from antfarm.model import SECOND_NS, Ending, Failure, FailureClass, TaskState, TaskTemplate
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects, events, records
+from services.orchestrator.core.state import Worker
 from services.orchestrator.core.workers import offers
 from services.orchestrator.inputs import Inputs
 from services.orchestrator.runtime.above import Above
@@ -69,6 +70,10 @@ class Upstream:
         self._sizer = WindowSizer()
         self._below = 0  # slots that workers have, as of the last poll
         self._expands = self._long = False
+        self._fit_ns = driver.clock.monotonic_ns()
+        """When somebody below could run tasks of a type from above, as of the last poll."""
+        self._deserted = False
+        """Nobody could for longer than a lease: whoever was lost or started again would be back."""
         self._draining = False
         self._drain_over = False
         """The drain's limit is past: what has begun is given back too."""
@@ -391,13 +396,17 @@ class Upstream:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            self._link.set_descendants(self._descendants())
-            self._tell_acked()
-            if self._draining and self._driver.core.state.parents:
-                self._give_back()  # what might have begun before, as after a restart, may have turned out not to have
-            self._say_started()
-            self._look_below()
-            self._resize()
+            self._look()
+
+    def _look(self) -> None:
+        """All that changes here by itself, told up-stream and to the core."""
+        self._link.set_descendants(self._descendants())
+        self._tell_acked()
+        self._say_started()
+        self._look_below()
+        self._resize()
+        if (self._draining or self._deserted) and self._driver.core.state.parents:
+            self._give_back()  # what might have begun before, as after a restart, may have turned out not to have
 
     def _tell_acked(self) -> None:
         """Tell the core of final verdicts: the link then holds the token no longer."""
@@ -428,18 +437,28 @@ class Upstream:
 
     def _look_below(self) -> None:
         """See how many slots there are to keep busy, and whether what runs in them takes long. Too much to do for each report."""
+        now_ns = self._driver.clock.monotonic_ns()
         workers = self._driver.core.state.sessions.values()
+        if self._is_fit(workers):
+            self._fit_ns = now_ns
+        self._deserted = now_ns - self._fit_ns > self._driver.core.config.lease_ns
         own = [worker for worker in workers if not worker.orchestrator]
         slots = sum(worker.slots for worker in own)
         self._below = slots + sum(worker.window for worker in workers if worker.orchestrator)
         self._expands = any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
-        long_ago_ns = self._driver.clock.monotonic_ns() - LONG_NS
+        long_ago_ns = now_ns - LONG_NS
         running = (attempt for worker in own for attempt in worker.live.values() if attempt.started)
         self._long = 0 < slots <= sum(attempt.started_ns <= long_ago_ns for attempt in running)
 
+    def _is_fit(self, workers: Iterable[Worker]) -> bool:
+        """True when somebody attached can run or plan tasks of a type from above. An orchestrator below that asks for none has nobody itself."""
+        fit = [worker for worker in workers if not worker.orchestrator or worker.window]
+        return any(offers(fit, name) for own in self._task_types for name in (own, f"{own}:plan"))
+
     def _resize(self) -> None:
         """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""
-        if self._draining or self._driver.core.state.disk_low:  # there is no room for more, as clients here are told
+        no_room = self._driver.core.state.disk_low  # clients here are refused then
+        if self._draining or self._deserted or no_room:
             wanted = 0
         elif not self._below:  # whatever was learned, nobody is here now
             wanted = 2 * self._slots

@@ -649,6 +649,46 @@ async def test_what_turns_out_in_a_drain_not_to_have_begun_goes_back_then(
     below.farm.drop(effects.ReportParents)
 
 
+@pytest.mark.parametrize(
+    ("there", "stays"),
+    [
+        (None, False),
+        ({"types": ("other", "t:summarise")}, False),
+        ({"orchestrator": True, "window": 0}, False),  # nobody is there either
+        ({"orchestrator": True, "window": 2}, True),
+        ({"types": ("t:plan",)}, True),
+        ({"types": ("other", "t")}, True),
+    ],
+)
+async def test_what_nobody_here_can_run_for_longer_than_a_lease_goes_back(
+    below: Below, there: dict[str, Any] | None, stays: bool
+) -> None:
+    """Somebody above may be idle. What has begun was given to somebody, and waits for another one."""
+    worker = below.farm.worker("first")
+    below.given(0, 1)
+    below.turn()
+    (running,) = worker.take()
+    worker.running(running)
+    below.upstream._look()
+    over_ns = below.farm.now + below.farm.core.config.lease_ns
+    worker.detach()
+    if there is not None:
+        below.farm.worker("second", **{"slots": 1, **there})
+    below.farm.drop(effects.SendTasks)
+    for ns, asks in ((over_ns, True), (over_ns + 1, stays)):
+        assert below.judged() == []
+        below.farm.now = ns
+        below.upstream._look()
+        below.turn()
+        assert (below.upstream._window > 0) == asks
+    assert below.judged() == ([] if stays else [(("top", 1, 1, 1), Ending.RELEASED, True)])
+    assert below.bound() == [("top", index, 1, 1) for index in range(2 if stays else 1)]
+    below.farm.worker("third", slots=0)
+    below.upstream._look()
+    assert below.upstream._window > 0
+    below.farm.drop(effects.SendTasks)
+
+
 async def test_the_time_in_which_inputs_are_fetched_is_taken_off_the_deadline(below: Below) -> None:
     """What was left is as of when the task came. Where nothing is left any more, the shortest deadline there is says so."""
     worker = below.farm.worker(slots=3)
