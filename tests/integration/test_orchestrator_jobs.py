@@ -377,6 +377,36 @@ async def test_a_followed_stream_of_some_tasks_ends_with_the_last_of_them_also_w
     await worker.drop()
 
 
+async def test_results_of_a_job_that_is_purged_while_they_are_read_end_with_that_and_not_as_if_they_were_all(
+    farm: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await farm.create("j", 3)
+    worker = farm.worker()
+    await worker.attach()
+    await worker.work(3)
+    monkeypatch.setattr(servicer, "RECORDS_AT_ONCE", 1)
+    first, second, purged = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    read_records = Driver.read_records
+
+    async def held_up(driver: Driver, seqs: list[int]) -> Any:
+        if first.is_set():
+            second.set()
+            await purged.wait()
+        first.set()
+        return await read_records(driver, seqs)
+
+    monkeypatch.setattr(Driver, "read_records", held_up)
+    farm.orchestrator.driver.results = ResultCache(bytes_max=0)  # they were long ago
+    call = farm.jobs.StreamResults(job_pb2.StreamResultsRequest(job_id="j"), timeout=PATIENCE_S)
+    assert [result.result for result in (await call.read()).results] == [b"0"]
+    await asyncio.wait_for(second.wait(), PATIENCE_S)
+    await farm.jobs.PurgeJob(job_pb2.PurgeJobRequest(job_id="j"))
+    purged.set()
+    error = await refusal(to_the_end(call))
+    assert (error.reason, str(error)) == ("JOB_NOT_FOUND", "job j was purged")
+    await worker.drop()
+
+
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 

@@ -157,7 +157,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 seqs = result_seqs(job, cursor, durable, wanted)
                 at, count = 0, RECORDS_AT_ONCE
                 while at < len(seqs):
-                    found = await self._driver.read_records(seqs[at : at + count])
+                    found = await self._records(job, seqs[at : at + count])
                     part = first_part(found)
                     if len(part) < len(found):  # large ones: what is too much is read again, so fewer the next time
                         at, count = bisect_right(seqs, part[-1][0]), min(2 * len(part), RECORDS_AT_ONCE)
@@ -187,7 +187,14 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             await changed.wait()
         self._demand_service()
         if self._driver.core.state.jobs.get(job.number) is not job:
-            raise JobNotFound(f"job {job.job_id} was purged")
+            raise _purged(job)
+
+    async def _records(self, job: Job, seqs: list[int]) -> list[tuple[int, Record]]:
+        """Records of a job, all of them: JobNotFound when it was purged meanwhile, for nothing else takes them away."""
+        found = await self._driver.read_records(seqs)
+        if len(found) < len(seqs):
+            raise _purged(job)
+        return found
 
     def _demand_service(self) -> None:
         if self._driver.dismissed:
@@ -248,6 +255,10 @@ def find_job(driver: Driver, job_id: str) -> Job:
     if job is None:
         raise JobNotFound(f"no job {job_id[:300]!r} here: `antfarm job list` shows those that are")
     return job
+
+
+def _purged(job: Job) -> JobNotFound:
+    return JobNotFound(f"job {job.job_id} was purged")
 
 
 def page_size(asked: int) -> int:
