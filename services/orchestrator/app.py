@@ -246,8 +246,10 @@ def _first_epoch(orchestrator_id: str) -> int:
 def _replay(core: Core, journal: Journal) -> None:
     """Read the journal into the core. Garbage collection would only slow it down: nothing made here is garbage."""
     gc.disable()
+    count = 0
     try:
         for seq, record in journal.replay():
+            count += 1
             try:
                 core.replay(seq, record)
             except (AssertionError, LookupError) as error:
@@ -260,5 +262,5 @@ def _replay(core: Core, journal: Journal) -> None:
         log.warning(
             "history_gap: the journal once went back in time (a restored backup); what was submitted in the gap is not in it"
         )
-    if core.state.seq:
-        log.info("journal read: %d jobs, %d records", len(core.state.jobs), core.state.seq)
+    if count:
+        log.info("journal read: %d jobs, %d records", len(core.state.jobs), count)

@@ -107,6 +107,19 @@ def test_history_gives_the_attempts_of_one_job_between_two_numbers_in_order(shel
     assert shelf.journal.history(1, 1, 9) == []
 
 
+def test_the_newest_record_of_a_job_is_found_over_any_gap(shelf: Shelf) -> None:
+    far = 1 << 50
+    records = [(2, r.JobClosed(job=1)), (3, r.JobClosed(job=2)), (4, r.JobClosed(job=1)), (far, r.JobClosed(job=1))]
+    shelf.journal.append(records)
+    for reopened in (False, True):
+        journal = shelf.reopen() if reopened else shelf.journal
+        found = [journal.newest(1, last) for last in (1, 2, 3, 4, far - 1, far, far + 9)]
+        assert found == [0, 2, 2, 4, 4, far, far]
+        assert (journal.newest(2, far), journal.newest(3, far)) == (3, 0)
+    shelf.journal.append([(far + 1, r.JobPurged(job=1))])
+    assert shelf.journal.newest(1, far) == 0
+
+
 def test_any_number_of_records_can_be_read_at_once(journal: Journal) -> None:
     journal.append(rows(1, 1301))
     backwards = list(range(1300, 0, -1))

@@ -21,7 +21,7 @@ from journal_records import Row, append_batches, batch_from, rows
 from antfarm.errors import InvalidArgument
 from services.orchestrator.core.records import EpochStarted
 from services.orchestrator.journal import wal
-from services.orchestrator.journal.backup import EPOCHS_SKIPPED, restore
+from services.orchestrator.journal.backup import EPOCHS_SKIPPED, SEQS_SKIPPED, restore
 from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 
@@ -287,7 +287,12 @@ def test_a_disk_that_cannot_be_read_is_no_damage_to_restore(tmp_path: Path, monk
     journal = SqliteJournal(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(journal, "_db", SimpleNamespace(execute=fail))
-        for read in (lambda: journal.read([7]), lambda: journal.history(1, 1, 9), lambda: list(journal.replay())):
+        for read in (
+            lambda: journal.read([7]),
+            lambda: journal.history(1, 1, 9),
+            lambda: journal.newest(1, 9),
+            lambda: list(journal.replay()),
+        ):
             with pytest.raises(JournalBroken) as caught:
                 read()
             assert str(caught.value) == (
@@ -496,8 +501,8 @@ def test_a_restore_that_finds_no_room_says_so_in_one_line(small_disk: Path, tmp_
         "No space left on device; make room on the disk of --state",
         "database or disk is full; make room on the disk of --state",
     }
-    assert [record for _, record in records_in(state)][1:] == [
-        EpochStarted(epoch=1 + EPOCHS_SKIPPED, wall_ns=0, history_gap=True)
+    assert records_in(state)[1:] == [
+        (1 + SEQS_SKIPPED, EpochStarted(epoch=1 + EPOCHS_SKIPPED, wall_ns=0, history_gap=True))
     ]
 
 

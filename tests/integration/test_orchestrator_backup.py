@@ -11,6 +11,7 @@ from scripted import orchestrator, refusal
 
 from antfarm.errors import DiskFull, Internal, Overloaded
 from antfarm.v1 import backup_pb2, backup_pb2_grpc
+from services.orchestrator.journal.backup import restore
 from services.orchestrator.journal.base import JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 
@@ -50,6 +51,27 @@ async def test_commits_go_on_while_a_backup_is_made_and_it_holds_what_was_acknow
     journal = SqliteJournal(copy)
     assert [r.job_id for _, r in journal.replay() if hasattr(r, "spec")] == ["first", "second"]
     journal.close()
+
+
+async def test_who_resumes_behind_what_was_lost_hears_of_all_that_ends_after_the_restore(tmp_path: Path) -> None:
+    async with orchestrator(tmp_path / "state") as running:
+        await running.create("j", 3)
+        worker = running.worker()
+        await worker.attach()
+        await worker.work(1)
+        content = await read(backup_pb2_grpc.BackupServiceStub(running.channel).CreateBackup(REQUEST))
+        await running.create("lost", 1, type="none")
+        await worker.work(1)
+        cursor = (await running.messages("j"))[-1].cursor
+        await worker.drop()
+    (tmp_path / "backup").write_bytes(content)
+    restore(tmp_path / "backup", tmp_path / "restored", 0)
+    async with orchestrator(tmp_path / "restored") as running:
+        worker = running.worker()
+        await worker.attach()
+        await worker.work(2)
+        assert sorted(r.index for r in await running.results("j", cursor=cursor, follow=True)) == [1, 2]
+        await worker.drop()
 
 
 async def test_a_caller_that_goes_away_leaves_no_copy_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import antfarm
 from antfarm.local import LocalFarm
 from services.orchestrator.core.records import EpochStarted
-from services.orchestrator.journal.backup import EPOCHS_SKIPPED
+from services.orchestrator.journal.backup import EPOCHS_SKIPPED, SEQS_SKIPPED
 from services.orchestrator.journal.sqlite import SqliteJournal
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,7 @@ def test_a_backup_made_under_load_holds_all_that_was_acknowledged_and_starts_aga
         kept = records(live)
         assert kept[:-1] == all_records[: len(kept) - 1]
         last = kept[-1][1]
+        assert kept[-1][0] - kept[-2][0] == SEQS_SKIPPED
         assert isinstance(last, EpochStarted)
         assert (last.epoch, last.history_gap) == (1 + EPOCHS_SKIPPED, True)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from services.orchestrator.core.records import EpochStarted, JobPurged, Record
 from services.orchestrator.core.standing import superseded
-from services.orchestrator.journal.backup import EPOCHS_SKIPPED
+from services.orchestrator.journal.backup import EPOCHS_SKIPPED, SEQS_SKIPPED
 from services.orchestrator.journal.codec import decode, encode, job_of
 from tests.simulation.kernel import MS
 
@@ -67,9 +67,9 @@ class Disk:
         self.backups.append(dict(self.rows))
 
     def restore(self, backup: dict[int, Row]) -> None:
-        """Go back in time, as the restoring command does it: with an epoch beyond all that may have been since the backup."""
+        """Go back in time, as the restoring command does it: with an epoch and a number beyond all that may have been since the backup."""
         self.rows = dict(backup)
         self.backups.clear()
         epochs = [record.epoch for _, record in self.replay() if isinstance(record, EpochStarted)]
         gap = EpochStarted(epoch=max(epochs, default=0) + EPOCHS_SKIPPED, wall_ns=0, history_gap=True)
-        self.commit([(max(self.rows, default=0) + 1, gap)])
+        self.commit([(max(self.rows, default=0) + SEQS_SKIPPED, gap)])

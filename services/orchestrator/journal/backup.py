@@ -1,8 +1,9 @@
 """Putting a backup of the journal into an empty state directory.
 
 Whoever starts from a backup goes back in time: outcomes that were acknowledged since are not in it, nor are the epochs that began since. No token of
-these may be issued a second time, and workers obey no epoch below the highest that they have seen. So the restored journal begins far above
-(`EPOCHS_SKIPPED`), and says that its history has a gap.
+these may be issued a second time, and workers obey no epoch below the highest that they have seen. Nor may a record have the number of one that is lost:
+clients resume behind the last number that they were told, and would never hear of what got a lower one. So the restored journal begins far above in both
+(`EPOCHS_SKIPPED`, `SEQS_SKIPPED`), and says that its history has a gap.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from services.orchestrator.journal.sqlite import SqliteJournal, lock_directory
 
 EPOCHS_SKIPPED = 1_000_000
 """More than an orchestrator began since any backup: one epoch a start. The field has room for four thousand restores."""
+SEQS_SKIPPED = 1 << 40
+"""More than any orchestrator recorded since a backup: at a million records a second that takes twelve days of nothing else. SQLite's numbers, and those
+that every language holds exactly (2^53), have room for eight thousand restores."""
 _ROOM = "make room on the disk of --state"
 
 
@@ -65,7 +69,7 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         if not state.epoch:
             raise InvalidArgument(f"--restore {backup}: nothing is in it; give the file of a backup")
         epoch = EpochStarted(epoch=state.epoch + EPOCHS_SKIPPED, wall_ns=wall_ns, history_gap=True)
-        state.apply(state.seq + 1, epoch)
+        state.apply(state.seq + SEQS_SKIPPED, epoch)
         journal.append([(state.seq, epoch)])
     except JournalBroken as error:
         raise InvalidArgument(f"--restore {backup}: {error}") from None

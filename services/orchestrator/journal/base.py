@@ -59,6 +59,10 @@ class Journal(Protocol):
         """
         ...
 
+    def newest(self, job: int, last: int) -> int:
+        """The highest number up to `last` of a record of a job, 0 when there is none: at no cost however many numbers lie between."""
+        ...
+
     def free_bytes(self) -> tuple[int, int]:
         """(free, total) bytes where the journal lies."""
         ...

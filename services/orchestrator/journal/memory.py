@@ -60,6 +60,10 @@ class MemoryJournal:
             if of == job and first <= seq <= last and kind in ATTEMPT_KINDS
         ]
 
+    def newest(self, job: int, last: int) -> int:
+        """The highest number of a record of a job."""
+        return max((seq for seq, row in self.rows.items() if row[0] == job and seq <= last), default=0)
+
     def free_bytes(self) -> tuple[int, int]:
         """Plenty."""
         return 1 << 40, 1 << 40

@@ -288,6 +288,11 @@ class SqliteJournal:
             )
         )
 
+    def newest(self, job: int, last: int) -> int:
+        """The highest number of a record of a job: the last entry of the index."""
+        found = self._select("WHERE job = ? AND seq <= ? ORDER BY seq DESC LIMIT 1", (job, last))
+        return next((seq for seq, _ in found), 0)
+
     def free_bytes(self) -> tuple[int, int]:
         """Room on its disk."""
         usage = shutil.disk_usage(self._directory)

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from antfarm.errors import DiskFull, Internal, Overloaded
 from antfarm.failpoint import failpoint
@@ -30,6 +30,7 @@ from services.orchestrator.runtime.results import ResultCache
 log = logging.getLogger("antfarm.orchestrator")
 
 DISK_RETRY_S = 1.0
+_Found = TypeVar("_Found")
 
 
 class Clock(Protocol):
@@ -237,7 +238,7 @@ class Driver:
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
-    async def _read(self, read: Callable[[], list[tuple[int, Record]]]) -> list[tuple[int, Record]]:
+    async def _read(self, read: Callable[[], _Found]) -> _Found:
         """Read from the journal. What cannot be read stops the program, as what cannot be written does: then whoever waits for it is cancelled."""
         try:
             return await self._loop.run_in_executor(self._thread, read)
@@ -275,6 +276,10 @@ class Driver:
     async def read_history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
         """Durable records of single attempts of a job, as `Journal.history`; commits go on between two calls."""
         return await self._read(lambda: self._journal.history(job, first, last))
+
+    async def newest_record(self, job: int, last: int) -> int:
+        """Number of a job's newest record up to `last`, as `Journal.newest`."""
+        return await self._read(lambda: self._journal.newest(job, last))
 
     async def settled(self, seq: int) -> bool:
         """Return True when the records up to that number are durable, False when there is no room to make them so."""

@@ -77,7 +77,8 @@ class Explainer:
             first = max(end - SPAN + 1, job.created_seq)
             part = await self._driver.read_history(job.number, first, end)
             found[:0] = [record for _, record in part if getattr(record, "index", None) == index]
-            end = first - 1
+            # Where there is nothing the numbers may leap, as a restored backup's do.
+            end = first - 1 if part else await self._driver.newest_record(job.number, first - 1)
         return [_UNREAD, *story.attempts(job, found, 0, self._driver.core.config)]
 
     async def _end(self, job: Job, index: int, seq: int) -> list[Finding]:
