@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from antfarm import net
+from antfarm.cli import stdin
 from antfarm.cli.session import open_farm, output
 from antfarm.errors import BlobNotFound, InvalidArgument
 from antfarm.model import BlobRef
 from antfarm.program import EXIT_OK
 from antfarm.storage import AsyncStorage
+
+_PIECE_BYTES = 1 << 20
 
 
 def add(commands: Any, flags: argparse.ArgumentParser) -> None:
@@ -60,17 +63,12 @@ def _row(blob: BlobRef) -> dict[str, Any]:
 
 async def put(options: argparse.Namespace) -> int:
     """antfarm blob put."""
-    source: Any = _stdin() if options.file == "-" else Path(options.file)
+    source: Any = stdin.pieces(_PIECE_BYTES) if options.file == "-" else Path(options.file)
     if isinstance(source, Path) and not source.is_file():
         raise InvalidArgument(f"{source}: no such file")
     async with _storage(options) as storage:
         output(options).rows([_row(await storage.put(options.key, source))])
     return EXIT_OK
-
-
-async def _stdin() -> AsyncIterator[bytes]:
-    while piece := sys.stdin.buffer.read(1 << 20):  # nothing else happens meanwhile
-        yield piece
 
 
 async def get(options: argparse.Namespace) -> int:

@@ -8,11 +8,11 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from antfarm import builtin, payload, wire
-from antfarm.cli import words
+from antfarm.cli import stdin, words
 from antfarm.cli.option import add_job_flags, job_options, job_spec
 from antfarm.cli.output import coloured
 from antfarm.cli.progress import ProgressLine
@@ -60,12 +60,14 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
 async def run(options: argparse.Namespace) -> int:
     """antfarm run."""
     given = options.words[1:] if options.words[:1] == ["--"] else options.words
-    command, lists = words.parse(given)
+    command, lists = words.parse(given, await _lines(given))
     env = dict(map(_variable, options.env))
     name = options.name or _name(command)
     spec = job_spec(options, template(builtin.COMMAND, job_options(options, f"run-{os.getpid()}")), name)
     if options.dry_run:
-        for number, args in enumerate(_arguments(lists), 1):
+        number = 0
+        async for args in _arguments(lists):
+            number += 1
             print(escape(shlex.join(command.argv(args, number))))
         return EXIT_OK
     cwd = options.workdir or (None if given_address(options) else os.getcwd())
@@ -77,7 +79,7 @@ async def run(options: argparse.Namespace) -> int:
         argv = command.argv(args, next(numbers))
         return payload.encode_call((), builtin.command_call(argv, cwd=cwd, env=env))
 
-    calls: Any = words.combinations(lists) if lists else _stdin_arguments()
+    calls: Any = words.combinations(lists) if lists else _arguments(lists)
     plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:
         return await _Run(farm, plan, options, noted).end()
@@ -97,17 +99,18 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value if equals else os.environ[name]
 
 
-def _arguments(lists: list[list[str]]) -> Iterator[tuple[str, ...]]:
-    return words.combinations(lists) if lists else ((line.rstrip("\n"),) for line in sys.stdin)
+async def _lines(given: Sequence[str]) -> list[str]:
+    """Standard input, where one of the lists is that."""
+    return [line async for line in stdin.lines()] if words.takes_stdin(given) else []
 
 
-async def _stdin_arguments() -> AsyncIterator[tuple[str, ...]]:
-    """Lines as they come; reading them in a thread lets outputs of the first be shown meanwhile."""
-    while True:
-        line = await asyncio.to_thread(sys.stdin.readline)
-        if not line:
-            return
-        yield (line.rstrip("\n"),)
+async def _arguments(lists: list[list[str]]) -> AsyncIterator[tuple[str, ...]]:
+    """Those of each task; without lists the lines of standard input, as they come."""
+    for args in words.combinations(lists) if lists else ():
+        yield args
+    if not lists:
+        async for line in stdin.lines():
+            yield (line,)
 
 
 class _Run:

@@ -10,12 +10,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from antfarm import payload
+from antfarm.cli import stdin
 from antfarm.cli.job import follow, job_row
 from antfarm.cli.option import add_job_flags, declared_options, job_options, job_spec
 from antfarm.cli.session import open_farm, output
@@ -86,12 +87,12 @@ async def submit(options: argparse.Namespace) -> int:
     common = dict(map(_assignment, options.arg))
     declared = declared_options(options.type, options.app) if options.app else None
     asked = job_options(options, options.name or options.type, declared)
-    calls = _calls(options)
+    calls = await _begun(options)
     spec = job_spec(options, template(options.type, asked, payload.encode_common(common)), options.name)
     if options.dry_run:
         if isinstance(calls, _Ranges):
             print(f"{calls.count:,} tasks", file=sys.stderr, flush=True)
-        for args, kwargs in calls:
+        async for args, kwargs in _each(calls):
             print(payload.encode_call(args, {**common, **kwargs}).decode())
         return EXIT_OK
     plan = MapPlan(
@@ -127,7 +128,33 @@ async def _send(farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace) -> 
     return farm.started(plan, writer)
 
 
-def _calls(options: argparse.Namespace) -> Iterable[Call]:
+async def _begun(options: argparse.Namespace) -> Iterable[Call] | AsyncIterable[Call]:
+    """The calls. Of standard input the first has come when it returns: nobody means a job of no tasks."""
+    calls = _calls(options)
+    if not isinstance(calls, AsyncIterator):
+        return calls
+    async for first in calls:
+        return _chain(first, calls)
+    raise _empty("-")
+
+
+async def _chain(first: Call, others: AsyncIterator[Call]) -> AsyncIterator[Call]:
+    yield first
+    async for other in others:
+        yield other
+
+
+async def _each(calls: Iterable[Call] | AsyncIterable[Call]) -> AsyncIterator[Call]:
+    """The calls, whatever they are read from."""
+    if isinstance(calls, AsyncIterable):
+        async for call in calls:
+            yield call
+    else:
+        for call in calls:
+            yield call
+
+
+def _calls(options: argparse.Namespace) -> Iterable[Call] | AsyncIterator[Call]:
     sources = [bool(options.range), options.each_line is not None, options.stdin, options.from_json is not None]
     if sum(sources) > 1:
         raise InvalidArgument("give only one of --range, --each-line, --stdin and --from-json")
@@ -137,11 +164,15 @@ def _calls(options: argparse.Namespace) -> Iterable[Call]:
         if fixed is not None:
             raise InvalidArgument(f"--arg {fixed}: this name has a --range; give one of the two")
         return ranges
-    if options.each_line is not None or options.stdin:
-        path = "-" if options.stdin else options.each_line
-        return _some(path, (((line,), {}) for line in read_lines(path)))
+    if options.stdin or options.each_line == "-":
+        return (((line,), {}) async for line in stdin.lines())
+    if options.each_line is not None:
+        return _some(options.each_line, (((line,), {}) for line in read_lines(options.each_line)))
+    if options.from_json == "-":
+        return _stdin_json()
     if options.from_json is not None:
-        return _some(options.from_json, map(_call, _read_json(options.from_json)))
+        path = options.from_json
+        return _some(path, map(_call, _json("\n".join(read_lines(path)), path)))
     return [((), {})]
 
 
@@ -149,7 +180,11 @@ def _some(path: str, calls: Iterator[Call]) -> Iterator[Call]:
     """The calls, if there is one at least: nobody means a job of no tasks."""
     for first in calls:
         return itertools.chain([first], calls)
-    raise InvalidArgument(f"{'standard input' if path == '-' else path} is empty: there is nothing to submit")
+    raise _empty(path)
+
+
+def _empty(path: str) -> InvalidArgument:
+    return InvalidArgument(f"{'standard input' if path == '-' else path} is empty: there is nothing to submit")
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -232,12 +267,9 @@ class _Range:
 
 
 def read_lines(path: str) -> Iterator[str]:
-    """Lines of a file ("-": standard input) without their ends."""
+    """Lines of a file without their ends."""
     if not path:
         raise InvalidArgument("the name of the file is empty; -: standard input")
-    if path == "-":
-        yield from (line.rstrip("\n") for line in sys.stdin)
-        return
     try:
         with Path(path).open() as file:
             yield from (line.rstrip("\n") for line in file)
@@ -245,8 +277,13 @@ def read_lines(path: str) -> Iterator[str]:
         raise InvalidArgument(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _read_json(path: str) -> Iterator[Any]:
-    text = "\n".join(read_lines(path))
+async def _stdin_json() -> AsyncIterator[Call]:
+    text = "\n".join([line async for line in stdin.lines()])
+    for value in _json(text, "-"):
+        yield _call(value)
+
+
+def _json(text: str, path: str) -> Iterator[Any]:
     try:
         whole = json.loads(text)
     except ValueError:

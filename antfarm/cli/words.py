@@ -38,8 +38,22 @@ class Command:
         return [_PLACE.sub(lambda place: _fill(place, args, number), word) for word in self.words]
 
 
-def parse(words: Sequence[str]) -> tuple[Command, list[list[str]]]:
-    """The command, and its lists: one after each `:::`, one of each file after a `::::`; without any, arguments come from standard input."""
+def takes_stdin(words: Sequence[str]) -> bool:
+    """True when one of the lists is standard input."""
+    mark = ""
+    for word in words:
+        if word in (_LIST, _FILES):
+            mark = word
+        elif word == "-" and mark == _FILES:
+            return True
+    return False
+
+
+def parse(words: Sequence[str], stdin: Sequence[str] = ()) -> tuple[Command, list[list[str]]]:
+    """The command, and its lists: one after each `:::`, one of each file after a `::::`; without any, arguments come from standard input.
+
+    `stdin` are the lines of standard input where one of the lists `takes_stdin`.
+    """
     linked = next((word for word in words if word in _LINKED), None)
     if linked is not None:
         raise InvalidArgument(
@@ -61,15 +75,15 @@ def parse(words: Sequence[str]) -> tuple[Command, list[list[str]]]:
     for mark, values in zip(marks, given, strict=True):
         if not values:
             raise InvalidArgument(f"nothing stands after `{mark}`")
-        lists += [values] if mark == _LIST else map(_lines, values)
+        lists += [values] if mark == _LIST else (_lines(value, stdin) for value in values)
     if not any(_PLACE.search(word) for word in command):
         command = [f"{command[0]} {{}}"] if len(command) == 1 and _SHELL.search(command[0]) else [*command, "{}"]
     shell = len(command) == 1 and _SHELL.search(_PLACE.sub("", command[0])) is not None
     return Command(words=tuple(command), shell=shell), lists
 
 
-def _lines(path: str) -> list[str]:
-    found = list(read_lines(path))
+def _lines(path: str, stdin: Sequence[str]) -> list[str]:
+    found = list(stdin if path == "-" else read_lines(path))
     if not found:
         raise InvalidArgument(f"{'standard input' if path == '-' else path} is empty: there is nothing to run")
     return found

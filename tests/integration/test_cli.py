@@ -189,6 +189,52 @@ def test_an_interrupted_run_cancels_its_job_and_ends_with_4(cli: Cli) -> None:
     assert err == f"antfarm: interrupted; {said}\n"
 
 
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, once; standard input stays open, and the command ends with 4."""
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(timeout=30) == 4
+    finally:
+        process.kill()
+
+
+def test_an_interrupted_run_ends_while_standard_input_is_open(cli: Cli) -> None:
+    process = cli.start("run", "--job-id", "open-input", "--", "echo", "{}")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write("first\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "first\n"
+    interrupt(process)
+    said = "job open-input was cancelled (`antfarm job retry open-input` repeats it)"
+    assert process.stderr.read() == f"antfarm: interrupted; {said}\n"
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run -- true {}",
+        "run --dry-run -- true {}",
+        "run -- true {} :::: -",
+        "submit client_app.length --stdin",
+        "submit client_app.length --each-line - --dry-run",
+        "submit client_app.length --from-json -",
+        "blob put cli/never -",
+    ],
+)
+def test_ctrl_c_ends_a_command_that_waits_for_standard_input(cli: Cli, words: str) -> None:
+    process = cli.start(*words.split())
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write("x" * 250_000)  # more than a pipe holds: when all is written, it is being read
+    process.stdin.flush()
+    interrupt(process)
+    assert process.stderr.read() == "antfarm: interrupted\n"
+    process.communicate()
+
+
 # ---- submit and job -------------------------------------------------------------------------------------------------
 
 

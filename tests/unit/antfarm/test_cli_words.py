@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antfarm.cli.session import find_task
-from antfarm.cli.words import combinations, parse
+from antfarm.cli.words import combinations, parse, takes_stdin
 from antfarm.errors import InvalidArgument
 
 
@@ -43,18 +41,27 @@ def test_lists_multiply_with_the_last_one_fastest() -> None:
     assert parse(["f", "{}"])[1] == []
 
 
-def test_each_file_is_a_list_of_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_a_list_of_its_lines(tmp_path: Path) -> None:
     letters, digits, nothing = (str(tmp_path / name) for name in ("letters", "digits", "nothing"))
     Path(letters).write_text("a b\n\nc\n")
     Path(digits).write_text("1\n2")
     Path(nothing).touch()
     assert parse(["f", "::::", letters, digits])[1] == [["a b", "", "c"], ["1", "2"]]
     assert parse(["f", ":::", "x", "::::", digits, ":::", "y"])[1] == [["x"], ["1", "2"], ["y"]]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x\ny\n"))
-    assert parse(["f", "::::", "-", digits])[1] == [["x", "y"], ["1", "2"]]
-    for path, said in ((nothing, "nothing is empty: there is nothing to run"), ("missing", "missing: No such file")):
+    assert parse(["f", "::::", "-", digits], ["x", "y"])[1] == [["x", "y"], ["1", "2"]]
+    for path, said in (
+        (nothing, "nothing is empty: there is nothing to run"),
+        ("-", "standard input is empty: there is nothing to run"),
+        ("missing", "missing: No such file"),
+    ):
         with pytest.raises(InvalidArgument, match=said):
             parse(["f", "::::", path])
+
+
+def test_standard_input_is_a_list_only_after_the_mark_of_files() -> None:
+    assert takes_stdin(["f", ":::", "a", "::::", "b", "-"])
+    for words in (["f", "-"], ["f", ":::", "-"], ["f", "::::", "a", ":::", "-"]):
+        assert not takes_stdin(words)
 
 
 @pytest.mark.parametrize("mark", [":::+", "::::+"])
