@@ -71,16 +71,16 @@ async def run(options: argparse.Namespace) -> int:
             print(escape(shlex.join(command.argv(args, number))))
         return EXIT_OK
     cwd = options.workdir or (None if given_address(options) else os.getcwd())
-    noted: list[str] = []
+    noted = _Noted()
     numbers = itertools.count(1)
 
     def encode(args: tuple[str, ...]) -> bytes:
-        noted.append(" ".join(args))
+        noted.add(" ".join(args))
         argv = command.argv(args, next(numbers))
         return payload.encode_call((), builtin.command_call(argv, cwd=cwd, env=env))
 
     calls: Any = words.combinations(lists) if lists else _arguments(lists)
-    plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted, ready=bool(lists))
+    plan = MapPlan(spec=spec, encode=encode, calls=calls, keys=noted.texts, ready=bool(lists))
     async with open_farm(options, embedded=True) as farm:
         return await _Run(farm, plan, options, noted).end()
 
@@ -113,10 +113,29 @@ async def _arguments(lists: list[list[str]]) -> AsyncIterator[tuple[str, ...]]:
             yield (line,)
 
 
+class _Noted:
+    """The arguments of the tasks, as far as they are read."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._more = asyncio.Event()
+
+    def add(self, text: str) -> None:
+        """The arguments of the next task."""
+        self.texts.append(text)
+        self._more.set()
+
+    async def read(self, index: int) -> None:
+        """Return when those of a task are read: a job that was there before (--job-id) has outcomes of what comes later here."""
+        while index >= len(self.texts):
+            self._more.clear()
+            await self._more.wait()
+
+
 class _Run:
     """One run: sends the commands, prints what comes back, cancels the job when it is interrupted."""
 
-    def __init__(self, farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace, noted: list[str]) -> None:
+    def __init__(self, farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace, noted: _Noted) -> None:
         self._farm = farm
         self._options = options
         self._noted = noted
@@ -182,28 +201,37 @@ class _Run:
                 if result.state is TaskState.SUCCEEDED:
                     result_bytes = await self._farm.connection.load(result.result)
                     value = payload.decode_result(result_bytes)
-                    self._show(result.index, str(value.get("stdout", "")), str(value.get("stderr", "")))
+                    tag = escape(await self._name(result.index)) if self._options.tag else None
+                    self._show(tag, str(value.get("stdout", "")), str(value.get("stderr", "")))
                 else:
-                    self._show_failure(result)
+                    self._show_failure(await self._name(result.index), result)
 
-    def _show(self, index: int, stdout: str, stderr: str) -> None:
+    async def _name(self, index: int) -> str:
+        """The arguments of a task; its id where the input ended before it, or the job takes no more of it."""
+        texts = self._noted.texts
+        if index >= len(texts):
+            reading = asyncio.create_task(self._noted.read(index))
+            await asyncio.wait({reading, self._sending}, return_when=asyncio.FIRST_COMPLETED)
+            reading.cancel()
+        return texts[index] if index < len(texts) else f"{self._writer.job_id}/{index}"
+
+    def _show(self, tag: str | None, stdout: str, stderr: str) -> None:
         self._line.clear()
         for text, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
             if not text:
                 continue
             shown = lines(text) if stream.isatty() else text
-            if self._options.tag:
-                tag = escape(self._noted[index])
+            if tag is not None:
                 shown = "".join(f"{tag}\t{line}" for line in shown.splitlines(keepends=True))
             stream.write(shown)
             stream.flush()
 
-    def _show_failure(self, result: TaskResult) -> None:
+    def _show_failure(self, name: str, result: TaskResult) -> None:
         self._line.clear()
         failure = result.failure
         if failure is not None and failure.log_tail:
             sys.stderr.write(lines(failure.log_tail).rstrip("\n") + "\n")
         said = f"{failure.kind}: {failure.message}" if failure is not None else result.state.name.lower()
-        text = f"antfarm run: {escape(self._noted[result.index])}: {escape(said)}"
+        text = f"antfarm run: {escape(name)}: {escape(said)}"
         sys.stderr.write(f"\x1b[31m{text}\x1b[0m\n" if coloured(sys.stderr) else text + "\n")
         sys.stderr.flush()

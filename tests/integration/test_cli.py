@@ -212,6 +212,35 @@ def test_an_interrupted_run_ends_while_standard_input_is_open(cli: Cli) -> None:
     process.communicate()
 
 
+def test_a_run_again_under_its_job_id_names_outcomes_when_their_arguments_are_read(cli: Cli) -> None:
+    words = ("run", "--job-id", "run-again", "-k", "--tag", "--", "echo {}; test {} != c")
+    out, err = cli(*words, input="a\nb\nc\n", code=1)
+    assert out == "a\ta\nb\tb\n"
+    process = cli.start(*words)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "a\ta\n"  # the others have ended too, and wait
+    assert process.communicate("b\nc\n", timeout=30) == ("b\tb\n", err)
+    assert process.returncode == 1
+
+
+def test_a_run_again_with_less_input_names_the_other_tasks_by_their_ids(cli: Cli) -> None:
+    words = ("run", "--job-id", "run-less", "-k", "--tag", "--", "echo {}; test {} != c")
+    _, err = cli(*words, input="a\nb\nc\n", code=1)
+    process = cli.start(*words)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "a\ta\n"
+    out, again = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("run-less/1\tb\n", 2)
+    conflict = "antfarm: job run-less has 3 tasks, not 1: it was submitted with more input; choose another job id\n"
+    assert again == err.replace("antfarm run: c: ", "antfarm run: run-less/2: ") + conflict
+
+
 @pytest.mark.parametrize(
     "words",
     [
