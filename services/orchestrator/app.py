@@ -153,7 +153,7 @@ class Orchestrator:
         if warnings:
             log.warning("insecure: anybody who reaches %s can run tasks here", settings.host)
         server = net.make_server([ErrorInterceptor()])
-        logbook = Logbook()
+        logbook = Logbook(driver.core.state.by_id)
         job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(driver), server)
         task_pb2_grpc.add_TaskServiceServicer_to_server(TaskServicer(driver, logbook), server)
         work_queue_pb2_grpc.add_WorkQueueServiceServicer_to_server(WorkQueueServicer(driver, self.sessions), server)

@@ -147,7 +147,7 @@ class Farm:
         self.sessions = Sessions(self.world.state, owner=b"o", orchestrator_id="me", storage_address="")
         self.open: list[Session] = []
         self.driver.deliver.append(self.sessions.deliver)
-        logbook = Logbook(tasks_max=50)
+        logbook = Logbook(self.driver.core.state.by_id, tasks_max=50)
         self.work = WorkQueueServicer(self.driver, self.sessions)
         self.reports = ReportQueueServicer(self.driver, self.sessions, logbook)
         self.jobs = JobServicer(self.driver)

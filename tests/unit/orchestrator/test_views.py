@@ -124,8 +124,9 @@ def test_a_reader_keeps_a_part_of_some_size_and_one_record_at_least() -> None:
     assert first_part([]) == []
 
 
-def test_logs_are_kept_from_their_end_and_of_the_latest_tasks() -> None:
-    book = Logbook(tasks_max=2)
+def test_logs_are_kept_from_their_end_and_of_the_latest_tasks(farm: Harness) -> None:
+    farm.create("j", 3)
+    book = Logbook(farm.state.by_id, tasks_max=2)
     book.add(("j", 0), "a" * 70_000)
     cursor, text = book.read(("j", 0), 0)
     assert (cursor, len(text)) == (70_000, 64 * 1024)
@@ -137,6 +138,32 @@ def test_logs_are_kept_from_their_end_and_of_the_latest_tasks() -> None:
     book.add(("j", 1), "x")
     book.add(("j", 2), "y")
     assert book.read(("j", 0), 0) == (0, "")
+
+
+def test_who_follows_a_log_that_was_let_go_of_misses_nothing_of_what_comes(farm: Harness) -> None:
+    farm.create("j", 2)
+    book = Logbook(farm.state.by_id, tasks_max=1)
+    book.add(("j", 0), "hello world")
+    cursor, _ = book.read(("j", 0), 0)
+    book.add(("j", 1), "x")
+    for text in ("hi there", " and more than before"):
+        book.add(("j", 0), text)
+        cursor, seen = book.read(("j", 0), cursor)
+        assert seen == text
+    assert book.read(("j", 0), 0)[1] == "hi there and more than before"
+
+
+def test_a_log_goes_with_its_job_and_is_not_that_of_another_job_of_its_id(farm: Harness) -> None:
+    farm.create("j", 1)
+    book = Logbook(farm.state.by_id)
+    book.add(("j", 0), "old")
+    farm.cancel("j")
+    farm.purge("j")
+    assert book.read(("j", 0), 0) == (0, "")
+    farm.create("j", 1)
+    assert book.read(("j", 0), 0) == (0, "")
+    book.add(("j", 0), "new")
+    assert book.read(("j", 0), 0)[1] == "new"
 
 
 async def test_nothing_leaves_before_the_welcome() -> None:
