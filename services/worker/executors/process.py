@@ -238,18 +238,28 @@ class ChildProcess:
             return True
         try:
             self._unpacker.feed(data)
-            records = list(self._unpacker)
-            if records:
-                pause_s = min(self._on_records(self.number, records) * PAUSE_SHARE, PAUSE_MAX_S)
-                # A pipe that is this full in no time may be full before the pause is over, and the child would wait for us.
-                if pause_s and len(data) <= self._pause_bytes_max:
-                    self._pause_reading(pause_s)
+            records, problem = self._whole_records()
+            pause_s = min(self._on_records(self.number, records) * PAUSE_SHARE, PAUSE_MAX_S) if records else 0.0
+            if problem is not None:
+                raise problem  # now that what was said before it counts
+            # A pipe that is this full in no time may be full before the pause is over, and the child would wait for us.
+            if pause_s and len(data) <= self._pause_bytes_max:
+                self._pause_reading(pause_s)
         except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException, msgpack.BufferFull) as error:
             # User code wrote into our pipe. Nothing that follows can be trusted.
             self._garbage = True
             log.warning("child %d wrote what is no record (%s); it is replaced", self.pid, type(error).__name__)
             self.kill()
         return True
+
+    def _whole_records(self) -> tuple[list[Any], Exception | None]:
+        """The records that are whole, and what is wrong with what follows them."""
+        records: list[Any] = []
+        try:
+            records.extend(self._unpacker)  # keeps what comes before an exception, which `list` throws away
+        except (ValueError, msgpack.UnpackException) as problem:
+            return records, problem
+        return records, None
 
     def _pause_reading(self, pause_s: float) -> None:
         if self._process.returncode is None:

@@ -308,10 +308,17 @@ class Driver:
             log.warning("%s", text)  # otherwise its exception says already what the child lacked
 
     def _blame_plain(self, left: list[Attempt], code: int, started_last: int) -> None:
-        """The first task without a result was running; those behind it never started and are run by another child."""
-        if left and (left[0].seq == started_last or left[0].stop is not None):
+        """The first task without a result was running, or hid its record behind what is none; those that never started are run by another child."""
+        if left and (left[0].seq <= started_last or left[0].stop is not None):
             self._reporter.died(left.pop(0), code)
-        self._board.put_back(left)
+        # Begun behind one that spoilt the pipe: whether they ended is not known, and not theirs to answer for.
+        begun = [attempt for attempt in left if attempt.seq <= started_last]
+        for attempt in begun:
+            if attempt.stop is not None:
+                self._reporter.stopped(attempt)
+            else:
+                self._reporter.released([attempt], never_started=False)
+        self._board.put_back(left[len(begun) :])
 
     def _blame_loop(self, lane: Lane, left: list[Attempt], code: int, noise: str) -> None:
         """Alone it is to blame; among several nobody knows, unless we killed the process because of one of them."""

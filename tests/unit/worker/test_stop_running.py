@@ -410,6 +410,31 @@ async def test_what_is_fed_behind_one_that_is_asked_to_stop_is_taken_back_before
     assert not any(may_start(farm.child.page, attempt.seq) for attempt in farm.lane.fed if attempt.index in fed)
 
 
+# ---- what the pipe does not say any more --------------------------------------------------------------------------------
+
+
+async def test_what_began_behind_one_that_spoilt_the_pipe_is_not_begun_again(farm: Farm) -> None:
+    """Its record and theirs lie behind what is no record, so that nobody can tell whether they ended."""
+    await farm.fed()
+    farm.begins(SECOND)
+    farm.dies(-9)
+    assert farm.link.outcomes[FIRST]["failure"].kind == "signal SIGKILL"
+    assert (farm.link.ending(SECOND), farm.link.outcomes[SECOND]["never_started"]) == (Ending.RELEASED, False)
+    assert farm.link.ending(THIRD) is None
+    assert farm.waits() == [THIRD]
+
+
+async def test_one_that_was_to_be_stopped_behind_it_ends_as_stopped(farm: Farm) -> None:
+    await farm.fed()
+    farm.begins(SECOND)
+    farm.child.words[COOPERATIVE] = SECOND
+    farm.revoke(SECOND)
+    farm.dies(-9)
+    assert farm.link.outcomes[FIRST]["failure"].kind == "signal SIGKILL"
+    assert farm.link.ending(SECOND) == Ending.REVOKED
+    assert farm.waits() == [THIRD]
+
+
 # ---- every order --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,105 @@
+"""Real children whose tasks do to their process what no task should: what these and their neighbours end as."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
+
+from fake_orchestrator import until
+
+from antfarm.link.estimate import Estimate
+from services.worker.child.protocol import OUT_DONE, OUT_READY
+from services.worker.core.attempt import Attempt, Group
+from services.worker.core.lane import Lane
+from services.worker.executors.crew import Crew
+from services.worker.executors.process import ChildSpec, child_environment
+
+pytestmark = pytest.mark.slow
+
+APP = r'''
+import os
+import signal
+import sys
+
+from antfarm import task
+
+
+@task(name="spoil")
+def spoil(path):
+    """Writes what is no record into its pipe to the agent, and stays."""
+    os.write(int(sys.argv[4]), b"\xc1")
+    open(path, "w").close()
+    signal.pause()
+
+
+@task(name="noop")
+def noop():
+    pass
+'''
+
+
+class Nursery:
+    """One child of a crew, what it said and how it ended."""
+
+    def __init__(self, directory: Path) -> None:
+        app = directory / "mischief.py"
+        app.write_text(APP)
+        env = child_environment(os.environ)
+        spec = ChildSpec(apps=(str(app),), installed_apps=False, scratch=directory / "scratch", env=env)
+        self.records: list[list[Any]] = []
+        self.exits: dict[int, int] = {}
+        self.crew = Crew(
+            spec, on_records=self._on_records, on_noise=lambda number, data: None, on_exit=self.exits.__setitem__
+        )
+        self.lane: Lane
+
+    def _on_records(self, number: int, records: list[list[Any]]) -> float:
+        self.records += records
+        return 0.0
+
+    async def start(self, *, is_loop: bool = False) -> None:
+        number = self.crew.start(is_loop=is_loop, now_ns=0)
+        assert number is not None
+        self.lane = Lane(number, is_loop=is_loop)
+        await until(lambda: [record for record in self.records if record[0] == OUT_READY])
+        self.records.clear()
+
+    def feed(self, *calls: tuple[str, list[object]]) -> None:
+        """Tasks of these types with these arguments, in one write."""
+        for type_, arguments in calls:
+            group = Group(job_id=type_, epoch=1, type=type_, is_async=False, estimate=Estimate(), cost={})
+            self.lane.feed(Attempt(group, 0, 1, json.dumps(arguments).encode(), 0), 0)
+        self.crew.feed(self.lane, self.lane.fed)
+
+    async def close(self) -> None:
+        self.crew.kill_all()
+        await until(lambda: not self.crew.size or len(self.exits) == self.crew.size)
+        self.crew.close()
+
+
+@pytest.fixture
+async def nursery(tmp_path: Path) -> AsyncIterator[Nursery]:
+    made = Nursery(tmp_path)
+    yield made
+    await made.close()
+
+
+async def test_records_in_front_of_garbage_count(nursery: Nursery, tmp_path: Path) -> None:
+    """Also when both are read at once. A task that may run only once would be begun again otherwise."""
+    spoilt = tmp_path / "spoilt"
+    await nursery.start()
+    nursery.feed(("noop", []), ("spoil", [str(spoilt)]))
+    while not spoilt.exists():  # without a turn of the loop, so that both lie in the pipe
+        pass
+    await until(lambda: nursery.exits)
+    assert [record[:2] for record in nursery.records] == [[OUT_DONE, 1]]
+    assert nursery.exits == {nursery.lane.number: -9}
+    assert nursery.crew.remove(nursery.lane.number) == 2, "which was running"
