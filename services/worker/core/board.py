@@ -86,7 +86,7 @@ class Board:
 
     def _give(self, cost: Mapping[str, float]) -> None:
         for name, amount in cost.items():
-            self.free[name] += amount
+            self.free[name] = self.free.get(name, 0.0) + amount  # 0 of what the worker lacks fits too
         if not any(lane.fed for lane in self.lanes.values()):
             self.free = dict(self.capacity)  # fractions do not add up for ever
 

@@ -221,6 +221,25 @@ def test_what_a_dead_child_had_not_ended_comes_back_and_its_resources_are_free()
     on.check()
 
 
+@pytest.mark.parametrize("dies", [True, False], ids=["its child dies", "they end"])
+def test_coroutines_that_ask_for_none_of_what_the_worker_lacks_are_like_others(dies: bool) -> None:
+    on = Board({"cpu": 2.0})
+    lane = on.open_lane(1, is_loop=True)
+    lane.ready = True
+    of = group(is_async=True)
+    of.cost = {"cpu": 1.0, "gpu": 0.0}
+    given = give(on, of, 2)
+    on.dispatch(0)
+    on.check()
+    if dies:
+        assert on.close_lane(lane) == given
+    else:
+        assert [lane.finish(attempt.seq) for attempt in given] == given
+        on.settle(lane, given, 0)
+    assert on.free == {"cpu": 2.0}
+    on.check()
+
+
 def test_a_doomed_or_stopping_child_is_fed_nothing() -> None:
     on = board(slots=1, lanes=1)
     give(on, group(0.001), 1)
