@@ -81,6 +81,7 @@ class Driver:
         self._reporter = Reporter(lambda group: self._intake.forget(group))
         self._on_drain_asked = on_drain
         self._first_ready: asyncio.Future[dict[str, tuple[str, bool]]] | None = None
+        self._failed_is_loop = False  # the child that was to be started last and could not be
         self._noise: dict[int, str] = {}  # what a lane without a running attempt wrote last
         self._window = 0
         self._draining = False
@@ -288,6 +289,7 @@ class Driver:
         noise = self._noise.pop(number, "")
         if not lane.ready and not self._closed:
             self._crew.failed_to_start(now_ns())
+            self._failed_is_loop = lane.is_loop
             self._not_started(code, noise)
         if self._closed:  # whatever ran is not reported: nobody stopped it but us
             if not self._crew.size:
@@ -343,17 +345,27 @@ class Driver:
         for lane, attempts in board.dispatch(now):
             self._crew.feed(lane, attempts)
         plain, loop = board.lanes_wanted()
-        if self._crew.broken and not board.lanes and not self._draining:
-            plain = 1  # try again, so that the worker asks for work when the apps load once more
+        if not plain and not loop and self._must_try_again:
+            plain, loop = (0, 1) if self._failed_is_loop else (1, 0)
         for is_loop in (False,) * plain + (True,) * loop:
             self._start_child(is_loop=is_loop)
         self._watch()
         self._note_idle()
 
+    @property
+    def _must_try_again(self) -> bool:
+        """Whether to start a child that nobody waits for: only one that gets ready shows that work may be asked for once more.
+
+        Another one of the kind that failed: had the other kind to prove it, each time that this one fails would add a child of it.
+        """
+        return self._crew.broken and not self._draining and all(lane.ready for lane in self._board.lanes.values())
+
     def _start_child(self, *, is_loop: bool) -> None:
         number = self._crew.start(is_loop=is_loop, now_ns=now_ns())
         if number is not None:
             self._board.open_lane(number, is_loop=is_loop)
+        else:
+            self._failed_is_loop = is_loop
 
     def _take_back(self, lane: Lane) -> None:
         """Plain lanes: what the child has not begun waits here again."""
