@@ -42,7 +42,7 @@ class InputReader:
     ) -> None:
         """Set the inputs of all attempts, which the group counts as live until they end.
 
-        Waits out the weather; raises NotFound or InvalidArgument when they cannot be had.
+        Waits out the weather; raises NotFound or InvalidArgument when they cannot be had, OSError when they cannot be kept on this node.
         """
         own: list[list[tuple[int, bytes]]] = [[] for _ in attempts]
         for k, dependency in enumerate(dependencies):
@@ -157,6 +157,6 @@ def _remove(value: object) -> None:
         Path(value).unlink(missing_ok=True)
 
 
-def is_hopeless(error: AntFarmError) -> bool:
+def is_hopeless(error: AntFarmError | OSError) -> bool:
     """Whether another attempt elsewhere would meet the same."""
     return isinstance(error, NotFound | InvalidArgument)

@@ -112,10 +112,10 @@ class Intake:
         return group
 
     async def _fetch(self, group: Group, message: work_queue_pb2.TaskGroup, attempts: list[Attempt]) -> None:
-        error: AntFarmError | None = None
+        error: AntFarmError | OSError | None = None
         try:
             await self._inputs.fill(group, message.inputs, attempts)
-        except AntFarmError as problem:
+        except (AntFarmError, OSError) as problem:  # OSError: this node has no room for them, or no descriptor
             error = problem
         wanted = [attempt for attempt in attempts if attempt in self._fetching]  # others were revoked or released
         for attempt in wanted:

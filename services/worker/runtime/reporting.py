@@ -114,8 +114,8 @@ class Reporter:
             attempt = Attempt(group, assignment.index, assignment.attempt, b"", 0)
             self._end(attempt, translation.failure(attempt, FailureClass.PERMANENT, "unknown task type", text))
 
-    def without_input(self, attempts: Iterable[Attempt], error: AntFarmError) -> None:
-        """Their inputs cannot be read."""
+    def without_input(self, attempts: Iterable[Attempt], error: AntFarmError | OSError) -> None:
+        """Their inputs cannot be read, or cannot be kept on this node."""
         failure_class = FailureClass.PERMANENT if is_hopeless(error) else FailureClass.INFRA
         for attempt in attempts:
             text = f"an input cannot be read: {error}"

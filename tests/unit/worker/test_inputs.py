@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_stop_running import Upward
 
 from antfarm.errors import NotFound, Unavailable
 from antfarm.link.estimate import Estimate
-from antfarm.model import DependencyKind, TaskState
-from antfarm.v1 import common_pb2, job_pb2
+from antfarm.link.window import WindowSizer
+from antfarm.model import DependencyKind, Ending, FailureClass, TaskState
+from antfarm.v1 import common_pb2, job_pb2, work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
 from services.worker.runtime import inputs as module
 from services.worker.runtime.inputs import INLINE_BYTES_MAX, InputReader
+from services.worker.runtime.intake import Intake
+from services.worker.runtime.reporting import Reporter
 
 ALL = common_pb2.Dependency(job_id="first", kind=int(DependencyKind.ALL))  # type: ignore[arg-type]
 PATIENCE_S = 10.0
@@ -127,3 +131,30 @@ async def test_a_file_stays_while_one_attempt_is_left(tmp_path: Path) -> None:
     reader.may_end.set()
     await asyncio.gather(*filling)
     assert files(tmp_path) == [group.shared_inputs[0]]
+
+
+async def test_an_input_that_cannot_be_kept_here_fails_its_attempts_as_the_nodes_trouble(tmp_path: Path) -> None:
+    """The disk is full, no descriptor is left, or the directory has gone: elsewhere they may run."""
+    changed = asyncio.Event()
+    reporter = Reporter(lambda group: intake.forget(group))
+    reporter.link = link = Upward()  # type: ignore[assignment]
+    intake = Intake(
+        types={"t": False},
+        inputs=Reading(tmp_path / "gone"),
+        reporter=reporter,
+        sizer=WindowSizer(),
+        on_ready=lambda attempts, is_async: None,
+        on_change=changed.set,
+    )
+    group = work_queue_pb2.TaskGroup(job_id="second", epoch=1, inputs=[ALL])
+    group.template.type = "t"
+    for index in (0, 1):
+        group.assignments.add(index=index, attempt=1, payload=b"[]")
+    intake.take([group])
+    async with asyncio.timeout(PATIENCE_S):
+        await changed.wait()
+    assert intake.idle
+    assert [link.ending(index) for index in (0, 1)] == [Ending.FAILED] * 2
+    for failure in [link.outcomes[index]["failure"] for index in (0, 1)]:
+        assert (failure.failure_class, failure.kind) == (FailureClass.INFRA, "input")
+        assert failure.message.startswith("an input cannot be read: [Errno 2] No such file or directory")
