@@ -10,7 +10,6 @@ from typing import Any
 
 from antfarm import model, payload
 from antfarm.context import use_context
-from antfarm.errors import UserError
 from services.worker.child.output import AttemptLog
 from services.worker.child.protocol import IN_CANCEL, IN_STORAGE, IN_TASKS, IN_TEMPLATE
 from services.worker.child.runner import AttemptContext, Job, Runner
@@ -134,7 +133,7 @@ class LoopChild:
         # Small results, nearly all, are encoded here; one that may have to go to Storage must not stop the loop meanwhile.
         try:
             small = len(payload.encode_result(value, allow_pickle=self.runner.allow_pickle)) <= model.PAYLOAD_BYTES_MAX
-        except UserError:
+        except BaseException:  # `succeeded` meets it again and says what it means
             small = True
         if small:
             self.runner.succeeded(job, context, seq, run_us, value)

@@ -238,7 +238,7 @@ class Runner:
                 (OUT_FAILED, seq, run_us, FailureClass.PERMANENT.value, "unencodable result", str(error), "")
             )
             return
-        except Exception as error:
+        except BaseException as error:  # of the user's methods that encoding calls, SystemExit and CancelledError too
             self.failed(job, seq, run_us, error)
             return
         if saved:
