@@ -28,6 +28,7 @@ APP = r'''
 import os
 import signal
 import sys
+import threading
 
 from antfarm import task
 
@@ -38,6 +39,13 @@ def spoil(path):
     os.write(int(sys.argv[4]), b"\xc1")
     open(path, "w").close()
     signal.pause()
+
+
+@task(name="cut.off")
+def cut_off():
+    """Leaves a thread that never ends, and closes all descriptors that are not its own."""
+    threading.Thread(target=threading.Event().wait).start()
+    os.closerange(3, 256)
 
 
 @task(name="noop")
@@ -56,20 +64,23 @@ class Nursery:
         spec = ChildSpec(apps=(str(app),), installed_apps=False, scratch=directory / "scratch", env=env)
         self.records: list[list[Any]] = []
         self.exits: dict[int, int] = {}
-        self.crew = Crew(
-            spec, on_records=self._on_records, on_noise=lambda number, data: None, on_exit=self.exits.__setitem__
-        )
+        self.noise = ""
+        self.crew = Crew(spec, on_records=self._on_records, on_noise=self._on_noise, on_exit=self.exits.__setitem__)
         self.lane: Lane
 
     def _on_records(self, number: int, records: list[list[Any]]) -> float:
         self.records += records
         return 0.0
 
+    def _on_noise(self, number: int, data: bytes) -> None:
+        self.noise += data.decode()
+
     async def start(self, *, is_loop: bool = False) -> None:
         number = self.crew.start(is_loop=is_loop, now_ns=0)
         assert number is not None
         self.lane = Lane(number, is_loop=is_loop)
-        await until(lambda: [record for record in self.records if record[0] == OUT_READY])
+        await until(lambda: self.records or self.exits)
+        assert [record[0] for record in self.records] == [OUT_READY], self.noise
         self.records.clear()
 
     def feed(self, *calls: tuple[str, list[object]]) -> None:
@@ -103,3 +114,12 @@ async def test_records_in_front_of_garbage_count(nursery: Nursery, tmp_path: Pat
     assert [record[:2] for record in nursery.records] == [[OUT_DONE, 1]]
     assert nursery.exits == {nursery.lane.number: -9}
     assert nursery.crew.remove(nursery.lane.number) == 2, "which was running"
+
+
+async def test_a_child_that_cannot_speak_any_more_ends_whatever_threads_its_task_has_left(nursery: Nursery) -> None:
+    await nursery.start()
+    nursery.feed(("cut.off", []))
+    await until(lambda: nursery.exits)
+    assert nursery.exits == {nursery.lane.number: 1}
+    assert nursery.noise.endswith("OSError: [Errno 9] Bad file descriptor\n")
+    assert nursery.records == []

@@ -8,7 +8,8 @@ import gc
 import os
 import signal
 import sys
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 from antfarm import load_apps
 from antfarm.errors import AntFarmError
@@ -69,7 +70,20 @@ def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
     child.run()
 
 
+def run() -> NoReturn:
+    """The program; what ended it is on standard error, past what tasks have made of that.
+
+    It ends at once in any case: threads and exit handlers of user code must not keep a child that nobody talks to, nor one that cannot talk.
+    """
+    code = 1
+    try:
+        main(sys.argv[1], *map(int, sys.argv[2:6]))
+        code = 0
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:6]))
-    # Threads and exit handlers of user code must not keep a child that nobody talks to.
-    os._exit(0)
+    run()
