@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from fake_orchestrator import until
+from worker_process import alive
 
 from antfarm.link.estimate import Estimate
 from services.worker.child.protocol import OUT_DONE, OUT_READY
@@ -25,6 +26,7 @@ from services.worker.executors.process import ChildSpec, child_environment
 pytestmark = pytest.mark.slow
 
 APP = r'''
+import asyncio
 import os
 import signal
 import sys
@@ -46,6 +48,27 @@ def cut_off():
     """Leaves a thread that never ends, and closes all descriptors that are not its own."""
     threading.Thread(target=threading.Event().wait).start()
     os.closerange(3, 256)
+
+
+@task(name="aio.fork")
+async def aio_fork(how):
+    """Goes on twice, the second time in this way."""
+    pid = os.fork()
+    if pid:
+        return pid
+    if how == "exits":
+        sys.exit(3)
+    if how == "waits":
+        await asyncio.Event().wait()
+
+
+@task(name="aio.note")
+async def aio_note(path):
+    """Gives way for a while, then notes that it has run."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+    with open(path, "a") as file:
+        file.write("ran ")
 
 
 @task(name="noop")
@@ -88,7 +111,7 @@ class Nursery:
         for type_, arguments in calls:
             group = Group(job_id=type_, epoch=1, type=type_, is_async=False, estimate=Estimate(), cost={})
             self.lane.feed(Attempt(group, 0, 1, json.dumps(arguments).encode(), 0), 0)
-        self.crew.feed(self.lane, self.lane.fed)
+        self.crew.feed(self.lane, list(self.lane.fed)[-len(calls) :])
 
     async def close(self) -> None:
         self.crew.kill_all()
@@ -123,3 +146,21 @@ async def test_a_child_that_cannot_speak_any_more_ends_whatever_threads_its_task
     assert nursery.exits == {nursery.lane.number: 1}
     assert nursery.noise.endswith("OSError: [Errno 9] Bad file descriptor\n")
     assert nursery.records == []
+
+
+@pytest.mark.parametrize("how", ["returns", "exits", "waits"])
+async def test_the_copy_of_a_coroutine_that_forks_takes_nothing_from_its_neighbours(
+    nursery: Nursery, tmp_path: Path, how: str
+) -> None:
+    notes = tmp_path / "notes"
+    await nursery.start(is_loop=True)
+    nursery.feed(("aio.note", [str(notes)]), ("aio.fork", [how]))
+    await until(lambda: len(nursery.records) == 2)
+    [pid] = [int(record[3]) for record in nursery.records if record[1] == 2]
+    for seq in range(3, 23):  # the copy would take some of them from the pipe
+        nursery.feed(("aio.note", [str(notes)]))
+        await until(lambda seq=seq: nursery.records[-1][:2] == [OUT_DONE, seq])
+    await until(lambda: not alive(pid), what="the end of the copy")
+    assert sorted(record[1] for record in nursery.records) == list(range(1, 23))
+    assert {record[0] for record in nursery.records} == {OUT_DONE}
+    assert notes.read_text() == "ran " * 21

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 from functools import partial
 from time import perf_counter_ns
 from typing import Any
@@ -36,6 +37,7 @@ class LoopChild:
 
     def __init__(self) -> None:
         self.runner: LoopRunner
+        self._pid = os.getpid()
         self._tasks: dict[int, tuple[asyncio.Task[None], AttemptContext]] = {}
         """What can be cancelled, by its seq: from its arrival until its function has ended."""
 
@@ -52,6 +54,7 @@ class LoopChild:
         closed = asyncio.Event()
 
         def on_readable() -> None:
+            self._end_copy()
             frames = self.runner.channel.receive()
             if frames is None:
                 loop.remove_reader(self.runner.channel.in_fd)
@@ -62,6 +65,8 @@ class LoopChild:
 
         for frame in self.runner.channel.waiting:
             self._handle(frame)
+        # A copy that gives way to its loop ends there, before the neighbours that are copied with it run a second time.
+        os.register_at_fork(after_in_child=partial(loop.call_soon, self._end_copy))
         loop.add_reader(self.runner.channel.in_fd, on_readable)
         await closed.wait()
         for task, _ in self._tasks.values():
@@ -104,6 +109,7 @@ class LoopChild:
                     kwargs[job.parameter] = context
                 value = await job.function(*args, **kwargs)
         except BaseException as error:  # whatever user code raises is its failure
+            self._end_copy()
             log.close()
             run_us = (perf_counter_ns() - started) // 1000
             if isinstance(error, _Undecodable):
@@ -113,11 +119,18 @@ class LoopChild:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 return
         else:
+            self._end_copy()
             log.close()
             run_us = (perf_counter_ns() - started) // 1000
             await self._succeeded(job, context, seq, run_us, value)
         finally:
             runner.remove_scratch(context, seq)
+
+    def _end_copy(self) -> None:
+        if os.getpid() != self._pid:
+            os._exit(
+                0
+            )  # a coroutine forked, and this is the copy: what comes through the pipe and from the loop is not for it
 
     async def _arguments(self, job: Job, data: bytes, inputs: list[Any] | None) -> tuple[list[Any], dict[str, Any]]:
         try:
