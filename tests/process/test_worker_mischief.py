@@ -62,6 +62,24 @@ async def aio_fork(how):
         await asyncio.Event().wait()
 
 
+@task(name="aio.end.loop")
+async def aio_end_loop(how):
+    """Ends the loop that it runs on."""
+    async def below():
+        sys.exit(3)
+
+    if how == "sys.exit":
+        asyncio.create_task(below())
+    else:
+        asyncio.get_running_loop().stop()
+    await asyncio.Event().wait()
+
+
+@task(name="aio.wait")
+async def aio_wait():
+    await asyncio.Event().wait()
+
+
 @task(name="aio.note")
 async def aio_note(path):
     """Gives way for a while, then notes that it has run."""
@@ -164,3 +182,19 @@ async def test_the_copy_of_a_coroutine_that_forks_takes_nothing_from_its_neighbo
     assert sorted(record[1] for record in nursery.records) == list(range(1, 23))
     assert {record[0] for record in nursery.records} == {OUT_DONE}
     assert notes.read_text() == "ran " * 21
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [("sys.exit", "SystemExit: 3"), ("stop", "RuntimeError: Event loop stopped before Future completed.")],
+)
+async def test_a_coroutine_that_ends_the_loop_ends_its_process_and_no_neighbour_speaks(
+    nursery: Nursery, how: str, line: str
+) -> None:
+    """So that all of them are suspects, and none is charged with a failure of its own."""
+    await nursery.start(is_loop=True)
+    nursery.feed(("aio.wait", []), ("aio.wait", []), ("aio.end.loop", [how]))
+    await until(lambda: nursery.exits)
+    assert nursery.exits == {nursery.lane.number: 1}
+    assert nursery.records == []
+    assert nursery.noise.endswith(f"{line}\n")

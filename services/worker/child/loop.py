@@ -46,8 +46,13 @@ class LoopChild:
         return _log.get()
 
     def run(self) -> None:
-        """Serve."""
-        asyncio.run(self._serve())
+        """Serve. What ends the loop before that comes out at once, and the process must end of it.
+
+        Nobody is told to end first, as `asyncio.run` would do: they would say so, and pass for having failed by themselves.
+        """
+        runner = asyncio.Runner()
+        runner.run(self._serve())
+        runner.close()
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
