@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
@@ -43,12 +43,24 @@ class LoopThread:
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
         """The items of an asynchronous iterator, each fetched when it is asked for."""
+        current: asyncio.Task[Any] | None = None
 
         async def step() -> tuple[bool, T | None]:
+            nonlocal current
+            current = asyncio.current_task()
             try:
                 return True, await anext(items)
             except StopAsyncIteration:
                 return False, None
+
+        async def end(close: Callable[[], Awaitable[None]]) -> None:
+            if (
+                current is not None and not current.done()
+            ):  # Ctrl-C has left it behind, perhaps before it could cancel it
+                if not current.cancelling():
+                    current.cancel()
+                await asyncio.wait({current})
+            await close()
 
         try:
             while True:
@@ -60,9 +72,9 @@ class LoopThread:
             close = getattr(items, "aclose", None)
             if close is not None and not sys.is_finalizing():  # at the very end nobody turns the loop
                 if threading.current_thread() is self._thread:  # a forgotten iterator, found by the collector just here
-                    self.loop.create_task(close())
+                    self.loop.create_task(end(close))
                 else:
-                    self.run(close())
+                    self.run(end(close))
 
 
 def _wait(future: Future[T]) -> T:

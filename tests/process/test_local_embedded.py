@@ -250,31 +250,35 @@ def test_work_of_a_killed_process_goes_on_at_the_next_connect(user: User) -> Non
     wait_until(lambda: not user.programs(), user.programs)
 
 
-def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User) -> None:
+@pytest.mark.parametrize(
+    "waiting", ["future.result()", "list(future.job.results())", "list(farm.as_completed(future.job))"]
+)
+def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User, waiting: str) -> None:
     script = user.script(
         "endless.py",
         """
-        import signal, time
+        import signal, sys, time
         import antfarm as af
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 
         def endless(x):
-            print("started", flush=True)
+            open("started", "w").close()
             time.sleep(1000)
 
         if __name__ == "__main__":
             with af.connect() as farm:
+                end = farm.aio.end
+                farm.aio.end = lambda *, now: (print(f"now={now}", flush=True), end(now=now))
                 future = farm.submit(endless, 1)
-                print("submitted", flush=True)
-                future.result()
+                eval(sys.argv[1])
         """,
     )
-    process = user.start(script)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "submitted\n"
+    process = user.start(script, waiting)
+    wait_until((user.home / "started").exists)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) != 0
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err.splitlines()[-1]) == (-signal.SIGINT, "now=True\n", "KeyboardInterrupt")
     wait_until(lambda: not user.programs(), user.programs)
 
 

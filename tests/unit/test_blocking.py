@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,60 @@ def test_leaving_an_iteration_closes_it(thread: LoopThread) -> None:
     assert next(iterator) == 1
     iterator.close()  # type: ignore[attr-defined]
     assert closed.is_set()
+
+
+def test_ctrl_c_in_an_iteration_comes_out_as_itself_after_the_iteration_was_closed() -> None:
+    script = """if True:
+        import asyncio, os, signal
+        from antfarm.blocking import loop_thread
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
+
+        async def items():
+            try:
+                yield 1
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.05)  # as one that ends a call
+                print("closed")
+
+        try:
+            for item in loop_thread().iterate(items()):
+                print(item)
+        except KeyboardInterrupt:
+            print("interrupted")
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == ("1\nclosed\ninterrupted\n", "")
+
+
+def test_a_step_that_ctrl_c_left_behind_is_cancelled_before_the_iteration_is_closed(
+    thread: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it comes in the instant after the step has gone to the loop."""
+    told: list[str] = []
+    send = asyncio.run_coroutine_threadsafe
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            told.append("cancelled")
+            raise
+
+    def interrupted(*words: Any) -> Any:
+        monkeypatch.undo()
+        send(*words)
+        raise KeyboardInterrupt
+
+    iterator = thread.iterate(items())
+    assert next(iterator) == 1
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    assert told == ["cancelled"]
 
 
 def test_an_error_in_the_middle_of_an_iteration_comes_back(thread: LoopThread) -> None:
