@@ -265,8 +265,7 @@ class AsyncJob(JobHandle, Generic[R]):
             waiter.set_result(message)
             return waiter
         self._waiters.setdefault(index, []).append(waiter)
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch())
+        self._listen()
         return waiter
 
     def drop(self, index: int, waiter: asyncio.Future[TaskResult]) -> None:
@@ -279,41 +278,45 @@ class AsyncJob(JobHandle, Generic[R]):
 
     async def listen(self) -> None:
         """Start the stream of outcomes if it does not run, and let what has arrived be taken in."""
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch())
+        self._listen()
         await asyncio.sleep(0)
 
+    def _listen(self) -> None:
+        if self._watcher is None:
+            self._watcher = asyncio.create_task(self._watch())
+            self._watcher.add_done_callback(self._watched)
+
     async def _watch(self) -> None:
-        error: BaseException = TaskNotFound(
-            f"job {self.job_id} ended without an outcome of this task; it has no such task"
-        )
-        try:
-            made = None
-            if self._making is not None:
-                # Not only once it is made: as soon as it has left it is waited for where it arrives, which saves the time between two calls.
-                await self._making.sent.wait()
-                if self._making.error is not None:
-                    raise self._making.error
-                made = self._making.made
-            async for batch in self.connection.results(self.job_id, made=made):
-                for message in batch:
-                    self._messages[message.index] = message
-                    if message.index in self._waiters:
-                        for waiter in self._waiters.pop(message.index):
-                            if not waiter.done():
-                                waiter.set_result(message)
-        except asyncio.CancelledError:
+        made = None
+        if self._making is not None:
+            # Not only once it is made: as soon as it has left it is waited for where it arrives, which saves the time between two calls.
+            await self._making.sent.wait()
+            if self._making.error is not None:
+                raise self._making.error
+            made = self._making.made
+        async for batch in self.connection.results(self.job_id, made=made):
+            for message in batch:
+                self._messages[message.index] = message
+                if message.index in self._waiters:
+                    for waiter in self._waiters.pop(message.index):
+                        if not waiter.done():
+                            waiter.set_result(message)
+
+    def _watched(self, watcher: asyncio.Task[None]) -> None:
+        """Tell who still waits why nothing will come. Not the watcher's own last act: one that is cancelled before its first step has none."""
+        self._watcher = None
+        error: BaseException | None
+        if watcher.cancelled():
             error = (self._making and self._making.error) or Unavailable("the farm was closed")
-            raise
-        except Exception as trouble:
-            error = trouble
-        finally:
-            self._watcher = None
-            waiters, self._waiters = self._waiters, {}
-            for waiter in (waiter for each in waiters.values() for waiter in each):
-                if not waiter.done():
-                    waiter.set_exception(error)
-                    waiter.exception()  # whoever waits has it; nobody has to
+        else:
+            error = watcher.exception() or TaskNotFound(
+                f"job {self.job_id} ended without an outcome of this task; it has no such task"
+            )
+        waiters, self._waiters = self._waiters, {}
+        for waiter in (waiter for each in waiters.values() for waiter in each):
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()  # whoever waits has it; nobody has to
 
     async def decode(self, message: TaskResult) -> R:
         """The value of an outcome, read from Storage where it lies there; raises the TaskError of its cause."""
