@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.v1.common_pb2 import TaskResult
 
 _BATCHES_MAX = 16
 
@@ -73,29 +75,28 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queue[Any]) -> None:
-    arrived: list[AsyncFuture[Any]] = []
+    arrived: list[tuple[AsyncFuture[Any], asyncio.Future[TaskResult]]] = []
     news = asyncio.Event()
 
-    def note(future: AsyncFuture[Any]) -> None:
-        arrived.append(future)
+    def note(future: AsyncFuture[Any], waiter: asyncio.Future[TaskResult]) -> None:
+        arrived.append((future, waiter))
         news.set()
 
     for future in futures:
-        future.add_done_callback(note)
+        future.job.waiter(future.index).add_done_callback(partial(note, future))
     left = len(futures)
     while left:
         await news.wait()
         news.clear()
         batch, arrived[:] = arrived[:], []
         left -= len(batch)
-        lost = next((future for future in batch if future.message is None), None)
-        if lost is not None:
-            try:
-                await lost.arrive()  # raises why
-            except AntFarmError as error:
-                await queue.put(error)
-                return
-        await queue.put(batch)
+        done = [future for future, waiter in batch if waiter.exception() is None]
+        if done:
+            await queue.put(done)
+        trouble = next((error for _, waiter in batch if (error := waiter.exception()) is not None), None)
+        if trouble is not None:  # not asked for again: the next try may bring some of them and not others
+            await queue.put(trouble)
+            return
     await queue.put(None)
 
 
