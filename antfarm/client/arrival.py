@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from antfarm.client.job import AsyncFuture, AsyncJob
-from antfarm.errors import AntFarmError, InvalidArgument
+from antfarm.errors import InvalidArgument
 from antfarm.v1.common_pb2 import TaskResult
 
 _BATCHES_MAX = 16
@@ -53,7 +53,7 @@ async def completed(*things: Any) -> AsyncIterator[list[AsyncFuture[Any]]]:
     feeds = [_feed_job(thing, queue) for thing in found if not isinstance(thing, AsyncFuture)]
     if futures:
         feeds.append(_feed_futures(futures, queue))
-    tasks = [asyncio.create_task(feed) for feed in feeds]
+    tasks = [asyncio.create_task(_carry(feed, queue)) for feed in feeds]
     left = len(tasks)
     try:
         while left:
@@ -72,6 +72,16 @@ async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _carry(feed: Awaitable[None], queue: asyncio.Queue[Any]) -> None:
+    """Run a feed to its end, and say into the queue how it ended, or those there would wait for ever."""
+    try:
+        await feed
+    except Exception as error:
+        await queue.put(error)
+    else:
+        await queue.put(None)
 
 
 async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queue[Any]) -> None:
@@ -95,16 +105,9 @@ async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queu
             await queue.put(done)
         trouble = next((error for _, waiter in batch if (error := waiter.exception()) is not None), None)
         if trouble is not None:  # not asked for again: the next try may bring some of them and not others
-            await queue.put(trouble)
-            return
-    await queue.put(None)
+            raise trouble
 
 
 async def _feed_job(job: AsyncJob[Any], queue: asyncio.Queue[Any]) -> None:
-    try:
-        async for batch in job.batches():
-            await queue.put([AsyncFuture(job, message.index, message) for message in batch])
-    except AntFarmError as error:
-        await queue.put(error)
-        return
-    await queue.put(None)
+    async for batch in job.batches():
+        await queue.put([AsyncFuture(job, message.index, message) for message in batch])

@@ -12,8 +12,8 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
@@ -191,6 +191,17 @@ class Connection:
         if self._closed:
             raise Unavailable("the farm was closed; connect again")
 
+    @contextmanager
+    def closable(self) -> Iterator[None]:
+        """Around what waits for an answer: `close` ends it with Unavailable, where gRPC says no more than that it was cancelled."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task is not None and task.cancelling()):
+                raise Unavailable("the farm was closed; connect again") from None
+            raise
+
     def patience(self) -> Patience:
         """For one logical call of this connection."""
         return Patience(self.address, self.patience_s)
@@ -203,7 +214,8 @@ class Connection:
             self.demand_open()
             began = time.monotonic()
             try:
-                return await method(request, timeout=timeout_s)
+                with self.closable():
+                    return await method(request, timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
                 await patience.bear(error_from_rpc(error), began)
 
@@ -233,18 +245,19 @@ class Connection:
             call = self.jobs.StreamResults(request)
             self.streams += 1
             try:
-                async for message in call:
-                    patience.relieved()
-                    results: Sequence[TaskResult] = message.results
-                    if known:
-                        results = [result for result in results if result.index not in known]
-                    if message.cursor != cursor:
-                        cursor, since, known = message.cursor, [], set()
-                    since.append(message)
-                    if results:
-                        yield results
-                    if indices and left:
-                        left.difference_update(result.index for result in message.results)
+                with self.closable():
+                    async for message in call:
+                        patience.relieved()
+                        results: Sequence[TaskResult] = message.results
+                        if known:
+                            results = [result for result in results if result.index not in known]
+                        if message.cursor != cursor:
+                            cursor, since, known = message.cursor, [], set()
+                        since.append(message)
+                        if results:
+                            yield results
+                        if indices and left:
+                            left.difference_update(result.index for result in message.results)
                 return
             except grpc.aio.AioRpcError as error:
                 if indices and not left:
@@ -265,9 +278,10 @@ class Connection:
             self.demand_open()
             call = self.jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id))
             try:
-                async for message in call:
-                    patience.relieved()
-                    yield message.job
+                with self.closable():
+                    async for message in call:
+                        patience.relieved()
+                        yield message.job
                 return
             except grpc.aio.AioRpcError as error:
                 await patience.bear(error_from_rpc(error))
@@ -308,7 +322,8 @@ class Connection:
 
     async def _put(self, data: bytes) -> model.BlobRef:
         key = f"payloads/{hashlib.sha256(data).hexdigest()}"
-        return model.BlobRef(**_fields(await self.storage().put(key, data)))
+        with self.closable():
+            return model.BlobRef(**_fields(await self.storage().put(key, data)))
 
     async def load(self, data: bytes) -> bytes:
         """A result as it was encoded, read from Storage where it lies there."""
@@ -319,7 +334,8 @@ class Connection:
         return asyncio.run_coroutine_threadsafe(self._get(ref), self._loop).result()
 
     async def _get(self, ref: model.BlobRef) -> bytes:
-        return await self.storage().get(ref)
+        with self.closable():
+            return await self.storage().get(ref)
 
 
 def _fields(ref: model.BlobRef) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class AsyncJob(JobHandle, Generic[R]):
         self._watcher = None
         error: BaseException | None
         if watcher.cancelled():
-            error = (self._making and self._making.error) or Unavailable("the farm was closed")
+            error = (self._making and self._making.error) or Unavailable("the farm was closed; connect again")
         else:
             error = watcher.exception() or TaskNotFound(
                 f"job {self.job_id} ended without an outcome of this task; it has no such task"

@@ -202,11 +202,12 @@ class JobWriter:
         self._connection.demand_open()
         call = self._connection.jobs.AppendTasks()
         try:
-            with suppress(*net.CALL_ENDED):  # its status says why
-                for request in window:
-                    await call.write(request)
-                await call.done_writing()
-            self._taken = max(self._taken, (await call).task_count)
+            with self._connection.closable():
+                with suppress(*net.CALL_ENDED):  # its status says why
+                    for request in window:
+                        await call.write(request)
+                    await call.done_writing()
+                self._taken = max(self._taken, (await call).task_count)
             return None
         except grpc.aio.AioRpcError as error:
             return error_from_rpc(error)
@@ -215,7 +216,7 @@ class JobWriter:
 
     async def _look(self) -> None:
         """Note how many tasks of a broken call have arrived, if that can be told at once."""
-        with suppress(grpc.aio.AioRpcError):
+        with self._connection.closable(), suppress(grpc.aio.AioRpcError):
             request = job_pb2.GetJobRequest(job_id=self.job_id)
             answer = await self._connection.jobs.GetJob(request, timeout=_LOOK_S)
             self._taken = max(self._taken, answer.job.task_count)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_jobs import FakeJobs
 
-from antfarm import aio, errors
+from antfarm import aio, connect, errors
 from antfarm.client import connection, writer
 from antfarm.v1 import system_pb2, worker_pb2
 
@@ -19,6 +20,111 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_PAUSE_MIN_S", 0.0005)
     monkeypatch.setattr(connection, "_PAUSE_MAX_S", 0.002)
     monkeypatch.setattr(writer, "BATCH_TASKS_MAX", 50)
+
+
+class Mute(FakeJobs):
+    """Answers nothing about jobs once it is told to, and says how many wait for an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mute = False
+        self.waiting = asyncio.Semaphore(0)
+
+    async def silence(self) -> None:
+        if self.mute:
+            self.waiting.release()
+            await asyncio.Event().wait()
+
+    async def AppendTasks(self, request_iterator, context):  # type: ignore[no-untyped-def, override]
+        await self.silence()
+        return await super().AppendTasks(request_iterator, context)
+
+    async def GetJob(self, request, context):  # type: ignore[no-untyped-def, override]
+        await self.silence()
+        return await super().GetJob(request, context)
+
+    async def WatchJob(self, request, context):  # type: ignore[no-untyped-def, override]
+        await self.silence()
+        async for message in super().WatchJob(request, context):
+            yield message
+
+    async def StreamResults(self, request, context):  # type: ignore[no-untyped-def, override]
+        await self.silence()
+        async for message in super().StreamResults(request, context):
+            yield message
+
+
+async def test_closing_tells_all_that_wait_in_other_tasks() -> None:
+    async def drain(items: AsyncIterator[object]) -> None:
+        async for _ in items:
+            pass
+
+    async with Mute() as fake:
+        farm = await aio.connect(fake.address)
+        job = await farm.map("f", range(3))
+        fake.mute = True
+        waits = [
+            asyncio.create_task(wait)
+            for wait in (
+                drain(job.results()),
+                drain(job.outcomes()),
+                drain(job.as_completed()),
+                drain(job.watch()),
+                drain(farm.as_completed(job)),
+                job.wait(),
+                job.status(),
+                farm.wait(job),
+                farm.map("f", range(1000)),
+                drain(farm.as_completed(job[0])),
+                job[1].result(),  # by the same stream
+            )
+        ]
+        async with asyncio.timeout(10):
+            for _ in waits[1:]:
+                await fake.waiting.acquire()
+            await farm.close()
+            ends = await asyncio.gather(*waits, return_exceptions=True)
+        assert [repr(end) for end in ends] == ["Unavailable('the farm was closed; connect again')"] * len(waits)
+
+
+async def test_closing_tells_all_that_wait_in_other_threads() -> None:
+    async with Mute() as fake:
+        with ThreadPoolExecutor(8) as pool:
+
+            def start(work: Callable[..., object], *words: object) -> asyncio.Future[object]:
+                return asyncio.get_running_loop().run_in_executor(pool, work, *words)
+
+            farm = await asyncio.to_thread(connect, fake.address)
+            job = await asyncio.to_thread(farm.map, "f", range(3))
+            fake.mute = True
+            waits = [
+                start(list, job.results()),
+                start(list, job.outcomes()),
+                start(list, job.as_completed()),
+                start(list, farm.as_completed(job)),
+                start(job.wait),
+                start(job[0].result),
+            ]
+            async with asyncio.timeout(10):
+                for _ in waits:
+                    await fake.waiting.acquire()
+                await asyncio.to_thread(farm.close)
+                ends = await asyncio.gather(*waits, return_exceptions=True)
+        assert [repr(end) for end in ends] == ["Unavailable('the farm was closed; connect again')"] * len(waits)
+
+
+async def test_who_is_cancelled_as_the_farm_is_closed_is_cancelled() -> None:
+    async with Mute() as fake:
+        farm = await aio.connect(fake.address)
+        job = await farm.map("f", range(3))
+        fake.mute = True
+        waiting = asyncio.create_task(job.wait())
+        async with asyncio.timeout(10):
+            await fake.waiting.acquire()
+            waiting.cancel()
+            await farm.close()
+            await asyncio.wait({waiting})
+        assert waiting.cancelled()
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -61,3 +61,10 @@ async def test_futures_that_came_before_the_trouble_are_handed_out_first() -> No
     with pytest.raises(Unavailable, match=r"^patience is over$"):
         await taken(found, some.future(0), some.future(1))
     assert [future.index for future in found] == [1]
+
+
+async def test_an_error_of_whatever_kind_in_one_of_several_is_raised() -> None:
+    found: list[AsyncFuture[Any]] = []
+    with pytest.raises(ZeroDivisionError):
+        await taken(found, job([outcome(0), ZeroDivisionError()]), job([]))
+    assert [future.index for future in found] == [0]

@@ -36,7 +36,7 @@ async def test_who_begins_to_wait_as_the_farm_is_closed_is_told_so() -> None:
     known = job(task_count=2)
     asyncio.get_running_loop().call_soon(known.forget)
     async with asyncio.timeout(5):
-        with pytest.raises(Unavailable, match=r"^the farm was closed$"):
+        with pytest.raises(Unavailable, match=r"^the farm was closed; connect again$"):
             await known.future(0).result()
 
 
@@ -46,5 +46,5 @@ async def test_a_job_that_is_forgotten_may_be_listened_to_again() -> None:
         for _ in range(2):
             waiter = known.waiter(0)
             known.forget()
-            with pytest.raises(Unavailable, match=r"^the farm was closed$"):
+            with pytest.raises(Unavailable, match=r"^the farm was closed; connect again$"):
                 await waiter
