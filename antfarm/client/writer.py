@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import TypeAlias
 
 import grpc.aio
 
@@ -29,6 +30,8 @@ _WINDOW_BATCHES = 8
 _LOOK_S = 2.0
 _FEED_BYTES_MAX = 4 * BATCH_BYTES_MAX
 _FEED_TASKS_MAX = 4 * BATCH_TASKS_MAX
+
+_AppendCall: TypeAlias = "grpc.aio.StreamUnaryCall[job_pb2.AppendTasksRequest, job_pb2.AppendTasksResponse]"
 
 
 def new_job_id(task_name: str) -> str:
@@ -201,17 +204,16 @@ class JobWriter:
         """Send the batches in one call; what went wrong, or None when all of them are durable."""
         self._connection.demand_open()
         call = self._connection.jobs.AppendTasks()
+        # Beside the wait for the answer, because gRPC forgets a write whose call ends before it begins: it never returns.
+        writing = asyncio.create_task(_write(call, window))
         try:
             with self._connection.closable():
-                with suppress(*net.CALL_ENDED):  # its status says why
-                    for request in window:
-                        await call.write(request)
-                    await call.done_writing()
                 self._taken = max(self._taken, (await call).task_count)
             return None
         except grpc.aio.AioRpcError as error:
             return error_from_rpc(error)
         finally:
+            writing.cancel()
             call.cancel()
 
     async def _look(self) -> None:
@@ -229,6 +231,18 @@ class JobWriter:
             return False
         self.stopped, self._sent = True, job.task_count
         return True
+
+
+async def _write(call: _AppendCall, window: Iterable[job_pb2.AppendTasksRequest]) -> None:
+    """Write all of a call's requests; how the call ended, its status says."""
+    try:
+        with suppress(grpc.aio.AioRpcError, *net.CALL_ENDED):
+            for request in window:
+                await call.write(request)
+            await call.done_writing()
+    except Exception:
+        call.cancel()  # the answer would wait for the rest
+        raise
 
 
 class Feed:

@@ -113,6 +113,20 @@ async def test_closing_tells_all_that_wait_in_other_threads() -> None:
         assert [repr(end) for end in ends] == ["Unavailable('the farm was closed; connect again')"] * len(waits)
 
 
+@pytest.mark.slow
+async def test_closing_tells_who_submits_at_whatever_moment_it_comes() -> None:
+    async with FakeJobs() as fake:
+        for turns in range(100):
+            farm = await aio.connect(fake.address)
+            mapping = asyncio.create_task(farm.map("f", range(9_000)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await farm.close()
+            async with asyncio.timeout(10):
+                with pytest.raises(errors.Unavailable, match=r"^the farm was closed; connect again$"):
+                    await mapping
+
+
 async def test_who_is_cancelled_as_the_farm_is_closed_is_cancelled() -> None:
     async with Mute() as fake:
         farm = await aio.connect(fake.address)
