@@ -412,6 +412,7 @@ class AsyncJob(JobHandle, Generic[R]):
 
     async def resume(self) -> JobStatus:
         """End a pause."""
+        await self.ready()
         request = job_pb2.ResumeJobRequest(job_id=self.job_id)
         return wire.status_from_wire((await self.connection.call(self.connection.jobs.ResumeJob, request)).job)
 

@@ -11,7 +11,8 @@ from fake_jobs import FakeJobs
 
 from antfarm import aio, connect, errors
 from antfarm.client import connection, writer
-from antfarm.v1 import system_pb2, worker_pb2
+from antfarm.client.job import AsyncJob
+from antfarm.v1 import job_pb2, system_pb2, worker_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +193,19 @@ async def test_an_older_orchestrator_that_says_at_once_that_there_is_no_such_job
     async with Older() as fake, await aio.connect(fake.address) as farm:
         assert await farm.submit("f", 1) == [1]
         assert fake.asked == [False, True]
+
+
+async def test_a_job_may_be_paused_and_resumed_while_it_is_on_its_way() -> None:
+    class Pausable(Older):
+        async def PauseJob(self, request, context):  # type: ignore[no-untyped-def, override]
+            return job_pb2.PauseJobResponse(job=self.job(request.job_id))
+
+        async def ResumeJob(self, request, context):  # type: ignore[no-untyped-def, override]
+            return job_pb2.ResumeJobResponse(job=self.job(request.job_id))
+
+    async with Pausable() as fake, await aio.connect(fake.address) as farm:
+        for call in (AsyncJob.pause, AsyncJob.resume):
+            assert (await call(farm.submit("f", 1).job)).task_count == 1
 
 
 async def test_who_waits_for_a_job_that_is_refused_is_told_why() -> None:
