@@ -120,8 +120,11 @@ class Future(FutureHandle, Generic[R]):
         return self.aio.message or loop_thread().run(self.aio.arrive(timeout))
 
     def done(self) -> bool:
-        """True when its outcome has arrived here. Asking starts the stream of outcomes of its job."""
-        if self.aio.message is None:
+        """True when its outcome has arrived here, or none will come because its submission failed, which `result` raises.
+
+        Asking starts the stream of outcomes of its job.
+        """
+        if not self.aio.done():
             loop_thread().run(self.aio.job.listen())
         return self.aio.done()
 

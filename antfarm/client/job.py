@@ -95,8 +95,11 @@ class AsyncFuture(FutureHandle, Generic[R]):
         return self.result().__await__()
 
     def done(self) -> bool:
-        """True when its outcome has arrived here. It arrives only while somebody waits for the job."""
-        return self.message is not None
+        """True when its outcome has arrived here, or none will come because its submission failed, which `result` raises.
+
+        An outcome arrives only while somebody waits for the job.
+        """
+        return self.message is not None or self._job.unmade
 
     async def arrive(self, timeout: Duration | None = None) -> TaskResult:
         """Wait for the recorded outcome. TimeoutError when it takes longer; the task goes on."""
@@ -225,6 +228,11 @@ class AsyncJob(JobHandle, Generic[R]):
         self._making.end(error)
         if error is not None and self._watcher is not None:
             self._watcher.cancel()  # it waits for a job that will not come
+
+    @property
+    def unmade(self) -> bool:
+        """True when it was submitted in the background and that failed."""
+        return self._making is not None and self._making.error is not None
 
     async def count(self) -> int:
         """How many tasks it has."""

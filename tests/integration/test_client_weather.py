@@ -208,17 +208,40 @@ async def test_a_job_may_be_paused_and_resumed_while_it_is_on_its_way() -> None:
             assert (await call(farm.submit("f", 1).job)).task_count == 1
 
 
-async def test_who_waits_for_a_job_that_is_refused_is_told_why() -> None:
-    class Refuses(FakeJobs):
-        async def CreateJob(self, request, context):  # type: ignore[no-untyped-def, override]
-            await asyncio.sleep(0.1)
-            raise errors.InvalidArgument("not this one")
+class Refuses(FakeJobs):
+    """Takes no job, once `thinking` is over."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.thinking = asyncio.Event()
+
+    async def CreateJob(self, request, context):  # type: ignore[no-untyped-def, override]
+        await self.thinking.wait()
+        raise errors.InvalidArgument("not this one")
+
+
+async def test_who_waits_for_a_job_that_is_refused_is_told_why() -> None:
     async with Refuses() as fake, await aio.connect(fake.address) as farm:
         future = farm.submit("f", 1)
+        asyncio.get_running_loop().call_later(0.1, fake.thinking.set)
         for _ in range(2):  # while it is refused, and afterwards
             with pytest.raises(errors.InvalidArgument, match="not this one"):
                 await future
+
+
+async def test_a_future_whose_submission_is_refused_is_done() -> None:
+    async with Refuses() as fake, await aio.connect(fake.address) as farm:
+        blocking = await asyncio.to_thread(connect, fake.address)
+        future, face = farm.submit("f", 1), blocking.submit("f", 1)
+        assert (future.done(), await asyncio.to_thread(face.done)) == (False, False)
+        fake.thinking.set()
+        await farm.flush()
+        await asyncio.to_thread(blocking.flush)
+        assert (future.done(), await asyncio.to_thread(face.done)) == (True, True)
+        assert (future.state, face.state) == (None, None)
+        with pytest.raises(errors.InvalidArgument, match="not this one"):
+            await asyncio.to_thread(face.result)
+        await asyncio.to_thread(blocking.close)
 
 
 async def test_results_of_more_jobs_than_a_connection_carries_streams_are_asked_for_only_when_these_have_left() -> None:
