@@ -41,7 +41,7 @@ PROBES = (
     *("SUCCEEDED", "FAILED", "DEAD_LETTER", "CANCELLED", "EXPIRED"),
     *("app failures", "crash failures", "infra failures", "losses", "late successes", "adopted successes"),
     *("late successes revoked", "restored backups", "detections", "drains", "purged", "cancels", "stages", "swept"),
-    *("begun parents released", "undrained"),
+    *("begun parents released", "undrained", "deserted"),
     *("audit lost", "audit refused", "audit fenced", "refused: WorkerIdInUse", "refused: IncarnationLost"),
     *("shut out: WorkerIdInUse", "shut out: ProtocolUnsupported"),
 )

@@ -18,6 +18,7 @@ from services.orchestrator.core.effects import Effect, Reply
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
+from services.orchestrator.core.workers import offers
 from tests.simulation.checks import ORCHESTRATOR, demand
 from tests.simulation.disk import Disk
 from tests.simulation.kernel import MS, SECOND, Process
@@ -70,6 +71,8 @@ class Orchestrator:
         self._reported: dict[Token, None] = {}
         self._said: dict[Token, None] = {}
         self._draining = self._drain_over = False
+        self._fit_ns = 0
+        """When somebody was attached last who can run what comes from above."""
         self._drains = 0
         """Which of them the next end of a drain is of."""
         self.undisturbed_since_ns = kernel.now
@@ -94,7 +97,7 @@ class Orchestrator:
             self.link = Link(self.world, self.process, self.upper, f"{ORCHESTRATOR}{self.name}", self, about)
             for parent in self.core.state.parents.values():
                 self.link.session.hold(parent.token)
-            self._to_dial = True
+            self._to_dial, self._fit_ns = True, self.process.clock_ns
             self.process.later(200 * MS, self._watch_acks)
         self.post(events.Recover(wall_ns=self.wall_ns))
 
@@ -493,6 +496,11 @@ class Orchestrator:
         if acked:
             self.post(events.ParentsAcked(tokens=acked))
 
+    def _is_fit(self) -> bool:
+        """True when somebody attached can run or plan what comes from above."""
+        below = [worker for worker in self.core.state.sessions.values() if not worker.orchestrator or worker.window]
+        return any(offers(below, name) for own in self.types for name in (own, f"{own}:plan"))
+
     def _watch_acks(self) -> None:
         link = self.link
         assert link is not None
@@ -503,8 +511,13 @@ class Orchestrator:
         if descendants != link.about["descendants"]:
             link.about["descendants"] = descendants
         self._tell_acked()
-        if self._draining:  # what turned out not to have begun
+        if self._is_fit():
+            self._fit_ns = self.process.clock_ns
+        deserted = self.process.clock_ns - self._fit_ns > self.config.lease_ns
+        if self._draining or deserted:  # what turned out not to have begun
             self.post(events.ParentsDrained(over=self._drain_over))
+        self.world.checks.did["deserted"] += deserted
+        link.want(0 if self._draining or deserted or self.core.state.disk_low else WINDOW)
         for parent in self.core.state.parents.values():
             token = parent.token
             if (
