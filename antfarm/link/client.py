@@ -12,7 +12,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -89,6 +89,7 @@ class Link:
         self._task_frames = 0
         self._sent_window = -1
         self._said_below: frozenset[str] = frozenset()
+        self._said_resources = identity.resources
         self._heard_ns = 0
         self._hello_ns = 0  # when the last Hello was sent
         self._id_in_use_since_ns: int | None = None
@@ -151,6 +152,11 @@ class Link:
         if descendants != self._identity.descendants:
             self._identity = replace(self._identity, descendants=descendants)
             self._wake.set()
+
+    def set_resources(self, resources: Mapping[str, float]) -> None:
+        """What tasks may ask for. Only a Hello says it: others than the last one's lead to a new one, when the next heartbeat is due and no sooner."""
+        if resources != self._identity.resources:
+            self._identity = replace(self._identity, resources=resources)
 
     def set_window(self, window: int) -> None:
         """How many assignments may be outstanding from now on; 0 asks for none."""
@@ -256,6 +262,7 @@ class Link:
         self._task_frames = 0
         self._sent_window = session.window
         self._said_below = frozenset(identity.descendants)
+        self._said_resources = identity.resources
         hello = work_queue_pb2.Hello(
             protocol_major=PROTOCOL_MAJOR,
             protocol_minor=PROTOCOL_MINOR,
@@ -360,6 +367,8 @@ class Link:
             if now < next_beat_ns:
                 await wait_for(self._wake, next_beat_ns - now)
                 continue
+            if self._said_resources != self._identity.resources:
+                return  # dial again; not at once, because where one worker comes below more may follow
             if now - self._heard_ns > session.lease_ns:
                 raise Unavailable("it has been silent for longer than the lease")
             number += 1

@@ -72,6 +72,8 @@ class Upstream:
         self._expands = self._long = False
         self._fit_ns = driver.clock.monotonic_ns()
         """When somebody below could run tasks of a type from above, as of the last poll."""
+        self._largest, self._largest_ns = 0.0, self._fit_ns
+        """Most CPUs that one worker below has, or had within a lease, and when it was seen there; 0 before the first one comes."""
         self._deserted = False
         """Nobody could for longer than a lease: whoever was lost or started again would be back."""
         self._draining = False
@@ -97,6 +99,7 @@ class Upstream:
                 slots=slots,
                 window=self._window,
                 task_types=task_types,
+                resources={"cpu": float(slots)},  # a guess until workers come
                 host=platform.node(),
                 orchestrator=True,
                 descendants=(orchestrator_id,),
@@ -439,9 +442,12 @@ class Upstream:
         """See how many slots there are to keep busy, and whether what runs in them takes long. Too much to do for each report."""
         now_ns = self._driver.clock.monotonic_ns()
         workers = self._driver.core.state.sessions.values()
-        if self._is_fit(workers):
+        lease_ns = self._driver.core.config.lease_ns
+        fit = self._fit(workers)
+        if fit:
             self._fit_ns = now_ns
-        self._deserted = now_ns - self._fit_ns > self._driver.core.config.lease_ns
+            self._see_largest(max(worker.resources["cpu"] for worker in fit), now_ns, lease_ns)
+        self._deserted = now_ns - self._fit_ns > lease_ns
         own = [worker for worker in workers if not worker.orchestrator]
         slots = sum(worker.slots for worker in own)
         self._below = slots + sum(worker.window for worker in workers if worker.orchestrator)
@@ -450,10 +456,21 @@ class Upstream:
         running = (attempt for worker in own for attempt in worker.live.values() if attempt.started)
         self._long = 0 < slots <= sum(attempt.started_ns <= long_ago_ns for attempt in running)
 
-    def _is_fit(self, workers: Iterable[Worker]) -> bool:
-        """True when somebody attached can run or plan tasks of a type from above. An orchestrator below that asks for none has nobody itself."""
-        fit = [worker for worker in workers if not worker.orchestrator or worker.window]
-        return any(offers(fit, name) for own in self._task_types for name in (own, f"{own}:plan"))
+    def _fit(self, workers: Iterable[Worker]) -> list[Worker]:
+        """Those who can run or plan tasks of a type from above. An orchestrator below that asks for none has nobody itself."""
+        wanted = {name for own in self._task_types for name in (own, f"{own}:plan")}
+        return [
+            worker
+            for worker in workers
+            if not wanted.isdisjoint(worker.task_types) and (worker.window or not worker.orchestrator)
+        ]
+
+    def _see_largest(self, cpus: float, now_ns: int, lease_ns: int) -> None:
+        """Say up-stream what one task may ask for: not all slots together, and nothing that is only away for a moment is taken back."""
+        if cpus < self._largest and now_ns - self._largest_ns <= lease_ns:
+            return
+        self._largest, self._largest_ns = cpus, now_ns
+        self._link.set_resources({"cpu": cpus})
 
     def _resize(self) -> None:
         """Ask for as much as is of use: what is relayed keeps the slots below busy, of what is expanded a few at a time are plenty."""

@@ -35,7 +35,9 @@ async def above() -> AsyncIterator[FakeOrchestrator]:
 async def below(directory: Path, above: FakeOrchestrator, storage: str = "") -> AsyncIterator[Running]:
     """An orchestrator below that one."""
     running = Running(
-        OrchestratorSettings(port=0, state=str(directory), upstream=above.address, as_="t", storage=storage)
+        OrchestratorSettings(
+            port=0, state=str(directory), upstream=above.address, as_="t", upstream_slots=1, storage=storage
+        )
     )
     await running.start()
     try:
@@ -155,7 +157,7 @@ async def test_a_cluster_that_is_moved_under_another_orchestrator_tells_it_nothi
     above.orchestrator_id, above.storage_address = "first", ""
     await above.start()
     async with below(tmp_path / "low", above) as running, FakeOrchestrator() as second:
-        worker = running.worker(slots=2)
+        worker = running.worker()
         await worker.attach()
         (token,) = above.give("t", [b"of the first"], job_id="nightly")
         (held,) = await worker.tasks()
@@ -199,3 +201,23 @@ async def test_a_cluster_that_is_started_on_its_own_gives_up_what_is_of_the_orch
         caplog.clear()
         await running.restart()
         assert not [message for message in caplog.messages if "--upstream" in message]
+
+
+async def test_a_task_that_no_single_worker_of_a_cluster_can_run_does_not_fit_there(
+    above: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """It says how many slots its largest worker has, not all slots together, and keeps what it holds when it says so anew."""
+    await above.start()
+    async with below(tmp_path, above) as running:
+        first = await above.attached(1)
+        (token,) = above.give("t", [b"1"])
+        small, large = running.worker("small", slots=2), running.worker("large", slots=3)
+        await small.attach()
+        assert first.hello.resources == {"cpu": 1.0}  # nobody had come
+        assert (await above.attached(2)).hello.resources == {"cpu": 2.0}
+        await large.attach()
+        third = await above.attached(3)
+        assert third.hello.resources == {"cpu": 3.0}
+        assert wire.tokens_from_wire(third.hello.held) == [token]
+        for worker in (small, large):
+            await worker.drop()

@@ -248,8 +248,9 @@ async def test_what_ended_before_a_crash_is_in_the_first_hello_after_it(farm: Lo
         await start_worker(farm, "w1", low)
         [token] = top.give("farm_app.work", [json.dumps([3, notes.path, 0.0]).encode()])
         await until(lambda: not farm.program("low").running)
+        before = len(top.connections)  # it may have attached anew, to say how large its worker is
         await asyncio.to_thread(farm.restart, "low")
-        hello = (await top.attached(2)).hello
+        hello = (await top.attached(before + 1)).hello
         assert wire.tokens_from_wire(hello.held) == wire.tokens_from_wire(hello.unacked) == [token]
         assert (await top.outcome(token)).result == b"9"
         assert notes.count() == 1

@@ -689,6 +689,30 @@ async def test_what_nobody_here_can_run_for_longer_than_a_lease_goes_back(
     below.farm.drop(effects.SendTasks)
 
 
+async def test_how_large_a_task_may_be_follows_the_largest_worker_here(below: Below) -> None:
+    """One that is away for less than a lease still counts; others than those of its types do not."""
+
+    def cpus() -> float:
+        below.upstream._look()
+        return below.upstream._link._identity.resources["cpu"]
+
+    assert cpus() == 1  # --upstream-slots
+    below.farm.worker("other", slots=64, types=("other",))
+    below.farm.worker("idle", slots=32, window=0, orchestrator=True, descendants=("idle",))
+    assert cpus() == 1
+    below.farm.worker("w4", slots=4)
+    large = below.farm.worker("w8", slots=8)
+    assert cpus() == 8
+    over_ns = below.farm.now + below.farm.core.config.lease_ns
+    large.detach()
+    below.farm.now = over_ns
+    assert cpus() == 8
+    below.farm.now += 1
+    assert cpus() == 4
+    below.farm.worker("below", slots=1, resources={"cpu": 16.0}, orchestrator=True, descendants=("below",))
+    assert cpus() == 16
+
+
 async def test_the_time_in_which_inputs_are_fetched_is_taken_off_the_deadline(below: Below) -> None:
     """What was left is as of when the task came. Where nothing is left any more, the shortest deadline there is says so."""
     worker = below.farm.worker(slots=3)
