@@ -259,6 +259,11 @@ class Driver:
                 self._crew.kill(lane)  # a signal may still be on its way to it
 
     def _on_ready(self, lane: Lane, types: list[list[Any]]) -> None:
+        if not self._types.items() <= {(name, bool(is_async)) for name, _, is_async in types}:
+            # What it lacks was promised to the orchestrator. Never ready, it counts as one that could not be started, and as one that starts until it is dead.
+            log.warning("the apps have changed: start the worker again")
+            self._crew.kill(lane)
+            return
         lane.ready = True
         self._crew.started()
         if self._first_ready is not None and not self._first_ready.done():

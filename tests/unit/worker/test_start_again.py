@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stop_running import Dummy, Upward
+from test_stop_running import KILL, Dummy, Upward
 
 from antfarm.model import SECOND_NS, Ending
 from antfarm.v1 import common_pb2, work_queue_pb2
@@ -162,3 +162,27 @@ async def test_it_is_one_of_the_kind_that_failed_which_is_tried_again(farm: Farm
     (await farm.child()).is_ready()
     assert await farm.link.asked_for() > 0
     assert sorted(lane.is_loop for lane in farm.driver._board.lanes.values()) == [False, True]
+
+
+@pytest.mark.parametrize(
+    "types", [[["plain", "1", False]], [["plain", "1", False], ["aio", "1", False]]], ids=["gone", "no coroutine now"]
+)
+async def test_a_child_that_lacks_a_type_of_this_worker_counts_as_one_that_could_not_be_started(
+    farm: Farm, caplog: pytest.LogCaptureFixture, types: list[list[Any]]
+) -> None:
+    """Its app's file changed. Fed what it lacks it would die, or never answer."""
+    await farm.serve()
+    farm.give("aio", 1)
+    second = await farm.child()
+    second.is_ready(types)
+    assert second.signals == [KILL]
+    assert "the apps have changed: start the worker again" in caplog.messages
+    assert farm.started.empty(), "no other one before the pause"
+    second.dies(-9)
+    assert await farm.link.asked_for() == 0
+    farm.the_pause_is_over()
+    third = await farm.child()
+    assert third.mode == "loop"
+    third.is_ready([*TYPES, ["new", "1", False]])  # the file is as it was, and more
+    assert await farm.link.asked_for() > 0
+    assert (farm.link.ending(1), farm.link.outcomes[1]["never_started"]) == (Ending.RELEASED, True)
