@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import socket
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -41,10 +42,12 @@ async def run_worker(settings: WorkerSettings) -> int:
     addresses = [net.parse_address(address) for address in settings.addresses]
     place = claim(settings.state or default_state(dict(os.environ)), settings.worker_id)
     place.sweep()
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    program.allow_open_files()  # five of them for each child
     stop = program.stop_on_signals()
     defect = _watch_for_defects()
     leave = Leave(stop, settings.drain_s)
-    driver = Driver(_manner(settings), _child_spec(settings, place), on_drain=leave.ask)
+    driver = Driver(_manner(settings), _child_spec(settings, place, open_files), on_drain=leave.ask)
     outbox = FileOutbox(place.outbox)
     try:
         types = await _or_stopped(driver.start(), stop)
@@ -168,7 +171,7 @@ def _manner(settings: WorkerSettings) -> Manner:
     )
 
 
-def _child_spec(settings: WorkerSettings, place: Place) -> ChildSpec:
+def _child_spec(settings: WorkerSettings, place: Place, open_files: int) -> ChildSpec:
     tls = (settings.tls_cert, settings.tls_key, settings.tls_ca)
     return ChildSpec(
         apps=settings.app,
@@ -176,6 +179,7 @@ def _child_spec(settings: WorkerSettings, place: Place) -> ChildSpec:
         scratch=place.scratch,
         allow_pickle=settings.allow_pickle,
         tls=tls if any(tls) else (),
+        open_files=open_files,
         env=child_environment(os.environ, settings.env),
     )
 

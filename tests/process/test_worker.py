@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -180,6 +181,21 @@ async def test_children_see_listed_variables_only_and_none_of_our_descriptors(
     assert "SECRET_OF_THE_OPERATOR" not in seen
     count = value(await one(farm, "descriptors"))
     assert count == 3 + 3 + 1, "stdin, stdout, stderr; two pipes and the page (kept by its map); the listing itself"
+
+
+async def test_the_worker_may_open_as_many_files_as_it_can_and_tasks_as_many_as_before(
+    farm: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Each child costs it five; what tasks start may rely on a small limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))  # of this process, from which the worker has it
+    try:
+        async with WorkerProcess(farm.address, tmp_path) as worker:
+            assert resource.prlimit(worker.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+            [token] = farm.give("antfarm.command", [command("sh", "-c", "ulimit -Sn; ulimit -Hn")])
+            assert value(await farm.outcome(token)) == {"exit_code": 0, "stdout": f"512\n{hard}\n", "stderr": ""}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_coroutines_run_at_the_same_time_and_keep_their_words_apart(

@@ -6,6 +6,7 @@ import ctypes
 import faulthandler
 import gc
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -37,6 +38,13 @@ def _first_frame(channel: Channel) -> Setup:
     return setup
 
 
+def _limit_open_files(soft: int) -> None:
+    """As it was before the agent raised it for itself: some programs close as many as there may be, or cannot `select` beyond 1,024."""
+    if soft:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def _child(mode: str) -> tuple[Any, type[Runner]]:
     # Only what is needed is imported: a plain child starts a quarter faster without asyncio.
     if mode == "plain":
@@ -55,6 +63,7 @@ def main(mode: str, parent: int, in_fd: int, out_fd: int, page_fd: int) -> None:
     faulthandler.enable(file=2, all_threads=False)
     channel = Channel(in_fd, out_fd, page_fd)
     setup = _first_frame(channel)
+    _limit_open_files(setup["open_files"])
     child, make_runner = _child(mode)
     logger = capture(child.current_log)
     try:

@@ -74,6 +74,7 @@ class Setup(TypedDict):
     allow_pickle: bool
     scratch: str
     tls: list[str]
+    open_files: int
 
 
 class Template(TypedDict, total=False):

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class ChildSpec:
     scratch: Path
     allow_pickle: bool = False
     tls: tuple[str, ...] = ()
+    open_files: int = 0
+    """Their soft limit of open files, where the agent has raised its own; 0: the agent's."""
     env: Mapping[str, str]
 
 
@@ -122,6 +125,29 @@ class Warden:
         self._process.wait()
 
 
+def _pipe(read: ExitStack, write: ExitStack) -> tuple[int, int]:
+    """A pipe; each end is closed with its own stack."""
+    ends = os.pipe()
+    for stack, fd in zip((read, write), ends, strict=True):
+        stack.callback(os.close, fd)
+    return ends
+
+
+def _start(
+    mode: str, env: Mapping[str, str], in_read: int, out_write: int, page_fd: int, noise_write: int
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "services.worker.child", mode]
+        + [str(n) for n in (os.getpid(), in_read, out_write, page_fd)],
+        stdin=subprocess.DEVNULL,
+        stdout=noise_write,
+        stderr=noise_write,
+        pass_fds=(in_read, out_write, page_fd),
+        env=dict(env),
+        start_new_session=True,
+    )
+
+
 class ChildProcess:
     """A running child.
 
@@ -152,36 +178,23 @@ class ChildProcess:
         self._garbage = False
         self._paused = False  # it is not listened to
         self.started_last = 0  # once it is dead: seq of the task that it started last
-        in_read, self._in = os.pipe()
-        self._out, out_write = os.pipe()
-        self._noise, noise_write = os.pipe()
-        page_fd = os.memfd_create("antfarm-page")
-        os.ftruncate(page_fd, PAGE_BYTES)
-        self._map = mmap.mmap(page_fd, PAGE_BYTES)
-        self.page: memoryview = memoryview(self._map).cast("Q")
-        for fd in (in_read, self._out):
-            with contextlib.suppress(OSError):  # above the user's share of pipe memory; small pipes work too
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._pause_bytes_max = fcntl.fcntl(self._out, fcntl.F_GETPIPE_SZ) // 4
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "services.worker.child", mode]
-                + [str(n) for n in (os.getpid(), in_read, out_write, page_fd)],
-                stdin=subprocess.DEVNULL,
-                stdout=noise_write,
-                stderr=noise_write,
-                pass_fds=(in_read, out_write, page_fd),
-                env=dict(spec.env),
-                start_new_session=True,
-            )
-        finally:
-            for fd in (in_read, out_write, noise_write, page_fd):
-                os.close(fd)
-        self.pid = self._process.pid
-        warden.tell(f"+{self.pid}")
-        for fd in (self._in, self._out, self._noise):
-            os.set_blocking(fd, False)
-        self._pidfd = os.pidfd_open(self.pid)
+        with ExitStack() as theirs, ExitStack() as ours:  # a start that fails leaves neither descriptors nor a child
+            in_read, self._in = _pipe(theirs, ours)
+            self._out, out_write = _pipe(ours, theirs)
+            self._noise, noise_write = _pipe(ours, theirs)
+            page_fd = self._open_page(theirs, ours)
+            for fd in (in_read, self._out):
+                with contextlib.suppress(OSError):  # above the user's share of pipe memory; small pipes work too
+                    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            self._pause_bytes_max = fcntl.fcntl(self._out, fcntl.F_GETPIPE_SZ) // 4
+            for fd in (self._in, self._out, self._noise):
+                os.set_blocking(fd, False)
+            self._process = _start(mode, spec.env, in_read, out_write, page_fd, noise_write)
+            self.pid = self._process.pid
+            warden.tell(f"+{self.pid}")
+            ours.callback(self._give_up)
+            self._pidfd = os.pidfd_open(self.pid)
+            ours.pop_all()
         self._loop.add_reader(self._out, self._read)
         self._loop.add_reader(self._noise, self._read_noise)
         self._loop.add_reader(self._pidfd, self._ended)
@@ -191,8 +204,26 @@ class ChildProcess:
             allow_pickle=spec.allow_pickle,
             scratch=str(self._scratch),
             tls=list(spec.tls),
+            open_files=spec.open_files,
         )
         self.feed(msgpack.packb([IN_SETUP, setup]))
+
+    def _open_page(self, theirs: ExitStack, ours: ExitStack) -> int:
+        """Map the page that is shared with the child; the descriptor for it."""
+        fd = os.memfd_create("antfarm-page")
+        theirs.callback(os.close, fd)
+        os.ftruncate(fd, PAGE_BYTES)
+        self._map = mmap.mmap(fd, PAGE_BYTES)
+        ours.callback(self._map.close)
+        self.page: memoryview = memoryview(self._map).cast("Q")
+        ours.callback(self.page.release)
+        return fd
+
+    def _give_up(self) -> None:
+        """It was started and cannot be watched."""
+        self.kill()
+        self._process.wait()
+        self._warden.tell(f"-{self.pid}")
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
