@@ -41,10 +41,15 @@ class Place:
         return self.directory / "inputs"
 
     def sweep(self) -> None:
-        """Remove what an earlier process left of its attempts."""
+        """Remove what an earlier process left of its attempts. InvalidArgument in one line when that cannot be done."""
         for path in (self.scratch, self.inputs):
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(mode=0o700)
+            try:
+                _remove(path)
+                path.mkdir(mode=0o700, exist_ok=True)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"{error.filename or path} cannot be removed: {error.strerror or error}; remove it, or give another --state"
+                ) from None
 
 
 def default_state(environment: dict[str, str]) -> Path:
@@ -88,3 +93,16 @@ def _try(state: Path, name: str) -> Place | None:
         os.close(fd)
         return None
     return Place(worker_id=name, directory=directory, lock_fd=fd)
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory, also one with directories that tasks have made read-only, as some caches are."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    path.chmod(0o700)
+    for parent, names, _ in os.walk(path):  # from above, so that each is made readable before it is looked into
+        for directory in (Path(parent, name) for name in names):
+            if not directory.is_symlink():  # that leads to what is not ours
+                directory.chmod(0o700)
+    shutil.rmtree(path)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from antfarm.errors import InvalidArgument
-from services.worker.runtime.place import claim, default_state
+from services.worker.runtime.place import Place, claim, default_state
+
+NOBODY = 65534
 
 
 def test_workers_of_one_node_get_the_first_free_names_and_free_ones_are_used_again(tmp_path: Path) -> None:
@@ -56,6 +60,58 @@ def test_the_sweep_removes_what_attempts_left_and_keeps_the_outbox(tmp_path: Pat
     assert [p.name for p in place.scratch.iterdir()] == []
     assert [p.name for p in place.inputs.iterdir()] == []
     assert place.outbox.read_bytes() == b"reports"
+    os.close(place.lock_fd)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """A directory of somebody whom permissions bind: root is somebody else meanwhile."""
+    if os.geteuid() != 0:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        os.chown(directory, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield Path(directory)
+        finally:
+            os.seteuid(0)
+
+
+def left_read_only(place: Place) -> Path:
+    """What `go mod download` leaves in a task's scratch, and a link to what is not the worker's: that directory."""
+    place.sweep()
+    outside = place.directory / "outside"
+    outside.mkdir()
+    outside.chmod(0o500)
+    inner = place.scratch / "7-1" / "5" / "mod" / "cache"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("")
+    (inner / "link").symlink_to(outside)
+    for directory, mode in ((inner, 0o555), (inner.parent, 0o000), (place.scratch, 0o500)):
+        directory.chmod(mode)
+    return outside
+
+
+def test_the_sweep_removes_directories_that_tasks_left_read_only(own: Path) -> None:
+    place = claim(own, "w")
+    outside = left_read_only(place)
+    place.sweep()
+    assert list(place.scratch.iterdir()) == []
+    assert outside.stat().st_mode & 0o777 == 0o500
+    os.close(place.lock_fd)
+
+
+def test_a_sweep_that_cannot_be_done_is_one_clear_line(own: Path) -> None:
+    place = claim(own, "w")
+    place.sweep()
+    place.directory.chmod(0o500)
+    with pytest.raises(InvalidArgument) as caught:
+        place.sweep()
+    place.directory.chmod(0o700)
+    assert str(caught.value) == (
+        f"{place.scratch} cannot be removed: Permission denied; remove it, or give another --state"
+    )
     os.close(place.lock_fd)
 
 
