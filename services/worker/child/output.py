@@ -101,6 +101,9 @@ class AttemptStream(io.TextIOBase):
         """True."""
         return True
 
+    def close(self) -> None:
+        """Stay open: a task that closes its output would close that of all later ones."""
+
     def fileno(self) -> int:
         """The descriptor, for programs that tasks start."""
         return self._fd

@@ -94,3 +94,14 @@ def test_the_stream_writes_to_whoever_runs_and_drops_what_nobody_wrote() -> None
     print("somebody", file=stream)
     assert texts == ["somebody\n"]
     assert (stream.fileno(), stream.encoding, stream.writable(), stream.isatty()) == (1, "utf-8", True, False)
+
+
+def test_a_task_that_closes_its_output_closes_nobody_elses() -> None:
+    log, texts = make()
+    stream = AttemptStream(lambda: log, 1)
+    with stream:
+        print("bye", file=stream, flush=True)
+    stream.close()
+    print("the next one", file=stream, flush=True)
+    assert texts == ["bye\n", "the next one\n"]
+    assert not stream.closed
