@@ -10,6 +10,8 @@ from antfarm.errors import DataLoss, Weather
 from antfarm.model import ERROR_TEXT_BYTES_MAX, FailureClass
 from antfarm.task import Task
 
+KIND_CHARS_MAX = 512
+"""Of the name of an exception's class, which user code can make as long as it likes; reports cut it further."""
 _OWN_CODE = str(Path(__file__).parent)
 
 Described = tuple[int, str, str, str]
@@ -27,27 +29,29 @@ class CommandFailed(Exception):
 def describe(error: BaseException, task: Task[..., object], memory_bytes: int = 0) -> Described:
     """Class and texts of an exception that the function raised."""
     if isinstance(error, CommandFailed):
-        return FailureClass.APP, error.kind, str(error), ""
+        return FailureClass.APP, error.kind, text_of(error), ""
     if isinstance(error, MemoryError) and memory_bytes:
         line = f"the task needed more than its memory limit of {memory_bytes:,} bytes"
         return FailureClass.CRASH, "MemoryError", line, _frames(error)
     if task.is_permanent(error):
         failure_class = FailureClass.PERMANENT
     elif isinstance(error, TypeError) and _raised_by_the_call(error):
-        return FailureClass.PERMANENT, "TypeError", f"the arguments do not fit: {_text(error)}", ""
+        return FailureClass.PERMANENT, "TypeError", f"the arguments do not fit: {text_of(error)}", ""
     elif isinstance(error, Weather | DataLoss):
         failure_class = FailureClass.INFRA
     else:
         failure_class = FailureClass.APP
-    return failure_class, _kind(error), _text(error), _frames(error)
+    return failure_class, _kind(error), text_of(error), _frames(error)
 
 
 def _kind(error: BaseException) -> str:
     cls = type(error)
-    return cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+    name = cls.__qualname__ if cls.__module__ in ("builtins", "__main__") else f"{cls.__module__}.{cls.__qualname__}"
+    return name[:KIND_CHARS_MAX]
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What the exception says, within the limit of error texts."""
     try:
         return str(error)[:ERROR_TEXT_BYTES_MAX]
     except Exception as second:  # user code again

@@ -17,7 +17,7 @@ from antfarm.errors import DataLoss, InvalidArgument, PayloadTooLarge, UserError
 from antfarm.model import FailureClass
 from antfarm.task import Task, registry
 from services.worker.child.channel import Channel
-from services.worker.child.failure import describe
+from services.worker.child.failure import KIND_CHARS_MAX, describe, text_of
 from services.worker.child.protocol import (
     CANCEL,
     COOPERATIVE,
@@ -235,7 +235,7 @@ class Runner:
                 data, saved = payload.blob_payload(ref), (*saved, ref)
         except UserError as error:
             self.channel.send(
-                (OUT_FAILED, seq, run_us, FailureClass.PERMANENT.value, "unencodable result", str(error), "")
+                (OUT_FAILED, seq, run_us, FailureClass.PERMANENT.value, "unencodable result", text_of(error), "")
             )
             return
         except BaseException as error:  # of the user's methods that encoding calls, SystemExit and CancelledError too
@@ -263,8 +263,8 @@ class Runner:
         """
         lasting = isinstance(error, UserError | DataLoss)
         failure_class = FailureClass.PERMANENT if lasting else FailureClass.INFRA
-        kind = "undecodable input" if isinstance(error, UserError) else type(error).__name__
-        self.channel.send((OUT_FAILED, seq, 0, failure_class.value, kind, str(error), ""))
+        kind = "undecodable input" if isinstance(error, UserError) else type(error).__name__[:KIND_CHARS_MAX]
+        self.channel.send((OUT_FAILED, seq, 0, failure_class.value, kind, text_of(error), ""))
 
     def failed(self, job: Job, seq: int, run_us: int, error: BaseException) -> None:
         """Send the record of a failure."""

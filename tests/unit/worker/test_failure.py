@@ -9,7 +9,7 @@ import pytest
 from antfarm.errors import DataLoss, PermanentError, Unavailable
 from antfarm.model import ERROR_TEXT_BYTES_MAX, FailureClass
 from antfarm.task import Retry, Task, task_name
-from services.worker.child.failure import CommandFailed, describe
+from services.worker.child.failure import KIND_CHARS_MAX, CommandFailed, describe
 
 
 def plain() -> None: ...
@@ -74,9 +74,18 @@ def test_an_exception_that_cannot_be_shown_is_still_a_failure() -> None:
     assert trace
 
 
-def test_texts_are_bounded() -> None:
-    _, _, message, trace = describe(throw(ValueError("x" * 10**6)), Task(plain))
-    assert len(message) == ERROR_TEXT_BYTES_MAX
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("x" * 10**6), "ValueError"),
+        (type("E" * 10**6, (Exception,), {})("x" * 10**6), f"{__name__}.{'E' * KIND_CHARS_MAX}"[:KIND_CHARS_MAX]),
+        (CommandFailed("exit code 3", "x" * 10**6), "exit code 3"),
+    ],
+    ids=["text", "name", "command"],
+)
+def test_texts_are_bounded(error: BaseException, kind: str) -> None:
+    _, found, message, trace = describe(throw(error), Task(plain))
+    assert (found, len(message)) == (kind, ERROR_TEXT_BYTES_MAX)
     assert len(trace) <= ERROR_TEXT_BYTES_MAX + 100
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from antfarm import errors
-from antfarm.model import FailureClass
+from antfarm.model import ERROR_TEXT_BYTES_MAX, FailureClass
 from antfarm.task import Task
+from services.worker.child.failure import KIND_CHARS_MAX
 from services.worker.child.loop import LoopChild, LoopRunner
 from services.worker.child.plain import PlainChild
 from services.worker.child.protocol import OUT_DONE, OUT_FAILED, Setup, Template
@@ -79,3 +80,12 @@ async def test_both_kinds_of_children_say_the_same_and_run_on(
     assert failed[:5] == (OUT_FAILED, 1, 0, failure_class.value, kind)
     assert "k" in failed[5]
     assert (done[0], done[1], done[3]) == (OUT_DONE, 2, b"2")
+
+
+@pytest.mark.parametrize("child", [in_plain_child, in_loop_child])
+async def test_what_the_reader_says_is_bounded(tmp_path: Path, child: Any) -> None:
+    """A record that is too large would pass for garbage and cost the child its life."""
+    said = Said()
+    setup = Setup(apps=[], installed_apps=False, allow_pickle=True, scratch=str(tmp_path), tls=[])
+    await child(said, setup, [(1, BLOB)], type("E" * 10**6, (Exception,), {})("x" * 10**6))
+    assert said.records == [(OUT_FAILED, 1, 0, INFRA.value, "E" * KIND_CHARS_MAX, "x" * ERROR_TEXT_BYTES_MAX, "")]

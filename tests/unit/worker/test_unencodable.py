@@ -11,7 +11,7 @@ import pytest
 from test_undecodable import Said
 
 from antfarm.errors import InvalidArgument
-from antfarm.model import FailureClass
+from antfarm.model import ERROR_TEXT_BYTES_MAX, FailureClass
 from antfarm.task import Task
 from services.worker.child.loop import LoopChild, LoopRunner
 from services.worker.child.plain import PlainChild
@@ -23,6 +23,7 @@ ERRORS = {
     error.__class__.__name__: error
     for error in (InvalidArgument("no"), AttributeError("no"), SystemExit("no"), asyncio.CancelledError("no"))
 }
+ERRORS["long"] = InvalidArgument("no" * 10**6)
 TEMPLATE = Template(job_id="job", epoch=1, type="t")
 
 
@@ -80,3 +81,11 @@ async def test_both_kinds_of_children_report_it_and_run_on(
     [failed, done] = said.records
     assert (failed[:2], failed[3:6]) == ((OUT_FAILED, 1), (failure_class.value, kind, "no"))
     assert (done[0], done[1], done[3]) == (OUT_DONE, 2, b"2")
+
+
+@pytest.mark.parametrize("child", [in_plain_child, in_loop_child])
+async def test_what_encoding_says_is_bounded(tmp_path: Path, child: Any) -> None:
+    said = Said()
+    setup = Setup(apps=[], installed_apps=False, allow_pickle=False, scratch=str(tmp_path), tls=[])
+    await child(said, setup, "long")
+    assert said.records[0][3:] == (PERMANENT.value, "unencodable result", ("no" * 10**6)[:ERROR_TEXT_BYTES_MAX], "")
