@@ -19,6 +19,8 @@ class FarmExecutor(concurrent.futures.Executor):
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
         self._open: set[concurrent.futures.Future[Any]] = set()
+        self._cancels: set[concurrent.futures.Future[bool]] = set()
+        """Cancellations that the farm has not answered."""
         self._shut = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
@@ -33,7 +35,9 @@ class FarmExecutor(concurrent.futures.Executor):
         def ended(done: concurrent.futures.Future[Any]) -> None:
             self._open.discard(done)
             if done.cancelled():
-                asyncio.run_coroutine_threadsafe(core.cancel("the caller cancelled its future"), loop)
+                cancel = asyncio.run_coroutine_threadsafe(core.cancel("the caller cancelled its future"), loop)
+                self._cancels.add(cancel)
+                cancel.add_done_callback(self._cancels.discard)
 
         future.add_done_callback(ended)
         return future
@@ -48,7 +52,7 @@ class FarmExecutor(concurrent.futures.Executor):
         return job.results()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; wait for those that run, or cancel them first."""
+        """Take no more calls; wait for those that run, or cancel them first and wait until the farm has cancelled them."""
         self._shut = True
         pending = list(self._open)
         if cancel_futures:
@@ -56,3 +60,6 @@ class FarmExecutor(concurrent.futures.Executor):
                 future.cancel()
         if wait:
             concurrent.futures.wait(pending)
+            concurrent.futures.wait(
+                list(self._cancels)
+            )  # who closes the farm next would lose those that have not arrived

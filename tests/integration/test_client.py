@@ -411,6 +411,19 @@ def test_the_executor_runs_calls_like_any_other(farm: af.Farm) -> None:
         pool.submit(client_app.square, 1)
 
 
+def test_an_executor_that_cancels_its_calls_as_it_ends_has_cancelled_them(programs: LocalFarm, farm: af.Farm) -> None:
+    other = af.connect(programs.address)
+    pool = other.executor()
+    futures = [pool.submit("nobody.runs", n) for n in range(3)]
+    other.flush()
+    job_ids = {status.job_id for status in farm.jobs(limit=3) if status.spec.template.type == "nobody.runs"}
+    pool.shutdown(wait=True, cancel_futures=True)
+    other.close()
+    assert [future.cancelled() for future in futures] == [True] * 3
+    counts = [farm.job(job_id).status.counts for job_id in job_ids]
+    assert sum(count[TaskState.CANCELLED] for count in counts) == 3
+
+
 def test_saved_files_and_logs(farm: af.Farm) -> None:
     future = farm.submit(client_app.say, "hello")
     file = future.result(10)
