@@ -281,10 +281,11 @@ class Farm:
         """Send what was submitted, disconnect, and end an embedded farm.
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
+        What cannot be sent is tried on with patience; with `now` for 2 s, and then a warning says what was not sent.
         """
         atexit.unregister(self.close)
         try:
-            loop_thread().run(self.aio.disconnect())
+            loop_thread().run(self.aio.disconnect(now=now))
         finally:
             self.aio.end(now=now)  # in this thread: at the end of the process there are no others to be had
 

@@ -8,7 +8,9 @@ streams are open, the longer the next ones are collected, because each job may n
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,8 @@ from antfarm.model import BATCH_BYTES_MAX, Dependency, JobSpec
 
 _STREAMS_FREE = 64
 """Open result streams up to which nothing is held back."""
+
+log = logging.getLogger("antfarm.client")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Coalescer:
         self._on_job = on_job
         self._lock = threading.Lock()
         self._pending: list[_Pending] = []
+        self._taken: deque[_Pending] = deque()
+        """What is being sent, one after the other."""
         self._scheduled = False
         self._closed = False
         self._flusher: asyncio.Task[None] | None = None
@@ -79,12 +85,14 @@ class Coalescer:
     async def _run(self) -> None:
         while True:
             with self._lock:
-                taken, self._pending = self._pending, []
-                if not taken:
+                self._taken.extend(self._pending)
+                self._pending = []
+                if not self._taken:
                     self._scheduled = False
                     return
-            for pending in taken:  # one after the other: a later one may depend on an earlier one
-                await self._send(pending)
+            while self._taken:  # one after the other: a later one may depend on an earlier one
+                await self._send(self._taken[0])
+                self._taken.popleft()
             if self._connection.streams > _STREAMS_FREE:
                 await asyncio.sleep(min(1.0, self._connection.streams / 1000))
 
@@ -111,11 +119,30 @@ class Coalescer:
         while self._flusher is not None and not self._flusher.done():
             await asyncio.wait({self._flusher})
 
-    async def close(self) -> None:
-        """Take nothing more, and send what is there."""
+    async def close(self, within_s: float | None = None) -> None:
+        """Take nothing more, and send what is there; with `within_s` what can be sent in that time, and say what was not."""
         with self._lock:
             self._closed = True
-        await self.flush()
+        try:
+            async with asyncio.timeout(within_s):
+                await self.flush()
+        except TimeoutError:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        assert self._flusher is not None
+        self._flusher.cancel()
+        await asyncio.wait({self._flusher})
+        left = [*self._taken, *self._pending]
+        for pending in left:
+            pending.job.made(Unavailable("the farm was closed before the task was submitted"))
+        if left:  # else the last answer came just now
+            log.warning(
+                "closed at once: the farm at %s has not acknowledged all that was submitted; calls that it may not have: %d (%s)",
+                self._connection.address,
+                sum(len(pending.payloads) for pending in left),
+                ", ".join(sorted({pending.template.type for pending in left})),
+            )
 
 
 def _fits(pending: _Pending, plan: SubmitPlan) -> bool:

@@ -42,6 +42,8 @@ R = TypeVar("R")
 _NOTICE_AFTER_S = 3.0
 _LOOK_S = 3.0
 """How long a notice may look for what it would tell."""
+_HURRY_S = 2.0
+"""How long a farm that is closed at once may send what was submitted."""
 _SLOTS_MAX = 4096
 
 log = logging.getLogger("antfarm.client")
@@ -156,9 +158,10 @@ class AsyncFarm:
         """Send what was submitted, disconnect, and end an embedded farm.
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
+        What cannot be sent is tried on with patience; with `now` for 2 s, and then a warning says what was not sent.
         """
         try:
-            await self.disconnect()
+            await self.disconnect(now=now)
         finally:
             if self._on_close is not None:
                 await asyncio.to_thread(self.end, now=now)
@@ -169,13 +172,13 @@ class AsyncFarm:
         if on_close is not None:
             on_close(now=now)
 
-    async def disconnect(self) -> None:
+    async def disconnect(self, *, now: bool = False) -> None:
         """The part of `close` that concerns the connection."""
         if self._closed:
             return
         self._closed = True
         try:
-            await self._coalescer.close()
+            await self._coalescer.close(_HURRY_S if now else None)
         finally:
             for notice in self._notices:
                 notice.cancel()

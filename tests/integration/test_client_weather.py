@@ -11,6 +11,8 @@ from fake_jobs import FakeJobs
 
 from antfarm import aio, connect, errors
 from antfarm.client import connection, writer
+from antfarm.client import farm as client_farm
+from antfarm.client.blocking import Farm, Future
 from antfarm.client.job import AsyncJob
 from antfarm.v1 import job_pb2, system_pb2, worker_pb2
 
@@ -399,6 +401,38 @@ async def test_patience_ends() -> None:
             await farm.map("f", range(10))
         with pytest.raises(errors.Weather):
             await farm.submit("f", 1)
+
+
+@pytest.mark.parametrize("face", ["blocking", "asynchronous"])
+async def test_a_farm_that_is_closed_at_once_does_not_wait_with_patience_and_says_what_was_not_sent(
+    face: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_farm, "_HURRY_S", 0.1)
+    async with FakeJobs() as fake:
+        farm = await (asyncio.to_thread(connect, fake.address) if face == "blocking" else aio.connect(fake.address))
+        fake.trouble = 1.0
+        core = farm.aio if isinstance(farm, Farm) else farm
+        futures = [farm.submit(name, n) for name in "fgf" for n in range(2)]  # three jobs
+        async with asyncio.timeout(10):
+            await (asyncio.to_thread(farm.close, now=True) if isinstance(farm, Farm) else farm.close(now=True))
+            for future in futures:
+                with pytest.raises(errors.Unavailable, match=r"^the farm was closed before the task was submitted$"):
+                    await (asyncio.to_thread(future.result) if isinstance(future, Future) else future.result())
+        assert fake.jobs == {}
+        assert [record.getMessage() for record in caplog.records] == [
+            f"closed at once: the farm at {core.address} has not acknowledged all that was submitted; "
+            "calls that it may not have: 6 (f, g)"
+        ]
+
+
+async def test_a_farm_that_is_closed_at_once_sends_what_it_can(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeJobs() as fake:
+        farm = await aio.connect(fake.address)
+        for n in range(3):
+            farm.submit("f", n)
+        await farm.close(now=True)
+        assert list(fake.jobs.values()) == [[b"[0]", b"[1]", b"[2]"]]
+        assert caplog.records == []
 
 
 class Staffed(FakeJobs):
