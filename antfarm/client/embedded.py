@@ -15,13 +15,15 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from antfarm import apps, net
 from antfarm.claim import alive, read_note, write_note
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
-from antfarm.local import LocalFarm
+from antfarm.local import LocalFarm, Program
 
 _WAIT_S = 60.0
 """How long to wait for another process that is starting or ending the farm."""
@@ -135,13 +137,21 @@ class EmbeddedFarm:
         self._write({})
         self._sweep()
         with self._programs.together():
-            self._programs.inherit = (self._lock,)
-            storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
-            self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
-            self._programs.inherit = ()
+            with self._lending_lock():
+                storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
+                self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
             if not any(program.role == "worker" for program in self._programs.programs.values()):
                 self._start_worker()
         self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
+
+    @contextmanager
+    def _lending_lock(self) -> Iterator[None]:
+        """Programs that are started within hold the lock too. Not for workers: one that outlives its process must keep no other from running the farm."""
+        self._programs.inherit = (self._lock,)
+        try:
+            yield
+        finally:
+            self._programs.inherit = ()
 
     def _watch(self) -> None:
         """Take over when the process that runs the farm has ended; start again what dies here, unless it does so again and again."""
@@ -158,9 +168,13 @@ class EmbeddedFarm:
                         return
                     deaths.append(time.monotonic())
                     log.warning("%s died and is started again; its log: %s", program.name, program.log)
-                    self._programs.restart(program.name)
+                    self._restart(program)
             except AntFarmError as error:
                 log.error("the embedded farm is in trouble: %s", error)
+
+    def _restart(self, program: Program) -> None:
+        with nullcontext() if program.role == "worker" else self._lending_lock():
+            self._programs.restart(program.name)
 
     def _start_worker(self) -> None:
         app = apps.main_app()

@@ -305,6 +305,39 @@ def test_a_worker_that_dies_is_started_again(user: User) -> None:
     assert "died and is started again" in done.stderr
 
 
+def test_programs_that_are_started_again_hold_the_lock_as_before(user: User) -> None:
+    script = user.script(
+        "locked.py",
+        """
+        import os, signal, subprocess, threading
+        import antfarm as af
+
+        def square(x):
+            return x * x
+
+        def holds(pid):
+            return str(lock) in subprocess.check_output(["ls", "-l", f"/proc/{pid}/fd"], text=True)
+
+        if __name__ == "__main__":
+            with af.connect(slots=1) as farm:
+                embedded = farm.aio._on_close.__self__
+                lock, programs, again = embedded._directory / "lock", embedded._programs, threading.Event()
+                restart = programs.restart
+                programs.restart = lambda name: (restart(name), again.set())
+                for program in list(programs.programs.values()):
+                    before = holds(program.pid)
+                    again.clear()
+                    os.kill(program.pid, signal.SIGKILL)
+                    assert again.wait(60)
+                    print(program.role, before, holds(program.pid))
+                print(farm.submit(square, 4).result())
+        """,
+    )
+    done = user.run(script)
+    assert done.stdout == "storage True True\norchestrator True True\nworker False False\n16\n", done.stderr
+    assert done.returncode == 0
+
+
 def test_a_script_may_end_without_closing_anything(user: User) -> None:
     script = user.script(
         "careless.py",
