@@ -28,6 +28,8 @@ from antfarm.local import LocalFarm, Program
 _WAIT_S = 60.0
 """How long to wait for another process that is starting or ending the farm."""
 _POLL_S = 0.1
+_RETRY_MIN_S, _RETRY_MAX_S = 1.0, 16.0
+"""How long to wait after what could not be started, doubled each time."""
 _DRAIN_S = 10.0
 _HURRY_S = 0.5
 _LOGS_KEPT = 10
@@ -153,13 +155,30 @@ class EmbeddedFarm:
         finally:
             self._programs.inherit = ()
 
+    def _take_over(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        """End what a takeover has started before it failed, so that it can be tried again, here or by another process."""
+        for program in list(self._programs.programs.values()):
+            if program.role != "worker":
+                self._programs.kill(program.name)
+                del self._programs.programs[program.name]
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._owns = False
+
     def _watch(self) -> None:
         """Take over when the process that runs the farm has ended; start again what dies here, unless it does so again and again."""
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
-        while not self._closing.wait(_POLL_S):
+        pause_s = _POLL_S
+        while not self._closing.wait(pause_s):
             try:
                 if not self._owns and self._take_lock():
-                    self._run()
+                    self._take_over()
                 for program in list(self._programs.programs.values()):
                     if program.running:
                         continue
@@ -169,8 +188,10 @@ class EmbeddedFarm:
                     deaths.append(time.monotonic())
                     log.warning("%s died and is started again; its log: %s", program.name, program.log)
                     self._restart(program)
-            except AntFarmError as error:
-                log.error("the embedded farm is in trouble: %s", error)
+                pause_s = _POLL_S
+            except (AntFarmError, OSError) as error:
+                pause_s = min(max(2 * pause_s, _RETRY_MIN_S), _RETRY_MAX_S)
+                log.error("the embedded farm is in trouble: %s; the next try is in %.0f s", error, pause_s)
 
     def _restart(self, program: Program) -> None:
         with nullcontext() if program.role == "worker" else self._lending_lock():

@@ -219,6 +219,69 @@ def test_a_second_process_attaches_and_takes_over(user: User, end: str) -> None:
     wait_until(lambda: not user.programs(), user.programs)
 
 
+CLUMSY = """
+    import sys
+    import antfarm as af
+    from antfarm.errors import Unavailable
+
+    def name(x):
+        return f"clumsy {x}"
+
+    if __name__ == "__main__":
+        with af.connect() as farm:
+            programs, failures = farm.aio._on_close.__self__._programs, int(sys.argv[1])
+            start = programs.start_orchestrator
+
+            def start_orchestrator(**options):
+                global failures
+                failures -= 1
+                if failures >= 0:
+                    raise Unavailable("not this time")
+                return start(**options)
+
+            programs.start_orchestrator = start_orchestrator
+            print(farm.address, farm.submit(name, 2).result(), flush=True)
+            sys.stdin.readline()
+            print(farm.submit(name, 3).result(), flush=True)
+"""
+
+
+def test_a_takeover_that_fails_is_tried_again(user: User) -> None:
+    holder = user.start(user.script("holder.py", HOLDER))
+    assert holder.stdout is not None
+    address = holder.stdout.readline().split()[0]
+    clumsy = user.start(user.script("clumsy.py", CLUMSY), "1")
+    assert clumsy.stdout is not None
+    assert clumsy.stdout.readline() == f"{address} clumsy 2\n"
+    holder.kill()
+    holder.wait()
+    out, err = clumsy.communicate("\n", timeout=60)
+    assert (clumsy.returncode, out) == (0, "clumsy 3\n"), err
+    assert "the embedded farm is in trouble: not this time; the next try is in 1 s\n" in err
+    known = json.loads((user.state / "farm.json").read_text())
+    assert (known["orchestrator"], "pid" in known) == (address, False)
+
+
+def test_a_takeover_that_fails_is_left_to_others(user: User) -> None:
+    holder = user.start(user.script("holder.py", HOLDER))
+    assert holder.stdout is not None
+    address = holder.stdout.readline().split()[0]
+    clumsy = user.start(user.script("clumsy.py", CLUMSY), "1000")
+    assert clumsy.stdout is not None
+    assert clumsy.stderr is not None
+    assert clumsy.stdout.readline() == f"{address} clumsy 2\n"
+    holder.kill()
+    holder.wait()
+    assert "not this time" in clumsy.stderr.readline()
+    third = user.start(user.script("third.py", HOLDER))
+    assert third.stdout is not None
+    assert third.stdout.readline() == f"{address} holder 1\n"
+    out, err = clumsy.communicate("\n", timeout=60)
+    assert (clumsy.returncode, out) == (0, "clumsy 3\n"), err
+    out, err = third.communicate("\n", timeout=60)
+    assert (third.returncode, out, err) == (0, "", "")
+
+
 def test_work_of_a_killed_process_goes_on_at_the_next_connect(user: User) -> None:
     script = user.script(
         "later.py",
