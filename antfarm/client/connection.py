@@ -12,7 +12,7 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,6 +104,37 @@ class Patience:
                 what = "the farm at %s does not answer (%s); trying on for %.0f s"
             log.warning(what, self._address, error, self._patience_s - trouble_s)
         await asyncio.sleep(pause)
+
+
+class Seen:
+    """Which outcomes of a job have come: a byte for each of its tasks."""
+
+    def __init__(self) -> None:
+        self._marks = bytearray()
+
+    def fresh(self, results: Sequence[TaskResult]) -> list[TaskResult]:
+        """Those that have not come before.
+
+        Others come again after a broken call: of what was recorded together, which may be too large for one message, the cursor
+        passes all or nothing.
+        """
+        marks, fresh = self._marks, []
+        for result in results:
+            index = result.index
+            if index >= len(marks):
+                marks.extend(bytes(index + 1 - len(marks)))
+            if not marks[index]:
+                marks[index] = 1
+                fresh.append(result)
+        return fresh
+
+    def has(self, indices: Iterable[int]) -> bool:
+        """Whether those of all these tasks have come."""
+        return all(index < len(self._marks) and self._marks[index] for index in indices)
+
+    def lacking(self, task_count: int) -> int:
+        """How many have not come of a job of so many tasks."""
+        return task_count - self._marks.count(1, 0, task_count)
 
 
 class Connection:
@@ -226,17 +257,19 @@ class Connection:
         follow: bool = True,
         indices: Sequence[int] = (),
         made: asyncio.Event | None = None,
+        task_count: int | None = None,
     ) -> AsyncIterator[Sequence[TaskResult]]:
         """Recorded outcomes in the order of their recording, in batches as they arrive, each outcome once.
 
-        With `follow` until the job has ended (or all `indices` are there), over any number of broken calls. A job that is still
-        on its way to the orchestrator may be asked for too: `made` is set when it is there.
+        With `follow` until the job has ended and all its outcomes have come (or those of all `indices`), over any number of broken
+        calls. Unavailable when some do not come however often they are asked for.
+
+        Args:
+            made: for a job that is still on its way to the orchestrator: set when it is there.
+            task_count: how many tasks it has, where that is known; else the orchestrator is asked at the end.
         """
-        patience, cursor, left = self.patience(), 0, set(indices)
-        since: list[job_pb2.StreamResultsResponse] = []  # messages since the cursor moved, that one among them
+        patience, search, cursor, seen = self.patience(), self.patience(), 0, Seen()
         while True:
-            # What was recorded together may be too large for one message: its first part has come before the cursor passes it, and comes again.
-            known = {result.index for message in since for result in message.results}
             waits = made is not None and not made.is_set()
             request = job_pb2.StreamResultsRequest(
                 job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits
@@ -248,28 +281,37 @@ class Connection:
                 with self.closable():
                     async for message in call:
                         patience.relieved()
-                        results: Sequence[TaskResult] = message.results
-                        if known:
-                            results = [result for result in results if result.index not in known]
-                        if message.cursor != cursor:
-                            cursor, since, known = message.cursor, [], set()
-                        since.append(message)
-                        if results:
+                        cursor = message.cursor
+                        if results := seen.fresh(message.results):
+                            search.relieved()
                             yield results
-                        if indices and left:
-                            left.difference_update(result.index for result in message.results)
-                return
             except grpc.aio.AioRpcError as error:
-                if indices and not left:
+                if indices and seen.has(indices):
                     return
                 trouble = error_from_rpc(error)
                 if made is not None and waits and isinstance(trouble, JobNotFound):
                     await made.wait()
                 else:
                     await patience.bear(trouble)
+                continue
             finally:
                 self.streams -= 1
                 call.cancel()
+            lacking = await self._lacking(job_id, seen, task_count) if follow and not indices else 0
+            if not lacking:
+                return
+            # As after a restored backup: what has run again is recorded below the cursor.
+            cursor = 0
+            await search.bear(
+                Unavailable(f"the outcomes of job {job_id} ended without those of {lacking:,} of its tasks")
+            )
+
+    async def _lacking(self, job_id: str, seen: Seen, task_count: int | None) -> int:
+        """How many outcomes have not come of a job whose stream has ended. JobNotFound when it was purged."""
+        if task_count is not None and not seen.lacking(task_count):
+            return 0
+        answer = await self.call(self.jobs.GetJob, job_pb2.GetJobRequest(job_id=job_id))
+        return seen.lacking(answer.job.task_count)
 
     async def watch(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
         """The job's status at once and after changes, until it has ended, over any number of broken calls."""

@@ -17,7 +17,7 @@ from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.writer import new_job_id
 from antfarm.duration import Duration, seconds
 from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFound, Unavailable
-from antfarm.model import Explanation, JobStatus, TaskState
+from antfarm.model import Explanation, JobState, JobStatus, TaskState
 from antfarm.payload import decode_result
 from antfarm.pipeline import Outcome, outcome_of
 from antfarm.task import is_whole
@@ -235,10 +235,13 @@ class AsyncJob(JobHandle, Generic[R]):
         return self._making is not None and self._making.error is not None
 
     async def count(self) -> int:
-        """How many tasks it has."""
-        if self.task_count is None:
-            self.task_count = (await self.status()).task_count
-        return self.task_count
+        """How many tasks it has; asked for again while it may get more."""
+        if self.task_count is not None:
+            return self.task_count
+        status = await self.status()
+        if status.state is not JobState.OPEN:
+            self.task_count = status.task_count
+        return status.task_count
 
     def key_of(self, index: int) -> Any:
         """What people call a task; its index where nothing better is known."""
@@ -302,7 +305,7 @@ class AsyncJob(JobHandle, Generic[R]):
             if self._making.error is not None:
                 raise self._making.error
             made = self._making.made
-        async for batch in self.connection.results(self.job_id, made=made):
+        async for batch in self.connection.results(self.job_id, made=made, task_count=self.task_count):
             for message in batch:
                 self._messages[message.index] = message
                 if message.index in self._waiters:
@@ -345,7 +348,7 @@ class AsyncJob(JobHandle, Generic[R]):
     async def batches(self) -> AsyncIterator[Sequence[TaskResult]]:
         """Outcomes as they are recorded, as they come, until the job has ended."""
         await self.ready()
-        async for batch in self.connection.results(self.job_id):
+        async for batch in self.connection.results(self.job_id, task_count=self.task_count):
             yield batch
 
     async def as_completed(self) -> AsyncIterator[AsyncFuture[R]]:

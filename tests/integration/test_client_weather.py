@@ -170,6 +170,104 @@ async def test_single_calls_survive_broken_calls(seed: int) -> None:
         assert sum(map(len, fake.jobs.values())) == 300
 
 
+class Restored(FakeJobs):
+    """Breaks after six outcomes; then it is one that was restored from a backup, whose records begin anew below the reader's cursor."""
+
+    CURSOR = 100
+    whole, purged = True, False
+    """Whether all outcomes are to be had from the beginning; whether the job is gone by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cursors: list[int] = []
+        self.looks = 0
+        self.dice.randint = lambda low, high: high  # type: ignore[method-assign] # all in one message
+
+    async def GetJob(self, request, context):  # type: ignore[no-untyped-def, override]
+        self.looks += 1
+        return await super().GetJob(request, context)
+
+    async def StreamResults(self, request, context):  # type: ignore[no-untyped-def, override]
+        self.cursors.append(request.cursor)
+        if request.cursor == self.CURSOR:
+            if self.purged:
+                del self.jobs[request.job_id]
+            return
+        again = len(self.cursors) > 1
+        async for message in super().StreamResults(request, context):
+            message.cursor = self.CURSOR
+            if not (again and self.whole):
+                del message.results[6:]
+            yield message
+        if not again:
+            raise errors.Unavailable("stopped, to be restored")
+
+
+async def all_of(job: AsyncJob[object], way: str) -> list[object]:
+    """The values of a job, sorted, or the indices of its tasks."""
+    if way == "results":
+        return sorted([value async for value in job.results()])  # type: ignore[type-var]
+    if way == "as_completed":
+        return sorted([done.index async for done in job.as_completed()])
+    return sorted([future.index for future in await job.futures() if await future.outcome()])
+
+
+WAYS = ["results", "as_completed", "futures"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("attached", [False, True])
+async def test_outcomes_that_lie_below_the_cursor_of_a_restored_orchestrator_are_asked_for(
+    attached: bool, way: str
+) -> None:
+    async with Restored() as fake, await aio.connect(fake.address) as farm:
+        job = await farm.map("f", range(10))
+        if attached:
+            job = AsyncJob(farm.connection, job.job_id)
+        assert await all_of(job, way) == ([[n] for n in range(10)] if way == "results" else [*range(10)])
+        assert fake.cursors == [0, fake.CURSOR, 0]
+        assert fake.looks == (1 if not attached else 2)  # for what is lacking; for an unknown size once more
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_outcomes_that_are_nowhere_to_be_had_are_an_error(way: str) -> None:
+    async with Restored() as fake, await aio.connect(fake.address, patience=0.05) as farm:
+        fake.whole = False
+        job = await farm.map("f", range(10), job_id="torn")
+        with pytest.raises(
+            errors.Unavailable, match=r"^the outcomes of job torn ended without those of 4 of its tasks$"
+        ):
+            await all_of(job, way)
+        assert fake.cursors.count(0) > 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_follows_a_job_that_is_purged_is_told(way: str) -> None:
+    async with Restored() as fake, await aio.connect(fake.address) as farm:
+        fake.purged = True
+        job = await farm.map("f", range(10), job_id="gone")
+        with pytest.raises(errors.JobNotFound, match=r"^no job gone$"):
+            await all_of(job, way)
+
+
+async def test_a_job_of_known_size_is_followed_without_asking_for_its_status() -> None:
+    async with Restored() as fake, await aio.connect(fake.address) as farm:
+        fake.cursors.append(-1)  # nothing breaks
+        assert await farm.submit("f", 1) == [1]
+        assert [value async for value in (await farm.map("f", range(10))).results()] == [[n] for n in range(10)]
+        assert fake.looks == 0
+
+
+async def test_the_size_of_a_job_that_may_grow_is_asked_for_each_time() -> None:
+    async with Restored() as fake, await aio.connect(fake.address) as farm:
+        job: AsyncJob[object] = AsyncJob(farm.connection, (await farm.map("f", range(10))).job_id)
+        fake.closed.clear()
+        assert await job.count() == 10
+        fake.append(job.job_id, 10, [b"[10]"], close=True)
+        assert [await job.count(), await job.count()] == [11, 11]
+        assert fake.looks == 2
+
+
 class Older(FakeJobs):
     """An orchestrator that does not know of expected jobs, and takes its time to make one."""
 
