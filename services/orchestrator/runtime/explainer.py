@@ -70,15 +70,15 @@ class Explainer:
         found: list[Record] = []
         end = seq if job.retried or job.template.at_most_once else 0  # else no attempt of the job is on record
         for _ in range(SPANS_MAX):
-            if len(found) > story.SHOWN_MAX:
+            if end < job.created_seq or len(found) > story.SHOWN_MAX:
                 break
-            if end < job.created_seq:
-                return story.attempts(job, found, last, self._driver.core.config)
             first = max(end - SPAN + 1, job.created_seq)
             part = await self._driver.read_history(job.number, first, end)
             found[:0] = [record for _, record in part if getattr(record, "index", None) == index]
             # Where there is nothing the numbers may leap, as a restored backup's do.
             end = first - 1 if part else await self._driver.newest_record(job.number, first - 1)
+        if end < job.created_seq:
+            return story.attempts(job, found, last, self._driver.core.config)
         return [_UNREAD, *story.attempts(job, found, 0, self._driver.core.config)]
 
     async def _end(self, job: Job, index: int, seq: int) -> list[Finding]:

@@ -208,6 +208,23 @@ async def test_attempts_of_before_a_restored_backup_are_found_below_the_leap_of_
     assert len(bench.disk.looked_at) == 3, "the second look finds nothing, the third begins with the job's last record"
 
 
+async def test_more_attempts_than_are_shown_are_counted_when_all_of_the_job_was_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.create("j", retry=retrying(40, 0))
+    for attempt in range(1, 26):
+        bench.end("j", 0, attempt, FailureClass.APP)
+        await bench.turn()
+    text = await bench.told("j", 0)
+    assert text.splitlines()[1:3] == [
+        "5 earlier attempts not shown.",
+        "Attempt 6 failed on w1: ValueError: it went wrong",
+    ]
+    assert "not looked for" not in text
+    monkeypatch.setattr(explainer_module, "SPAN", 22)
+    assert (await bench.told("j", 0)).splitlines()[1] == "What came before these attempts was not looked for."
+
+
 async def test_an_attempt_that_may_run_on_after_its_task_ended_is_told(bench: Bench) -> None:
     await bench.create("j")
     await bench.driver.ask(lambda n: events.CancelJob(request=n, job_id=JobId("j"), cause=""))
