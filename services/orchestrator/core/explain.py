@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from antfarm.model import Explanation, Finding, JobState, TaskResult, TaskState
 from antfarm.text import one_line
 from services.orchestrator.core.state import Job
-from services.orchestrator.core.story import words
+from services.orchestrator.core.story import retry, words
 from services.orchestrator.core.waiting import Scene, blocker, name_of, plural, reasons, span
 
 TEXT_BYTES_MAX = 64 * 1024
@@ -86,7 +86,7 @@ def _course(scene: Scene, job: Job) -> Iterator[Finding]:
         limit = job.spec.max_failures
         yield Finding(
             what=f"It was cancelled: {one_line(job.cause) or 'no cause was given'}.",
-            help=f"antfarm job retry {job.job_id} runs what did not succeed, as a new job"
+            help=f"To run what did not succeed: {retry(job)}"
             + (f"; max_failures is {limit:,}." if limit is not None else "."),
         )
     elif not job.closed:
@@ -110,7 +110,12 @@ def _course(scene: Scene, job: Job) -> Iterator[Finding]:
 
 def _open_tasks(scene: Scene, job: Job) -> Iterator[Finding]:
     """One task of each kind stands for all of them."""
-    pausing = sum(1 for note in job.notes.values() if note.wait_until_ns is not None)
+    pausing = [
+        index
+        for index, note in job.notes.items()
+        if note.wait_until_ns is not None
+        and job.states[index] == TaskState.WAITING  # else it is a lost holder that is waited for
+    ]
     for state in _OPEN:
         count = job.counts[state]
         if not count:
@@ -120,11 +125,9 @@ def _open_tasks(scene: Scene, job: Job) -> Iterator[Finding]:
             what=f"{plural(count, 'task')} {'is' if count == 1 else 'are'} {state.name}; the first is {name_of(job, index)}:"
         )
         yield from task(scene, job, index)
-        if state is TaskState.WAITING and 0 < pausing < count:
-            back = next(i for i, note in job.notes.items() if note.wait_until_ns is not None)
-            yield Finding(
-                what=f"{pausing:,} of the waiting ones failed and wait for a retry, e.g. {name_of(job, back)}."
-            )
+        if state is TaskState.WAITING and 0 < len(pausing) < count:
+            failed = f"{len(pausing):,} of the waiting ones failed and {'waits' if len(pausing) == 1 else 'wait'} for a retry"
+            yield Finding(what=f"{failed}, e.g. {name_of(job, pausing[0])}.")
 
 
 def failed_indices(job: Job, most: int) -> list[int]:

@@ -79,7 +79,8 @@ def _failed_attempt(job: Job, record: records.AttemptFailed, config: CoreConfig)
         case FailureClass.CRASH:
             count = crash_count(config, record.crashes)
         case FailureClass.INFRA:
-            count = f"loss {record.infra_failures} of the {config.infra_failures_max} that are tolerated"
+            tolerated = f"{config.infra_failures_max} losses and infrastructure failures that are tolerated"
+            count = f"number {record.infra_failures} of the {tolerated}"
         case _:
             count = f"failure {record.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')}"
     pause = f"again after {span(record.pause_ns)}" if record.pause_ns else "queued again at once"
@@ -124,8 +125,8 @@ def _verb(state: TaskState) -> str:
 
 def _cause(job: Job, index: int, state: TaskState, failure: Failure, config: CoreConfig) -> tuple[str, str]:
     """(why that ended the task, what would help)."""
-    task, retry = name_of(job, index), _retry(job)
-    again = f"then {retry}"
+    task, anew = name_of(job, index), retry(job)
+    again = f"then {anew}"
     attempts_max = job.template.retry.max_attempts
     longer, look = more_time(job, failure), trace(task, failure)
     if job.template.at_most_once and failure.failure_class in (
@@ -146,7 +147,7 @@ def _cause(job: Job, index: int, state: TaskState, failure: Failure, config: Cor
             if longer:  # another try in the same time is of little use, and a retried job has the limits of the first
                 cures.append(longer)
             elif attempts_max == 1:
-                cures.append(f"If another try can help, {retry}, or give the type retries= and submit it anew")
+                cures.append(f"If another try can help, {anew}, or give the type retries= and submit it anew")
             else:
                 cures = [f"{look}; mend the cause, {again}" if look else f"Mend the cause, {again}"]
             return why, ". ".join(cures) + "."
@@ -158,7 +159,7 @@ def _cause(job: Job, index: int, state: TaskState, failure: Failure, config: Cor
             )
         case FailureClass.INFRA:
             return (
-                f"It was lost with its worker more than {config.infra_failures_max} times.",
+                f"More than {config.infra_failures_max} of its attempts were lost with a worker, or failed for the infrastructure (Storage, say).",
                 f"Look at the workers and at Storage (`antfarm worker list --all`), {again}.",
             )
         case FailureClass.DEPENDENCY:
@@ -196,7 +197,7 @@ def is_first(job: Job, index: int) -> bool:
     return job.states[index] != TaskState.FAILED or job.winners[index] > 0
 
 
-def _retry(job: Job) -> str:
+def retry(job: Job) -> str:
     """How to run its failed tasks again as they were: a job that takes inputs from others cannot be retried."""
     return "submit it anew" if job.spec.dependencies else f"`antfarm job retry {job.job_id}`"
 
@@ -208,7 +209,7 @@ def _ran_out(job: Job, task: str, failure: Failure) -> tuple[str, str]:
         needs = " or for what it depends on" if job.spec.dependencies else ""
         return (
             f"Its queue timeout is {limit(timeouts.queue_ns)}, and it waited for a worker{needs} all that time.",
-            f"Start more workers, then {_retry(job)}; or give it a longer queue=, and submit it anew.",
+            f"Start more workers, then {retry(job)}; or give it a longer queue=, and submit it anew.",
         )
     why = "Its time is over."
     if timeouts.total_ns is not None:

@@ -358,7 +358,9 @@ def _all_taken(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     if not _is_placed(scene, job, index) or not ready or any(_free(worker, job) for worker in ready):
         return
     away = [worker for worker in _fit(scene, job) if not _takes_work(worker)]
-    before = job.states.count(_QUEUED, 0, index)
+    # What depends on others is given out as it becomes ready, and what was out already before what never was: only else the index tells.
+    ordered = not job.dependencies and index not in job.notes
+    before = job.states.count(_QUEUED, 0, index) if ordered else 0
     rivals = sum(
         other.counts[_QUEUED]
         for other in scene.state.jobs.values()
@@ -447,7 +449,10 @@ def budget(config: CoreConfig, job: Job, note: TaskNote) -> str:
     used = [
         (note.app_failures, f"{note.app_failures} of {plural(job.template.retry.max_attempts, 'attempt')} used"),
         (note.crashes, crash_count(config, note.crashes)),
-        (note.infra_failures, f"{note.infra_failures} of {config.infra_failures_max} tolerated losses"),
+        (
+            note.infra_failures,
+            f"{note.infra_failures} of {config.infra_failures_max} tolerated losses and infrastructure failures",
+        ),
     ]
     return ", ".join(text for count, text in used if count)
 
@@ -589,10 +594,17 @@ def _progress(attempt: Attempt) -> str:
 
 
 def _slow(job: Job, index: int) -> str:
-    if job.template.timeouts.run_ns is not None:
-        return f"Its worker ends it when it runs for more than {span(job.template.timeouts.run_ns)}."
+    timeouts = job.template.timeouts
+    if timeouts.run_ns is not None:
+        return f"Its worker ends it when it runs for more than {limit(timeouts.run_ns)}."
+    ends = []
+    if timeouts.progress_ns is not None:
+        ends.append(f"its worker ends it after {limit(timeouts.progress_ns)} without progress")
+    if timeouts.total_ns is not None:
+        ends.append(f"it expires {limit(timeouts.total_ns)} after its submission")
+    else_ended = f"but {' and '.join(ends)}" if ends else "so nothing else ends it"
     follow = f"antfarm task logs -f {name_of(job, index)}"
-    return f"If it hangs: {follow}, or antfarm task cancel {name_of(job, index)}. It has no run timeout, so nothing else ends it."
+    return f"If it hangs: {follow}, or antfarm task cancel {name_of(job, index)}. It has no run timeout, {else_ended}."
 
 
 def _orphaned(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
@@ -622,7 +634,9 @@ def _orphaned(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 def _expires(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     timeouts, note = job.template.timeouts, job.notes.get(index)
-    passed_ns = max(scene.wall_ns - job.batch(index).wall_ns, 0)
+    passed_ns = (
+        scene.now - job.begun_ns[job.batch_number(index)]
+    )  # as it is timed: a wall clock that is set ends nothing
     begun = job.states[index] == _ACTIVE or (note is not None and note.last_failure is not None)
     if timeouts.queue_ns is not None and not begun:
         yield Finding(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from orchestrator_harness import Harness, Token, Worker, each, retrying, straggler, whole
 
+from antfarm.errors import WrongState
 from antfarm.model import (
     SECOND_NS,
     ConcurrencyLimit,
@@ -174,6 +175,39 @@ def test_full_workers_are_told_with_who_is_ahead(farm: Harness) -> None:
     assert "why:  They have 2 tasks of other jobs. 4 queued tasks of other jobs share" in now(farm, "j", 0)
     assert "1 queued task of its job is before it." in now(farm, "j", 1)
     worker.take()
+
+
+def test_nothing_is_said_to_be_before_a_task_whose_inputs_came_early(farm: Harness) -> None:
+    above, worker = farm.worker("u1", slots=3, types=("u",)), farm.worker()
+    farm.create("other")
+    worker.take()
+    farm.create("a", 3, type="u")
+    farm.create("b", 3, dependencies=(each("a"),))
+    _, second, third = above.take()
+    above.report(third)
+    above.report(second)
+    assert farm.states("b") == "WQQ"
+    assert "why:  They have 1 task of other jobs.\n" in now(farm, "b", 2)
+    worker.run()
+    assert worker.take() == [("b", 2, 1, 1)]
+
+
+def test_nothing_is_said_to_be_before_a_task_that_was_out_already(farm: Harness) -> None:
+    worker = farm.worker(slots=3)
+    farm.create("j", 5, retry=retrying(2, 0))
+    first, second, third = worker.take()
+    farm.pause("j")
+    worker.fail(third)
+    worker.release(second)
+    worker.release(first)
+    farm.create("other", 3)
+    others = worker.take()
+    farm.pause("j", paused=False)
+    assert farm.states("j") == "QQQQQ"
+    assert ["before it" in now(farm, "j", index) for index in range(5)] == [False, False, False, True, True]
+    for token in others:
+        worker.report(token)
+    assert [token[1] for token in worker.take()] == [2, 1, 0]
 
 
 def test_a_task_of_several_cpus_waits_for_as_many_places(farm: Harness) -> None:
@@ -502,6 +536,18 @@ def test_its_timeouts_are_told(farm: Harness) -> None:
     )
 
 
+def test_a_wall_clock_that_is_set_changes_nothing_of_what_is_left_of_a_timeout(farm: Harness) -> None:
+    farm.create("j", timeouts=Timeouts(queue_ns=20 * SECOND_NS, total_ns=90 * SECOND_NS))
+    farm.tick(2)
+    farm.wall_offset_ns += 3600 * SECOND_NS
+    farm.tick(1)
+    assert farm.states("j") == "Q"
+    assert now(farm, "j").endswith(
+        "It expires in 17s unless it begins before (queue timeout).\n"
+        "It expires in 1m27s unless it ends before (total timeout)."
+    )
+
+
 # ---- ACTIVE ----------------------------------------------------------------------------------------------------------
 
 
@@ -541,6 +587,26 @@ def test_a_run_timeout_is_told(farm: Harness) -> None:
     (token,) = worker.take()
     worker.running(token)
     assert now(farm, "j").endswith("\n    help: Its worker ends it when it runs for more than 1m.")
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "told"),
+    [
+        ({"run_ns": SECOND_NS // 20}, "Its worker ends it when it runs for more than 0.05s."),
+        ({"progress_ns": 60 * SECOND_NS}, "It has no run timeout, but its worker ends it after 1m without progress."),
+        ({"total_ns": 600 * SECOND_NS}, "It has no run timeout, but it expires 10m after its submission."),
+        (
+            {"progress_ns": 60 * SECOND_NS, "total_ns": 600 * SECOND_NS},
+            "It has no run timeout, but its worker ends it after 1m without progress and it expires 10m after its submission.",
+        ),
+    ],
+)
+def test_what_ends_a_task_that_runs_is_named_exactly(farm: Harness, timeouts: dict[str, int], told: str) -> None:
+    worker = farm.worker()
+    farm.create("j", timeouts=Timeouts(**timeouts))
+    (token,) = worker.take()
+    worker.running(token)
+    assert now(farm, "j").split("\n")[2].endswith(told)
 
 
 def test_a_worker_that_falls_silent_with_the_task(farm: Harness) -> None:
@@ -683,7 +749,7 @@ def test_losses_and_crashes_count_apart(farm: Harness) -> None:
     farm.drop()
     assert past(farm, "j") == (
         "Attempt 1 was lost with w1: node lost: worker w1 was silent for 12.0 s\n"
-        "    why:  Counted as loss 1 of the 5 that are tolerated; queued again at once; a success that came late would have counted."
+        "    why:  Counted as number 1 of the 5 losses and infrastructure failures that are tolerated; queued again at once; a success that came late would have counted."
     )
     farm.create("k")
     second = farm.worker("w2", slots=3)
@@ -745,7 +811,7 @@ def test_each_end_says_what_would_help(farm: Harness) -> None:
         "    help: Look at its memory and native code (`antfarm task logs crash/0`), then `antfarm job retry crash`."
     )
     assert ends("infra", FailureClass.INFRA, 6) == (
-        "    why:  It was lost with its worker more than 5 times.\n"
+        "    why:  More than 5 of its attempts were lost with a worker, or failed for the infrastructure (Storage, say).\n"
         "    help: Look at the workers and at Storage (`antfarm worker list --all`), then `antfarm job retry infra`."
     )
     assert ends("once", FailureClass.APP, at_most_once=True) == (
@@ -956,7 +1022,20 @@ def test_a_job_that_was_cancelled_says_by_what(farm: Harness) -> None:
     assert about(farm, "j") == (
         "Job j (t) is CANCELLED: 3 of 3 tasks ended, 3 of them without success.\n"
         "It was cancelled: more than 0 tasks ended without success.\n"
-        "    help: antfarm job retry j runs what did not succeed, as a new job; max_failures is 0."
+        "    help: To run what did not succeed: `antfarm job retry j`; max_failures is 0."
+    )
+
+
+def test_no_retry_is_advised_for_a_cancelled_job_that_takes_inputs(farm: Harness) -> None:
+    farm.create("a")
+    farm.create("b", dependencies=(each("a"),))
+    farm.cancel("b")
+    with pytest.raises(WrongState):
+        farm.retry("b", "c")
+    assert about(farm, "b") == (
+        "Job b (t) is CANCELLED: 1 of 1 task ended, 1 of them without success.\n"
+        "It was cancelled: cancelled by a user.\n"
+        "    help: To run what did not succeed: submit it anew."
     )
 
 
@@ -982,6 +1061,32 @@ def test_retries_of_a_job_are_counted_and_waiting_ones_are_named(farm: Harness) 
     text = about(farm, "k")
     assert "1 attempt of its tasks failed or were lost, and the tasks went on." in text
     assert "1 task is WAITING; the first is k/0:\nIt failed and is tried again in" in text
+
+
+def test_only_what_failed_is_told_as_waiting_for_a_retry(farm: Harness) -> None:
+    """Not one that runs at most once and whose worker is waited for."""
+    first, holder = farm.worker("w1"), farm.worker("u1", types=("u",))
+    farm.create("a", 3)
+    farm.create("b", 3, type="u", at_most_once=True, dependencies=(each("a"),))
+    (token,) = first.take()
+    first.report(token)
+    assert holder.take() == [("b", 0, 1, 1)]
+    farm.wait(14, beating=[first])
+    farm.drop()
+    assert (farm.states("b"), list(farm.job("b").live)) == ("AWW", [])
+    assert "for a retry" not in about(farm, "b")
+
+
+def test_an_infrastructure_failure_that_a_worker_reported_is_told_as_no_loss(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", retry=RetryPolicy(backoff_initial_ns=0, backoff_max_ns=0))
+    (token,) = worker.take()
+    worker.fail(token, FailureClass.INFRA)
+    assert past(farm, "j") == (
+        "Attempt 1 failed on w1: ValueError: it went wrong\n"
+        "    why:  Counted as number 1 of the 5 losses and infrastructure failures that are tolerated; queued again at once."
+    )
+    worker.take()
 
 
 def test_failures_are_grouped_by_their_cause() -> None:
