@@ -87,6 +87,7 @@ def run(seed: int, steps: int = 250) -> Counter[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # a hundred lives are a minute of CPU, and the machine may have other work
 def test_many_lives_of_a_farm_keep_every_promise() -> None:
     one = os.environ.get("ANTFARM_SEED")
     seeds = [int(one)] if one else range(int(os.environ.get("ANTFARM_SEEDS", "100")))
