@@ -289,7 +289,10 @@ class Upstream:
         self._give_back()
 
     def _give_back(self) -> None:
-        self._driver.post(events.ParentsDrained(over=self._drain_over))
+        if self._draining:
+            self._driver.post(events.ParentsDrained(over=self._drain_over))
+        else:
+            self._driver.post(events.ParentsDrained(over=False, cause="nobody is attached here who can run it"))
 
     def _end_drain(self) -> None:
         self._draining = self._drain_over = False

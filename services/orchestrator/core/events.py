@@ -230,9 +230,10 @@ class ParentsRevoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentsDrained:
-    """The up-stream orchestrator drains this one: what has not begun goes back to it; when the time is over everything, begun or not."""
+    """The up-stream orchestrator drains this one, or nobody is here: what has not begun goes back to it; when the time is over everything, begun or not."""
 
     over: bool
+    cause: str = "the orchestrator above drains this one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -330,7 +330,7 @@ def drained(turn: Turn, event: events.ParentsDrained) -> None:
         ]
         if going:
             tokens = [parent.token for parent in going]
-            _forget(turn, going, "the orchestrator above drains this one")
+            _forget(turn, going, event.cause)
             turn.effect(ReleaseParents(tokens=tokens, never_started=not begun, after=turn.state.seq))
 
 

@@ -258,6 +258,13 @@ def reservation(state: State, task: tuple[int, int]) -> str:
     return f"{how} {name}, which {suspicion(job.notes.get(task[1]) if job is not None else None)}"
 
 
+def keeping(state: State, worker: Worker) -> str:
+    """What a worker's free places are kept for, said of the worker; empty when for nothing."""
+    if state.kept_for is None or state.kept_for[0] is not worker:
+        return ""
+    return f"keeps its free places for a task of type {one_line(state.kept_for[1].template.type, 128)}, which needs more than ends at once"
+
+
 def _away(scene: Scene, worker: Worker) -> str:
     """Why a worker that is known gets no work."""
     if worker.draining and is_leaving(worker):

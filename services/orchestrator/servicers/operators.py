@@ -275,7 +275,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             return probation_text(worker.quarantine, now_ns)
         if worker.alone_for is not None:
             return waiting.reservation(state, worker.alone_for)
-        return waiting.leaving(worker) if waiting.is_leaving(worker) else ""
+        return waiting.leaving(worker) if waiting.is_leaving(worker) else waiting.keeping(state, worker)
 
 
 def _worker_state(worker: Worker) -> worker_pb2.WorkerState.ValueType:

@@ -22,7 +22,7 @@ from antfarm.model import (
 )
 from services.orchestrator.core import effects, events, explain, story
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.core.waiting import REASONS, Scene, stopping
+from services.orchestrator.core.waiting import REASONS, Scene, keeping, stopping
 from services.orchestrator.runtime.views import results_of
 
 
@@ -230,10 +230,14 @@ def test_a_worker_that_is_kept_for_what_needs_much_at_once(farm: Harness) -> Non
         farm.wait(1, beating=[worker])
     worker.take()
     worker.run([next(iter(worker.held))])
+    kept = keeping(farm.state, farm.state.workers["w1"])
+    assert kept == "keeps its free places for a task of type t, which needs more than ends at once"
     assert "w1 is kept for it: it begins there when enough has ended." in now(farm, "wide")
     assert "w1 has places free, which are kept for a task of type t." in now(farm, "narrow", 999)
     worker.run()
     assert worker.take() == [("wide", 0, 1, 1)]
+    farm.tick()
+    assert keeping(farm.state, farm.state.workers["w1"]) == ""
 
 
 def test_a_concurrency_limit_that_is_reached(farm: Harness) -> None:

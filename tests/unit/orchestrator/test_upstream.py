@@ -23,7 +23,7 @@ from antfarm.model import SECOND_NS, BlobRef, Ending, FailureClass, TaskTemplate
 from antfarm.v1 import common_pb2, work_queue_pb2
 from services.orchestrator import inputs
 from services.orchestrator import upstream as upstream_module
-from services.orchestrator.core import effects, events
+from services.orchestrator.core import effects, events, records
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
@@ -683,6 +683,9 @@ async def test_what_nobody_here_can_run_for_longer_than_a_lease_goes_back(
         assert (below.upstream._window > 0) == asks
     assert below.judged() == ([] if stays else [(("top", 1, 1, 1), Ending.RELEASED, True)])
     assert below.bound() == [("top", index, 1, 1) for index in range(2 if stays else 1)]
+    ends = [record.ended[0].failure for record in below.farm.records if isinstance(record, records.TasksEnded)]
+    told = [] if stays else ["nobody is attached here who can run it"]
+    assert [end.message for end in ends if end is not None] == told
     below.farm.worker("third", slots=0)
     below.upstream._look()
     assert below.upstream._window > 0
