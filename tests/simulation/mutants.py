@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "a token is used again",
         f"{CORE}.placement",
-        "attempt_no = note.attempt + 1",
-        "attempt_no = max(note.attempt, 1)",
+        "attempt_no, app_failures = note.attempt + 1, note.app_failures",
+        "attempt_no, app_failures = max(note.attempt, 1), note.app_failures",
     ),
     Mutant(
         "a restart keeps the epoch",
