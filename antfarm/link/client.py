@@ -219,14 +219,20 @@ class Link:
             self._ended.set()
 
     async def _pause(self, *, refused: bool) -> None:
-        """Until the next dial. Where nobody listened it ends as soon as somebody does: to look costs a small part of a dial."""
+        """Until the next dial. Where nobody listens it ends as soon as somebody does: to look costs a small part of a dial.
+
+        Who broke the connection is looked at once: a process that died listens no more. One that listens is let alone, for the pause is for its sake.
+        """
         now = now_ns()
         deadline_ns, look_ns = now + self._session.disconnected(refused=refused), now + LOOK_NS
+        looks = True
         while self._goodbye is None and now < deadline_ns:
-            await wait_for(self._wake, min(deadline_ns, look_ns) - now if refused else deadline_ns - now)
-            if refused and now_ns() >= look_ns:
-                if await net.listens(self.address):
+            await wait_for(self._wake, min(deadline_ns, look_ns) - now if looks else deadline_ns - now)
+            if looks and now_ns() >= look_ns:
+                listens = await net.listens(self.address)
+                if listens and refused:
                     return
+                looks = refused = not listens
                 look_ns = now_ns() + LOOK_NS
             now = now_ns()
 

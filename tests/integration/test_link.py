@@ -14,6 +14,7 @@ import pytest
 from fake_orchestrator import FakeOrchestrator, Token, until
 from grpc.aio._call import StreamStreamCall  # the class behind the public name, which is abstract
 
+from antfarm import net
 from antfarm.errors import Cycle, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link import Link, Outbox, OutcomeParts, WorkerIdentity
 from antfarm.link import client as client_module
@@ -145,6 +146,42 @@ async def test_who_begins_to_listen_where_nobody_did_is_dialled_before_the_pause
         assert not link.attached
         await farm.start()
         await farm.attached(2)
+
+
+async def test_who_died_and_listens_again_is_dialled_before_the_pause_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when its connection was not refused but broke, or the pause after that would be waited out blindly."""
+    listens, seen = net.listens, asyncio.Queue[bool]()
+
+    async def look(address: str) -> bool:
+        there = await listens(address)
+        seen.put_nowait(there)
+        return there
+
+    monkeypatch.setattr(net, "listens", look)
+    async with FakeOrchestrator() as farm, linked(farm, dice=Pauses(600.0, 600.0)) as (_, _):
+        await farm.attached()
+        await farm.stop()
+        assert not await seen.get()
+        await farm.start()
+        await farm.attached(2)
+
+
+async def test_who_hangs_up_and_listens_is_looked_at_once_and_then_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    looked = asyncio.Event()
+
+    async def look(address: str) -> bool:
+        looks.append(address)
+        looked.set()
+        return True
+
+    monkeypatch.setattr(net, "listens", look)
+    async with FakeOrchestrator() as farm, linked(farm, dice=Pauses(0.5, 600.0)) as (_, _):
+        await farm.attached()
+        farm.hang_up()
+        await looked.wait()
+        await farm.attached(2)
+    assert len(looks) == 1
 
 
 async def test_reports_wait_for_an_orchestrator_that_is_away_and_held_work_is_said_again() -> None:
