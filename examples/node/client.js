@@ -36,7 +36,7 @@ async function patiently(call) {
   }
 }
 
-let cursor = '0'; // where to go on after a broken call: no outcome is missed or seen twice
+let cursor = '0'; // where to go on after a broken call: no outcome is missed, and one that comes twice has the same index
 const outcomes = new Map();
 
 /** Reads recorded outcomes until the job has ended. */
