@@ -32,7 +32,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     draining.add_argument(
         "--limit",
         metavar="TIME",
-        help="time in which running tasks may finish, at most the worker's --drain-s; default: 30s",
+        help="time in which running tasks may finish, at most the worker's --drain-s; default: 30s; said again it replaces the one before",
     )
     verb(
         "undrain",

@@ -32,7 +32,11 @@ class OrchestratorSettings(ProgramSettings):
         "Make this backup the journal of --state, which must not have one, and end; `antfarm restore` calls it.",
         metavar="FILE",
     )
-    storage: str = setting("", "Address of Storage; told to workers and clients.", metavar="HOST:PORT")
+    storage: str = setting(
+        "",
+        "Address of Storage; told to workers and clients. Default with --upstream: what the orchestrator above says.",
+        metavar="HOST:PORT",
+    )
     upstream: str = setting(
         "", "Address of the orchestrator above this one, for a down-stream one.", metavar="HOST:PORT"
     )
