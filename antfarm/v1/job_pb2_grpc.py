@@ -114,8 +114,8 @@ class JobServiceServicer:
 
     def CreateJob(self, request, context):
         """Creates a job, with all its tasks at once where they fit into one message. Durable before it answers.
-        The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec
-        ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
+        The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec, other tasks, or `close` and
+        fewer tasks than it has, ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +124,8 @@ class JobServiceServicer:
     def AppendTasks(self, request_iterator, context):
         """Adds tasks to an open job. The client streams batches; each is taken whole or not at all, in order, and the answer comes
         when all of them are durable. After a broken call the client sends again what was not acknowledged: batches
-        that the job already has are recognised by index and content and change nothing; another content is ALREADY_EXISTS (CONFLICT).
+        that the job already has are recognised by index and content and change nothing; another content, or `close` on a batch that ends before the
+        last task, is ALREADY_EXISTS (CONFLICT).
         FAILED_PRECONDITION (JOB_CLOSED) when the job is closed, OUT_OF_RANGE (GAP) when first_index is above the count of tasks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -182,14 +183,18 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RetryJob(self, request, context):
-        """Makes a new job of the tasks of an ended or running one that ended without success. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are none.
+        """Makes a new job of the tasks of an ended or running one that ended without success. Repeated with the same new_job_id it answers with that
+        job; ALREADY_EXISTS (CONFLICT) when the id is that of another one. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are no such tasks,
+        (WRONG_STATE) when the job has dependencies.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PurgeJob(self, request, context):
-        """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal.
+        """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal,
+        or while a job that depends on it, or the task above that it was made for, has not ended. One that was purged a while ago is answered in the
+        same way, for the first answer may have been lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,7 +209,8 @@ class JobServiceServicer:
 
     def StreamResults(self, request, context):
         """Sends recorded outcomes in the order in which they were recorded, from a cursor on; with `follow` until the job has ended.
-        A broken call is resumed from the last cursor. What is sent is durable.
+        A broken call is resumed from the last cursor. What is sent is durable. NOT_FOUND (JOB_NOT_FOUND) also when the job is purged meanwhile: what
+        was sent is not all then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,13 +22,14 @@ class JobServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.CreateJobResponse]
     """Creates a job, with all its tasks at once where they fit into one message. Durable before it answers.
-    The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec
-    ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
+    The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec, other tasks, or `close` and
+    fewer tasks than it has, ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
     """
     AppendTasks: _aio.StreamUnaryMultiCallable[_job_pb2.AppendTasksRequest, _job_pb2.AppendTasksResponse]
     """Adds tasks to an open job. The client streams batches; each is taken whole or not at all, in order, and the answer comes
     when all of them are durable. After a broken call the client sends again what was not acknowledged: batches
-    that the job already has are recognised by index and content and change nothing; another content is ALREADY_EXISTS (CONFLICT).
+    that the job already has are recognised by index and content and change nothing; another content, or `close` on a batch that ends before the
+    last task, is ALREADY_EXISTS (CONFLICT).
     FAILED_PRECONDITION (JOB_CLOSED) when the job is closed, OUT_OF_RANGE (GAP) when first_index is above the count of tasks.
     """
     CloseJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CloseJobRequest, _job_pb2.CloseJobResponse]
@@ -48,14 +49,21 @@ class JobServiceStub:
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ResumeJobRequest, _job_pb2.ResumeJobResponse]
     """Ends a pause, and that of the job's task type, if the orchestrator paused it."""
     RetryJob: _aio.UnaryUnaryMultiCallable[_job_pb2.RetryJobRequest, _job_pb2.RetryJobResponse]
-    """Makes a new job of the tasks of an ended or running one that ended without success. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are none."""
+    """Makes a new job of the tasks of an ended or running one that ended without success. Repeated with the same new_job_id it answers with that
+    job; ALREADY_EXISTS (CONFLICT) when the id is that of another one. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are no such tasks,
+    (WRONG_STATE) when the job has dependencies.
+    """
     PurgeJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PurgeJobRequest, _job_pb2.PurgeJobResponse]
-    """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal."""
+    """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal,
+    or while a job that depends on it, or the task above that it was made for, has not ended. One that was purged a while ago is answered in the
+    same way, for the first answer may have been lost.
+    """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.WatchJobResponse]
     """Sends the job's status at once, then after each change (several changes may be one message), and ends when the job has ended."""
     StreamResults: _aio.UnaryStreamMultiCallable[_job_pb2.StreamResultsRequest, _job_pb2.StreamResultsResponse]
     """Sends recorded outcomes in the order in which they were recorded, from a cursor on; with `follow` until the job has ended.
-    A broken call is resumed from the last cursor. What is sent is durable.
+    A broken call is resumed from the last cursor. What is sent is durable. NOT_FOUND (JOB_NOT_FOUND) also when the job is purged meanwhile: what
+    was sent is not all then.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -72,8 +80,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_job_pb2.CreateJobRequest, _abc.Awaitable[_job_pb2.CreateJobResponse]],
     ) -> _abc.Awaitable[_job_pb2.CreateJobResponse]:
         """Creates a job, with all its tasks at once where they fit into one message. Durable before it answers.
-        The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec
-        ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
+        The same job_id with the same spec answers with `existed` set and takes over nothing twice; with another spec, other tasks, or `close` and
+        fewer tasks than it has, ALREADY_EXISTS (CONFLICT). FAILED_PRECONDITION (DEPENDENCY_NOT_FOUND) when a job that it depends on does not exist.
         """
 
     @_abc_1.abstractmethod
@@ -84,7 +92,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_job_pb2.AppendTasksResponse]:
         """Adds tasks to an open job. The client streams batches; each is taken whole or not at all, in order, and the answer comes
         when all of them are durable. After a broken call the client sends again what was not acknowledged: batches
-        that the job already has are recognised by index and content and change nothing; another content is ALREADY_EXISTS (CONFLICT).
+        that the job already has are recognised by index and content and change nothing; another content, or `close` on a batch that ends before the
+        last task, is ALREADY_EXISTS (CONFLICT).
         FAILED_PRECONDITION (JOB_CLOSED) when the job is closed, OUT_OF_RANGE (GAP) when first_index is above the count of tasks.
         """
 
@@ -152,7 +161,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.RetryJobRequest,
         context: _aio.ServicerContext[_job_pb2.RetryJobRequest, _abc.Awaitable[_job_pb2.RetryJobResponse]],
     ) -> _abc.Awaitable[_job_pb2.RetryJobResponse]:
-        """Makes a new job of the tasks of an ended or running one that ended without success. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are none."""
+        """Makes a new job of the tasks of an ended or running one that ended without success. Repeated with the same new_job_id it answers with that
+        job; ALREADY_EXISTS (CONFLICT) when the id is that of another one. FAILED_PRECONDITION (NOTHING_TO_RETRY) when there are no such tasks,
+        (WRONG_STATE) when the job has dependencies.
+        """
 
     @_abc_1.abstractmethod
     def PurgeJob(
@@ -160,7 +172,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.PurgeJobRequest,
         context: _aio.ServicerContext[_job_pb2.PurgeJobRequest, _abc.Awaitable[_job_pb2.PurgeJobResponse]],
     ) -> _abc.Awaitable[_job_pb2.PurgeJobResponse]:
-        """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal."""
+        """Removes an ended job with its record. Its blobs in Storage stay. FAILED_PRECONDITION (JOB_NOT_ENDED) while tasks are not terminal,
+        or while a job that depends on it, or the task above that it was made for, has not ended. One that was purged a while ago is answered in the
+        same way, for the first answer may have been lost.
+        """
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -177,7 +192,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_job_pb2.StreamResultsRequest, _abc.AsyncIterator[_job_pb2.StreamResultsResponse]],
     ) -> _abc.AsyncIterator[_job_pb2.StreamResultsResponse]:
         """Sends recorded outcomes in the order in which they were recorded, from a cursor on; with `follow` until the job has ended.
-        A broken call is resumed from the last cursor. What is sent is durable.
+        A broken call is resumed from the last cursor. What is sent is durable. NOT_FOUND (JOB_NOT_FOUND) also when the job is purged meanwhile: what
+        was sent is not all then.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _aio.Server) -> None: ...

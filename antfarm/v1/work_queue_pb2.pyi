@@ -188,7 +188,7 @@ class Hello(_message.Message):
     slots: _builtins.int
     """Tasks that it can run at the same time."""
     window: _builtins.int
-    """Assignments that may be outstanding at the same time, the running ones included. At least `slots`, or 0 while draining."""
+    """Assignments that may be outstanding at the same time, the running ones included. At least `slots`, or 0 while it asks for none, as in a drain."""
     max_epoch_seen: _builtins.int
     """Highest epoch that it has seen from this orchestrator's queue, those of tokens kept from an earlier process included. It obeys no lower one."""
     orchestrator: _builtins.bool
@@ -316,7 +316,9 @@ class Welcome(_message.Message):
     session_id: _builtins.str
     """Names this attachment; PushReports names it."""
     storage_address: _builtins.str
-    """Address of Storage. Empty: none."""
+    """Address of Storage. Empty: none, or not known yet; it takes no address away that an earlier Welcome gave. When the address changes the session is
+    ended UNAVAILABLE, and the next Welcome has the new one.
+    """
     orchestrator_id: _builtins.str
     """Stable id of the orchestrator."""
     protocol_minor: _builtins.int
@@ -617,7 +619,7 @@ class Drain(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def limit(self) -> _duration_pb2.Duration:
-        """Finish within this time; then stop what still runs and report it RELEASED."""
+        """Finish within this time, counted from the receipt; then stop what still runs and report it RELEASED. A later Drain replaces it by its own."""
 
     def __init__(
         self,

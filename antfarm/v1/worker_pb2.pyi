@@ -146,7 +146,7 @@ class Worker(_message.Message):
     software: _builtins.str
     """Version of its software."""
     remark: _builtins.str
-    """Why it is in quarantine, reserved or without places, and what happens next, in words. May be empty."""
+    """Why it is in quarantine, reserved or without places, what its free places are kept for, and what happens next, in words. May be empty."""
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Task types it can run."""

@@ -77,7 +77,8 @@ class WorkerServiceServicer:
 
     def DrainWorker(self, request, context):
         """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
-        gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
+        gives back what has not begun, at the limit the rest, and stays. Answers at once. Said again, its limit replaces the one before. A restart of
+        this orchestrator forgets it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

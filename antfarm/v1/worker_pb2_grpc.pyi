@@ -22,7 +22,8 @@ class WorkerServiceStub:
     """One worker."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainWorkerRequest, _worker_pb2.DrainWorkerResponse]
     """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
-    gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
+    gives back what has not begun, at the limit the rest, and stays. Answers at once. Said again, its limit replaces the one before. A restart of
+    this orchestrator forgets it.
     """
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.UndrainWorkerRequest, _worker_pb2.UndrainWorkerResponse]
     """Lets a worker that has not left yet, or that comes back under the same id, get work again; ends its quarantine too."""
@@ -53,7 +54,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_worker_pb2.DrainWorkerRequest, _abc.Awaitable[_worker_pb2.DrainWorkerResponse]],
     ) -> _abc.Awaitable[_worker_pb2.DrainWorkerResponse]:
         """Asks a worker to drain: it gets no more work, hands back what has not started, finishes what runs, and leaves. A down-stream orchestrator
-        gives back what has not begun, at the limit the rest, and stays. Answers at once. A restart of this orchestrator forgets it.
+        gives back what has not begun, at the limit the rest, and stays. Answers at once. Said again, its limit replaces the one before. A restart of
+        this orchestrator forgets it.
         """
 
     @_abc_1.abstractmethod
