@@ -655,7 +655,7 @@ class World:
         ):
             return []
         kept_for = self.harness.state.kept_for
-        if kept_for is not None and kept_for[0] is worker and kept_for[1] is not job.lane:
+        if kept_for is not None and kept_for.worker is worker and kept_for.lane is not job.lane:
             return []
         if worker.live and worker.taken + job.lane.slots > worker.window:
             return []

@@ -37,6 +37,8 @@ def place(turn: Turn) -> None:
         return
     idle = [worker for worker in state.workers.values() if worker.assignable and not worker.orchestrator]
     idle = [worker for worker in idle if worker.taken < min(worker.slots, worker.window)]
+    if state.kept_for is not None:
+        idle = [worker for worker in idle if worker is not state.kept_for.worker]  # its slots are wanted
     if not idle:
         return
     running = sum(len(worker.live) for worker in state.workers.values())

@@ -9,6 +9,7 @@ What this costs the farm is bounded: one worker at a time becomes empty, and at 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from antfarm.model import Failure, TaskState
@@ -94,14 +95,13 @@ def adopted(turn: Turn, attempt: Attempt) -> None:
         _reserve(state, key, worker).running = True
 
 
-def starts(turn: Turn) -> list[tuple[Worker, Job, int]]:
-    """Suspected tasks that begin now, each with the empty worker that is reserved for it. The caller assigns them."""
+def starts(turn: Turn) -> Iterator[tuple[Worker, Job, int]]:
+    """Suspected tasks that begin now, each with the empty worker that is reserved for it. The caller assigns each before it asks for the next: limits count them."""
     state = turn.state
     _tidy(state)
     attached = sum(worker.able for worker in state.workers.values())
     room = max(attached // 3, 1) - sum(worker.alone_for is not None for worker in state.workers.values())
     emptying = any(alone.worker is not None and not alone.running for alone in state.alone.values())
-    found: list[tuple[Worker, Job, int]] = []
     for key, alone in list(state.alone.items()):
         if alone.running or (alone.worker is None and room <= 0):
             continue
@@ -124,10 +124,9 @@ def starts(turn: Turn) -> list[tuple[Worker, Job, int]]:
         alone = _reserve(state, key, worker)
         if worker.is_empty:
             alone.running = True
-            found.append((worker, job, key[1]))
             if paused is not None:
                 health.sent(paused, worker, key)
-    return found
+            yield worker, job, key[1]
 
 
 def _has_room(job: Job) -> bool:

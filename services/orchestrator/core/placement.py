@@ -10,6 +10,7 @@ import math
 
 from antfarm.model import TaskState
 from services.orchestrator.core import health, isolation, records
+from services.orchestrator.core import room as making_room
 from services.orchestrator.core.effects import AssignedTask, SendTasks
 from services.orchestrator.core.jobs import submitted_ns
 from services.orchestrator.core.lanes import PARENT_PREFIX, Lane, fits
@@ -65,7 +66,7 @@ def place(turn: Turn) -> None:
     lanes = [lane for lane in state.lanes.values() if _is_ready(lane)]
     if lanes and state.paused_types:
         lanes = _probe_types(turn, lanes, plan)
-    _keep_room(turn, lanes)
+    making_room.review(turn, lanes)
     if lanes:
         if state.quarantined:
             _probe_workers(turn, lanes, plan)
@@ -80,29 +81,6 @@ def _is_ready(lane: Lane) -> bool:
         lane.refused_ns = 0
         return False
     return True
-
-
-def _keep_room(turn: Turn, lanes: list[Lane]) -> None:
-    """Keep a worker for tasks that need more of it than ever ends at once, one at a time: narrow ones would take each slot that frees, for ever (L6)."""
-    state = turn.state
-    if state.kept_for is not None:
-        worker, lane = state.kept_for
-        if _is_crowded_out(lane) and lane in lanes and worker.assignable and fits(worker, lane):
-            return
-        state.kept_for = None
-    for lane in lanes:
-        if _is_crowded_out(lane) and turn.now - lane.refused_ns >= turn.config.room_patience_ns:
-            able = [worker for worker in state.workers.values() if worker.assignable and fits(worker, lane)]
-            if able:
-                state.kept_for = (min(able, key=lambda worker: (worker.taken, worker.worker_id)), lane)
-                return
-
-
-def _is_crowded_out(lane: Lane) -> bool:
-    """True when tasks of it were refused, and nothing but what others take on the workers is in their way."""
-    job = lane.next()
-    waits = job is not None and job.counts[_QUEUED] > 0
-    return waits and lane.refused_ns > 0 and (lane.limit is None or lane.limit.room > 0)
 
 
 def _begin_alone(turn: Turn, plan: dict[str, Frames]) -> None:
@@ -134,7 +112,7 @@ def _probe(turn: Turn, probation: Probation, worker: Worker, lanes: list[Lane], 
     before = len(worker.live)
     for lane in lanes:
         if worker.taken + lane.slots <= worker.window or not worker.live:
-            _fill(turn, worker, [lane], lane.slots, plan)
+            _fill(turn, worker, [lane], lane.slots, plan)  # also where room is kept: nobody waits for a canary
             if len(worker.live) > before:
                 health.sent(probation, worker, next(reversed(worker.live)))
                 return
@@ -155,7 +133,12 @@ def _share_out(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> None:
                 if not waiting:
                     return
                 share = math.ceil(waiting / (len(workers) - position))
-                _fill(turn, worker, lanes, min(free, max(share, widest)), plan)
+                slots = min(free, max(share, widest))
+                kept = turn.state.kept_for
+                if kept is not None and kept.worker is worker:
+                    _fill_beside(turn, worker, lanes, slots, plan, kept.lane)
+                else:
+                    _fill(turn, worker, lanes, slots, plan)
 
 
 def _takers(turn: Turn, lanes: list[Lane]) -> list[Worker]:
@@ -184,18 +167,28 @@ def _waiting(lanes: list[Lane], enough: float) -> float:
     return total
 
 
-def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, Frames]) -> None:
-    """Give one worker tasks that take up to `slots` of the lanes that it can run, in fair shares."""
-    kept_for = turn.state.kept_for
-    if kept_for is not None and kept_for[0] is worker:
-        lanes = [lane for lane in lanes if lane is kept_for[1]]
+def _fill_beside(
+    turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, Frames], kept: Lane
+) -> None:
+    """Give a worker that is kept for tasks of a lane one of these, or others as far as they leave room for it."""
+    if _count(worker, kept, slots) and room(worker, kept) > 0:
+        _fill(turn, worker, [kept], kept.slots, plan)
+    else:
+        others = [lane for lane in lanes if lane is not kept]
+        _fill(turn, worker, others, min(slots, making_room.left_slots(worker, kept)), plan, kept)
+
+
+def _fill(
+    turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dict[str, Frames], kept: Lane | None = None
+) -> None:
+    """Give one worker tasks that take up to `slots` of the lanes that it can run, in fair shares. `kept`: of what room is to stay for one task."""
     open_lanes = [lane for lane in lanes if len(lane) and fits(worker, lane)]
     aside: list[Job] = []
     while slots > 0 and open_lanes:
         lane = open_lanes[0] if len(open_lanes) == 1 else min(open_lanes, key=lambda lane: _lane_pass(worker, lane))
-        job, most = lane.next(), min(room(worker, lane), _count(worker, lane, slots))
+        job, most = lane.next(), min(room(worker, lane, kept), _count(worker, lane, slots))
         if job is None or most <= 0:
-            if job is not None and not lane.refused_ns and (lane.limit is None or lane.limit.room > 0):
+            if job is not None and not lane.refused_ns:
                 lane.refused_ns = turn.now
             open_lanes.remove(lane)
             continue
@@ -214,13 +207,16 @@ def _fill(turn: Turn, worker: Worker, lanes: list[Lane], slots: float, plan: dic
         job.lane.offer(job)
 
 
-def room(worker: Worker, lane: Lane) -> int:
-    """How many more tasks of the lane limits and resources allow. CPUs are slots, which the window counts: waiting tasks do not use them."""
+def room(worker: Worker, lane: Lane, kept: Lane | None = None) -> int:
+    """How many more tasks of the lane limits and resources allow, beside one task of `kept`. CPUs are slots, which the window counts: waiting tasks do not use them."""
     room = 1 << 30 if lane.limit is None else lane.limit.room
     for name, amount in lane.template.resources.items():
         if name != "cpu" and amount > 0:
             # Compared before it is made whole: of next to nothing there is room for infinitely many.
-            room = int(min(room, (worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)) / amount + 1e-9))
+            free = worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)
+            if kept is not None:
+                free = min(free, making_room.left_of(worker, kept, name))
+            room = int(min(room, free / amount + 1e-9))
     return room
 
 

@@ -513,6 +513,19 @@ class Relay:
     """Tasks that stand for a parent still."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Kept:
+    """A worker that is kept for tasks of a lane, until one of them was given out. Volatile; see `room`."""
+
+    worker: Worker
+    lane: Lane
+    until_ns: int
+    """When another worker is tried."""
+    patience_ns: int
+    tried: set[str]
+    """Workers that were kept in this round."""
+
+
 class State:
     """Everything. Handlers read it freely and change volatile parts; durable parts change in `apply` alone."""
 
@@ -556,8 +569,7 @@ class State:
         """Jobs of parents whose end is recorded above, in the order in which that was heard: kept for people to look at."""
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
-        self.kept_for: tuple[Worker, Lane] | None = None
-        """A worker that is given nothing of other lanes, until one task of this lane was given out."""
+        self.kept_for: Kept | None = None
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
         """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, and those of what has ended go when there are many."""
         self.timers_max = TIMERS_MIN

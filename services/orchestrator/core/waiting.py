@@ -260,9 +260,10 @@ def reservation(state: State, task: tuple[int, int]) -> str:
 
 def keeping(state: State, worker: Worker) -> str:
     """What a worker's free places are kept for, said of the worker; empty when for nothing."""
-    if state.kept_for is None or state.kept_for[0] is not worker:
+    kept = state.kept_for
+    if kept is None or kept.worker is not worker:
         return ""
-    return f"keeps its free places for a task of type {one_line(state.kept_for[1].template.type, 128)}, which needs more than ends at once"
+    return f"keeps its free places for a task of type {one_line(kept.lane.template.type, 128)}, which needs more than ends at once"
 
 
 def _away(scene: Scene, worker: Worker) -> str:
@@ -313,7 +314,7 @@ def _kept_for(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
     """A worker that is kept for tasks which need much at once: theirs, or those that do not get its free places."""
     if scene.state.kept_for is None or not _is_placed(scene, job, index):
         return
-    worker, lane = scene.state.kept_for
+    worker, lane = scene.state.kept_for.worker, scene.state.kept_for.lane
     patience = span(scene.config.room_patience_ns)
     if lane is job.lane:
         yield Finding(

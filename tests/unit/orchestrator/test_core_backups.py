@@ -376,3 +376,20 @@ def test_the_sample_is_bounded_and_even_over_the_whole_job() -> None:
     median_ns = durations.median_ns
     assert median_ns is not None
     assert abs(median_ns - 5_000) < 100
+
+
+def test_no_backup_goes_to_a_worker_that_is_kept_for_others(farm: Harness) -> None:
+    case = straggling(farm, other={"slots": 2, "types": ("t", "x")})
+    farm.create("narrow", 1_000, type="x")
+    farm.create("wide", 1, type="x", resources={"cpu": 2.0})
+    while farm.state.kept_for is None:
+        case.w2.take()
+        case.w2.run([next(iter(case.w2.held))])
+        case.wait(1)
+    assert farm.state.kept_for.worker.worker_id == "w2"
+    case.w2.take()
+    case.w2.run([next(iter(case.w2.held))])
+    case.wait(5)
+    assert case.w2.take() == []
+    case.w2.run()
+    assert [token[0] for token in case.w2.take()] == ["wide"]

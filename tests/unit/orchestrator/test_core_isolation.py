@@ -377,3 +377,25 @@ def test_a_worker_is_not_empty_while_an_attempt_runs_on_that_was_given_up(farm: 
     assert not farm.state.workers[holder.worker_id].is_empty
     assert holder.report(running) is VerdictCode.ACCEPTED
     assert farm.state.workers[holder.worker_id].is_empty
+
+
+def test_suspects_that_begin_together_keep_their_concurrency_limit(farm: Harness) -> None:
+    limit = ConcurrencyLimit(name="l", max_active=3)
+    worker = farm.worker("w1", slots=2)
+    farm.create("a", 2, limit=limit)
+    worker.take()
+    worker.die()
+    worker.take()
+    busy = farm.worker("wb", slots=3, types=("b",))
+    farm.create("b", 3, type="b", limit=limit)
+    worker.die()
+    workers = [worker, busy, *(farm.worker(f"x{number}") for number in range(6))]
+    farm.wait(8, beating=workers)
+    busy.take()
+    farm.wait(8, beating=workers)
+    busy.run([next(iter(busy.held))])
+    assert farm.state.limits["l"].live <= 3
+    busy.run()
+    farm.wait(1, beating=workers)
+    assert farm.states("a") == "AA"
+    farm.drop()

@@ -75,6 +75,80 @@ def test_no_worker_is_kept_for_what_waits_for_its_limit(farm: Harness) -> None:
     farm.drop(effects.SendTasks)
 
 
+def test_no_worker_is_kept_for_tasks_that_stand_in_their_own_way(farm: Harness) -> None:
+    """Two tasks for one GPU: the first is why the second waits, and the slots beside it are for others."""
+    worker = farm.worker("w1", slots=4, resources={"gpu": 1.0})
+    farm.create("g", 2, resources={"gpu": 1.0})
+    (gpu,) = worker.take()
+    farm.create("n", 1_000)
+    worker.take()
+    for _ in range(90):
+        worker.run([token for token in worker.held if token != gpu])
+        farm.wait(1, beating=[worker])
+        worker.take()
+        assert len(worker.held) == 4
+    assert farm.state.kept_for is None
+
+
+def test_of_a_kept_worker_others_take_what_leaves_room(farm: Harness) -> None:
+    """One type's task has the GPU for long, so another type's waits: a slot is kept for that, the rest is not."""
+    worker = farm.worker("w1", slots=4, resources={"gpu": 1.0}, types=("t", "u"))
+    farm.create("g", 1, resources={"gpu": 1.0})
+    (gpu,) = worker.take()
+    farm.create("h", 1, resources={"gpu": 1.0}, type="u")
+    farm.create("n", 1_000)
+    worker.take()
+    for _ in range(40):
+        worker.run([token for token in worker.held if token != gpu])
+        farm.wait(1, beating=[worker])
+        worker.take()
+    assert farm.state.kept_for is not None
+    assert sorted(token[0] for token in worker.held) == ["g", "n", "n"]
+    worker.run([gpu])
+    assert [token[0] for token in worker.take()] == ["h"]
+    farm.tick()
+    assert farm.state.kept_for is None
+    farm.drop(effects.SendTasks)
+
+
+def test_no_worker_is_kept_that_asks_for_nothing(farm: Harness) -> None:
+    """Its children may not start, so it holds nothing and would be taken for the emptiest."""
+    broken, worker = farm.worker("w0", slots=2), farm.worker("w1", slots=2)
+    broken.credit(0)
+    farm.create("narrow", 1_000)
+    farm.create("wide", 1, resources={"cpu": 2.0})
+    worker.take()
+    seconds = 0
+    while not any(token[0] == "wide" for token in worker.held):
+        worker.run([next(iter(worker.held))])
+        farm.wait(1, beating=[broken, worker])
+        worker.take()
+        seconds += 1
+        assert seconds < 40
+
+
+def test_where_room_does_not_come_in_time_another_worker_is_kept(farm: Harness) -> None:
+    first, second = workers = [farm.worker(f"w{n}", slots=2) for n in (1, 2)]
+    second.credit(0)
+    farm.create("long", 1)
+    (long,) = first.take()
+    second.credit(2)
+    farm.create("narrow", 1_000)
+    farm.create("wide", 1, resources={"cpu": 2.0})
+    seconds = 0
+    while not any(token[0] == "wide" for token in second.held):
+        for worker in workers:
+            worker.take()
+            short = [token for token in worker.held if token != long]
+            worker.run(short[:1])
+        farm.wait(1, beating=workers)
+        second.take()
+        seconds += 1
+        assert seconds < 100
+    assert first.held.keys() >= {long}
+    farm.drop(effects.SendTasks)
+
+
 def test_a_worker_that_is_kept_for_tasks_that_were_cancelled_takes_others_again(farm: Harness) -> None:
     worker = farm.worker("w1", slots=2)
     farm.create("narrow", 1_000)
