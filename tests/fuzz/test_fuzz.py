@@ -67,7 +67,9 @@ def test_it_notices_a_report_that_counts_though_it_was_not_issued_to_the_reporte
 def test_it_notices_what_stopped_an_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that says it has infinitely many of a resource."""
     monkeypatch.setattr(workers, "check_resources", lambda resources: None)
-    monkeypatch.setattr(placement, "room", lambda worker, lane: int(min(map(float, worker.resources.values()))))
+    monkeypatch.setattr(
+        placement, "room", lambda worker, lane, kept=None: int(min(map(float, worker.resources.values())))
+    )
     _broken(fuzz_core.run, OverflowError)
 
 

@@ -53,7 +53,7 @@ def third_time(ctx: af.Context) -> int:
     return ctx.attempt
 
 
-@af.task(retries=af.Retry(max_attempts=3, backoff=3600))
+@af.task(retries=af.Retry(max_attempts=3, backoff=86_000, backoff_max=86_000))
 def fail_patiently() -> None:
     raise OSError("not yet")
 
