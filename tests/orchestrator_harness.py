@@ -488,6 +488,16 @@ class Worker:
             assert self.report(token) is VerdictCode.ACCEPTED
 
 
+def crowd_out(farm: Harness, worker: Worker) -> None:
+    """Narrow tasks of job `narrow` end there one at a time, until it is kept for others, and one more."""
+    while farm.state.kept_for is None:
+        worker.take()
+        worker.run([next(iter(worker.held))])
+        farm.wait(1, beating=[worker])
+    worker.take()
+    worker.run([next(iter(worker.held))])
+
+
 def straggler(farm: Harness, run_s: int = 1, **spec: Any) -> tuple[Worker, Token]:
     """w1 on host a has done three of the four tasks of job j, each in so many seconds, and runs the last: (w1, that one)."""
     worker = farm.worker("w1", slots=4, host="a")

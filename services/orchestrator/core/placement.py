@@ -175,7 +175,7 @@ def _fill_beside(
         _fill(turn, worker, [kept], kept.slots, plan)
     else:
         others = [lane for lane in lanes if lane is not kept]
-        _fill(turn, worker, others, min(slots, making_room.left_slots(worker, kept)), plan, kept)
+        _fill(turn, worker, others, min(slots, worker.window - worker.taken - kept.slots), plan, kept)
 
 
 def _fill(
@@ -215,7 +215,7 @@ def room(worker: Worker, lane: Lane, kept: Lane | None = None) -> int:
             # Compared before it is made whole: of next to nothing there is room for infinitely many.
             free = worker.resources.get(name, 0.0) - worker.used.get(name, 0.0)
             if kept is not None:
-                free = min(free, making_room.left_of(worker, kept, name))
+                free -= kept.template.resources.get(name, 0.0)
             room = int(min(room, free / amount + 1e-9))
     return room
 

@@ -76,13 +76,3 @@ def _keep(turn: Turn, lane: Lane, before: Kept | None) -> bool:
         tried=tried | {worker.worker_id},
     )
     return True
-
-
-def left_slots(worker: Worker, kept: Lane) -> float:
-    """Slots of a kept worker that other tasks may take."""
-    return worker.window - worker.taken - kept.slots
-
-
-def left_of(worker: Worker, kept: Lane, name: str) -> float:
-    """How much of a resource of a kept worker other tasks may take."""
-    return worker.resources.get(name, 0.0) - worker.used.get(name, 0.0) - kept.template.resources.get(name, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from orchestrator_harness import Harness, Token, Worker, each, retrying, straggler, whole
+from orchestrator_harness import Harness, Token, Worker, crowd_out, each, retrying, straggler, whole
 
 from antfarm.errors import WrongState
 from antfarm.model import (
@@ -224,12 +224,7 @@ def test_a_worker_that_is_kept_for_what_needs_much_at_once(farm: Harness) -> Non
     worker = farm.worker(slots=2)
     farm.create("narrow", 1_000)
     farm.create("wide", 1, resources={"cpu": 2.0}, type="t")
-    while farm.state.kept_for is None:
-        worker.take()
-        worker.run([next(iter(worker.held))])
-        farm.wait(1, beating=[worker])
-    worker.take()
-    worker.run([next(iter(worker.held))])
+    crowd_out(farm, worker)
     kept = keeping(farm.state, farm.state.workers["w1"])
     assert kept == "keeps its free places for a task of type t, which needs more than ends at once"
     assert "w1 is kept for it: it begins there when enough has ended." in now(farm, "wide")

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
-from orchestrator_harness import Harness, Worker, create_event, failure, retrying
+from orchestrator_harness import Harness, Worker, create_event, crowd_out, failure, retrying
 
 from antfarm.model import PAYLOAD_BYTES_MAX, ConcurrencyLimit, Ending, TaskTemplate
 from services.orchestrator.core import effects, events, placement, state
@@ -153,12 +153,7 @@ def test_a_worker_that_is_kept_for_tasks_that_were_cancelled_takes_others_again(
     worker = farm.worker("w1", slots=2)
     farm.create("narrow", 1_000)
     farm.create("wide", 1, resources={"cpu": 2.0})
-    while farm.state.kept_for is None:
-        worker.take()
-        worker.run([next(iter(worker.held))])
-        farm.wait(1, beating=[worker])
-    worker.take()
-    worker.run([next(iter(worker.held))])
+    crowd_out(farm, worker)
     assert worker.take() == []
     assert len(worker.held) == 1
     farm.cancel("wide")
