@@ -2,6 +2,7 @@
 
     python -m bench.herd serve HEARTBEAT_S                           says `ready on ADDRESS`
     python -m bench.herd links|streams ADDRESS NAME COUNT PER_S      says `attached`, then answers each line with `ATTACHED BROKEN`
+    python -m bench.herd beats ADDRESS                               says `attached`, then answers each line with `BEATS SLOWEST_MS`
 
 A raw worker has what a real one has while it is idle: a connection of its own, a Work Queue on which it beats and is answered, and a silent Report
 Queue, all in the messages and with the gRPC options of the farm. What is missing is the farm: no session, no lease, no core, one coroutine a stream.
@@ -16,6 +17,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -24,12 +26,14 @@ import uvloop
 
 from antfarm import net, wire
 from antfarm.link import Link, WorkerIdentity
-from antfarm.model import SECOND_NS
+from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS
 from antfarm.program import tune_gc
 from antfarm.v1 import report_queue_pb2, report_queue_pb2_grpc, work_queue_pb2, work_queue_pb2_grpc
 
 Stream = grpc.aio.StreamStreamCall[Any, Any]
 
+BEAT_S = 0.02
+"""Between two heartbeats of the worker that does nothing else."""
 BEATS_MISSED_MAX = 3
 """A raw worker whose last answer is older than this many beats counts as not attached."""
 
@@ -221,6 +225,47 @@ def questions() -> asyncio.Event:
     return event
 
 
+async def beat(address: str) -> None:
+    """Attach, say `attached`, beat; answer each line of standard input with the count of beats since the last and the slowest in ms."""
+    asked = questions()
+    async with net.open_channel(address) as channel:
+        work: Any = work_queue_pb2_grpc.WorkQueueServiceStub(channel).PullTasks()
+        hello = work_queue_pb2.Hello(
+            protocol_major=PROTOCOL_MAJOR,
+            protocol_minor=PROTOCOL_MINOR,
+            worker_id="beating",
+            incarnation=os.urandom(16),
+            slots=1,
+            window=1,
+            task_types=["bench.nothing"],
+            dial=1,
+        )
+        await work.write(work_queue_pb2.PullTasksRequest(hello=hello))
+        welcome = await work.read()
+        reports: Any = report_queue_pb2_grpc.ReportQueueServiceStub(channel).PushReports()
+        first = report_queue_pb2.ReportHello(session_id=welcome.welcome.session_id)
+        await reports.write(report_queue_pb2.PushReportsRequest(hello=first))
+        print("attached", flush=True)
+        waits_ms: list[float] = []
+        for number in range(1, sys.maxsize):
+            waits_ms.append(await answer_ms(work, number))
+            if asked.is_set():
+                asked.clear()
+                print(len(waits_ms), round(max(waits_ms)), flush=True)
+                waits_ms.clear()
+            await asyncio.sleep(BEAT_S)
+
+
+async def answer_ms(work: Any, number: int) -> float:
+    """Send one heartbeat and wait for its answer, in ms."""
+    began = time.perf_counter()
+    await work.write(work_queue_pb2.PullTasksRequest(heartbeat=work_queue_pb2.Heartbeat(number=number)))
+    while (frame := await work.read()) is not grpc.aio.EOF:
+        if frame.heartbeat_ack.number == number:
+            return 1e3 * (time.perf_counter() - began)
+    raise SystemExit("the orchestrator hung up")
+
+
 def main() -> None:
     """Read the words, then serve or host."""
     logging.disable(logging.WARNING)  # a link that dials again says so; the answers count it
@@ -231,8 +276,12 @@ def main() -> None:
             uvloop.run(host(LinkedWorker, address, name, int(count), float(per_s)))
         case ["streams", address, name, count, per_s]:
             uvloop.run(host(RawWorker, address, name, int(count), float(per_s)))
+        case ["beats", address]:
+            uvloop.run(beat(address))
         case _:
-            raise SystemExit("python -m bench.herd serve HEARTBEAT_S | links|streams ADDRESS NAME COUNT PER_S")
+            raise SystemExit(
+                "python -m bench.herd serve HEARTBEAT_S | links|streams ADDRESS NAME COUNT PER_S | beats ADDRESS"
+            )
 
 
 if __name__ == "__main__":

@@ -214,12 +214,12 @@ class Program:
         return text
 
     def ask(self) -> tuple[int, int]:
-        """Workers of it that are attached now, and connections that these have lost so far."""
+        """What it answers: of idle workers those that are attached now, and connections that these have lost so far."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        attached, broken = map(int, self.line(ANSWER_S).split())
-        return attached, broken
+        first, second = map(int, self.line(ANSWER_S).split())
+        return first, second
 
 
 if __name__ == "__main__":
