@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
         made = Pipe(writing)
         yield made
         made.close()
+        for thread in threading.enumerate():
+            if thread.name == "stdin":  # reads on to the end, by a number that the next test's pipe will have
+                thread.join()
 
 
 async def test_lines_come_as_they_are_written_and_the_last_one_needs_no_end(pipe: Pipe) -> None:
