@@ -488,6 +488,16 @@ class Worker:
             assert self.report(token) is VerdictCode.ACCEPTED
 
 
+def keep_busy(farm: Harness, *workers: Worker) -> None:
+    """Each of them, the only ones in the farm, takes a task of job `busy` and wants no more."""
+    for worker in workers:
+        worker.credit(1)
+    farm.create("busy", len(workers))
+    for worker in workers:
+        worker.take()
+        worker.credit(0)
+
+
 def crowd_out(farm: Harness, worker: Worker) -> None:
     """Narrow tasks of job `narrow` end there one at a time, until it is kept for others, and one more."""
     while farm.state.kept_for is None:

@@ -79,10 +79,15 @@ def _may_go(state: State, worker: Worker) -> bool:
     """True when quarantines stay within a third of the workers with this one, and others can run what waits for it."""
     workers = _able(state)
     away = sum(other.quarantine is not None for other in workers if other is not worker)
-    others = [other for other in workers if other.quarantine is None and other is not worker]
+    others = [other for other in workers if other.quarantine is None and other is not worker and _works(other)]
     return away + 1 <= len(workers) // 3 and all(
         any(fits(other, lane) for other in others) for lane in state.lanes.values() if len(lane) and fits(worker, lane)
     )
+
+
+def _works(worker: Worker) -> bool:
+    """False for one that neither wants work nor has some: it is leaving, or its processes do not start."""
+    return worker.window > 0 or bool(worker.live)
 
 
 def _quarantine(turn: Turn, worker: Worker, failure: Failure) -> None:

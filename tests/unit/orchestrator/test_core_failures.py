@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from orchestrator_harness import Harness, Worker, create_event, failure, retrying
+from orchestrator_harness import Harness, Worker, create_event, failure, keep_busy, retrying
 
 from antfarm.model import (
     SECOND_NS,
@@ -600,9 +600,9 @@ def test_a_worker_that_goes_takes_several_tasks_of_a_job_that_the_first_of_them_
 
 
 def test_what_a_quarantine_takes_back_may_have_waited_too_long(farm: Harness) -> None:
-    bad, other, third = farm.worker("w1", slots=8), farm.worker("w2"), farm.worker("w3")
-    for idle in (other, third):
-        idle.credit(0)
+    other, third = farm.worker("w2"), farm.worker("w3")
+    keep_busy(farm, other, third)
+    bad = farm.worker("w1", slots=8)
     farm.create("j", 3)
     farm.create("k", 2, timeouts=Timeouts(queue_ns=5 * SECOND_NS))
     tokens = bad.take()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from orchestrator_harness import Harness, Worker, create_event, each, failure, retrying
+from orchestrator_harness import Harness, Worker, create_event, each, failure, keep_busy, retrying
 
 from antfarm.model import PROCESS_LOST_KIND, Ending, Failure, FailureClass, JobId, VerdictCode, WorkerId
 from services.orchestrator.core import effects, events
@@ -13,6 +13,13 @@ from services.orchestrator.core import effects, events
 
 def farm_of(farm: Harness, count: int, slots: int = 1) -> list[Worker]:
     return [farm.worker(f"w{n}", slots=slots) for n in range(1, count + 1)]
+
+
+def beside_busy(farm: Harness, count: int, slots: int = 1) -> list[Worker]:
+    """So many workers: the first is idle, each other holds a task of job `busy` and wants no more."""
+    others = [farm.worker(f"w{n}", slots=slots) for n in range(2, count + 1)]
+    keep_busy(farm, *others)
+    return [farm.worker("w1", slots=slots), *others]
 
 
 def quarantined(farm: Harness) -> list[str]:
@@ -26,10 +33,8 @@ def fail_next(worker: Worker, failure_class: FailureClass = FailureClass.APP) ->
 
 
 def one_fails_three(farm: Harness, tasks: int) -> list[Worker]:
-    """Three workers and a job: the first fails three of its tasks, the others take nothing yet."""
-    bad, *others = workers = farm_of(farm, 3)
-    for other in others:
-        other.credit(0)
+    """Three workers and a job: the first fails three of its tasks, the others are busy."""
+    bad, *_ = workers = beside_busy(farm, 3)
     farm.create("j", tasks)
     for _ in range(3):
         fail_next(bad)
@@ -58,9 +63,7 @@ def assigned(farm: Harness, workers: Sequence[Worker]) -> list[int]:
 def test_three_tasks_that_failed_put_a_worker_into_quarantine(
     farm: Harness, failure_class: FailureClass, counts: bool
 ) -> None:
-    bad, *others = farm_of(farm, 3, slots=3)
-    for other in others:
-        other.credit(0)
+    bad, *_ = beside_busy(farm, 3, slots=3)
     farm.create("j", 10, retry=retrying(9))
     for token in bad.take():
         assert quarantined(farm) == []
@@ -94,9 +97,7 @@ def test_three_failures_in_more_than_ten_endings_are_luck(farm: Harness) -> None
 
 
 def test_a_worker_in_quarantine_is_given_one_task_after_half_a_minute_and_its_success_ends_it(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3, slots=2)
-    for other in others:
-        other.credit(0)
+    bad, *others = beside_busy(farm, 3, slots=2)
     farm.create("j", 50)
     bad.take()
     for token in list(bad.held)[:2]:
@@ -159,15 +160,16 @@ def test_a_canary_that_fails_in_a_cluster_keeps_the_type_paused(farm: Harness) -
 
 
 def test_a_backup_that_succeeds_elsewhere_says_nothing_of_the_canarys_worker(farm: Harness) -> None:
-    bad, w2, w3 = workers = [farm.worker(f"w{n}", host=f"h{n}") for n in (1, 2, 3)]
-    for other in (w2, w3):
-        other.credit(0)
+    w2, w3 = farm.worker("w2", host="h2", slots=2), farm.worker("w3", host="h3")
+    keep_busy(farm, w2, w3)
+    bad = farm.worker("w1", host="h1")
+    workers = [bad, w2, w3]
     farm.create("j", 3)
     for _ in range(3):
         fail_next(bad)
     farm.create("k", 4, idempotent=True)
-    w2.credit(1)
-    for credit in (1, 1, 0):
+    w2.credit(2)
+    for credit in (2, 2, 1):
         (token,) = w2.take()
         farm.wait(1, beating=workers)
         w2.credit(credit)
@@ -176,7 +178,7 @@ def test_a_backup_that_succeeds_elsewhere_says_nothing_of_the_canarys_worker(far
     (canary,) = bad.take()
     bad.running(canary)
     assert canary[:2] == ("k", 3)
-    w2.credit(1)
+    w2.credit(2)
     farm.wait(60, beating=workers)
     (backup,) = w2.take()
     assert w2.report(backup) is VerdictCode.ACCEPTED
@@ -197,9 +199,7 @@ def test_a_canary_that_is_handed_back_proves_nothing_and_the_next_goes_out(farm:
 
 
 def test_what_has_not_started_is_taken_back_and_fails_nobody_any_more(farm: Harness) -> None:
-    bad, *others = farm_of(farm, 3, slots=2)
-    for other in others:
-        other.credit(0)
+    bad, *_ = beside_busy(farm, 3, slots=2)
     bad.credit(100)
     farm.create("j", 100)
     tokens = bad.take()
@@ -215,10 +215,9 @@ def test_what_has_not_started_is_taken_back_and_fails_nobody_any_more(farm: Harn
 
 def test_what_is_taken_back_before_it_has_left_leaves_before_it_goes_elsewhere(farm: Harness) -> None:
     """It stands behind a frame that waits for a commit, and its token is older than the next one (I7)."""
-    bad = farm.worker("w1", slots=8, types=("t", "u"))
     good, idle = farm.worker("w2", slots=8), farm.worker("w3", slots=8, types=("t", "u"))
-    for other in (good, idle):
-        other.credit(0)
+    keep_busy(farm, good, idle)
+    bad = farm.worker("w1", slots=8, types=("t", "u"))
     farm.create("a", 1)
     farm.create("j", 3)
     farm.create("b", 1, type="u", dependencies=(each("a"),))
@@ -298,10 +297,26 @@ def test_the_only_one_that_can_run_what_waits_is_not_put_into_quarantine(farm: H
     assert not any(other.take() for other in others)
 
 
-def test_when_others_leave_a_quarantine_ends_rather_than_the_work(farm: Harness) -> None:
-    bad, second, third = farm_of(farm, 3)
-    for other in (second, third):
+def test_who_neither_wants_work_nor_has_some_takes_nothing_over(farm: Harness) -> None:
+    """Its processes do not start, or it is leaving: the only one that works is not sent away for it (section 8, "never the last")."""
+    bad, *others = farm_of(farm, 3)
+    for other in others:
         other.credit(0)
+    farm.create("j", 9)
+    for _ in range(4):
+        fail_next(bad)
+    assert quarantined(farm) == []
+    others[0].credit(1)
+    fail_next(bad)
+    assert quarantined(farm) == ["w1"]
+    others[0].credit(0)
+    others[0].run(others[0].take())
+    assert quarantined(farm) == []
+    farm.drop()
+
+
+def test_when_others_leave_a_quarantine_ends_rather_than_the_work(farm: Harness) -> None:
+    bad, _, third = beside_busy(farm, 3)
     farm.create("j", 9)
     for _ in range(3):
         fail_next(bad)
@@ -506,9 +521,10 @@ def test_failures_of_a_down_stream_orchestrator_were_judged_below(farm: Harness)
 
 
 def test_a_suspect_does_not_run_on_a_worker_in_quarantine(farm: Harness) -> None:
-    bad, second, *others = farm_of(farm, 4)
-    for other in (second, *others):
-        other.credit(0)
+    others = [farm.worker("w3"), farm.worker("w4")]
+    keep_busy(farm, *others)
+    bad, second = farm_of(farm, 2)
+    second.credit(0)
     farm.create("j", 3)
     for _ in range(3):
         fail_next(bad)
