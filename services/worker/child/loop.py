@@ -156,7 +156,8 @@ class LoopChild:
         if small:
             self.runner.succeeded(job, context, seq, run_us, value)
         else:
-            await asyncio.to_thread(self.runner.succeeded, job, context, seq, run_us, value)
+            # Shielded, because a coroutine that has cancelled itself returns before that takes effect, which is here.
+            await asyncio.shield(asyncio.to_thread(self.runner.succeeded, job, context, seq, run_us, value))
 
 
 class _Undecodable(Exception):

@@ -101,6 +101,9 @@ class Driver:
         """Start the first child and learn from it what can be run: name -> (version, is_async). InvalidArgument when an app cannot be loaded."""
         self._first_ready = asyncio.get_running_loop().create_future()
         self._start_child(is_loop=False)
+        while not self._crew.size:  # the system lets no process start now
+            await asyncio.sleep(TICK_S)
+            self._start_child(is_loop=False)
         types = await self._first_ready
         self._types = {name: is_async for name, (_, is_async) in types.items()}
         return types

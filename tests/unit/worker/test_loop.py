@@ -112,3 +112,35 @@ async def test_one_that_has_returned_is_not_cancelled_on_the_way_to_a_thread(tmp
         await asyncio.gather(*blockers)
     await ended(task)
     assert said.endings() == [(OUT_FAILED, 1, "unencodable result")], "the farm of this test has no Storage"
+
+
+async def test_one_that_cancels_itself_and_returns_all_the_same_has_returned(tmp_path: Path) -> None:
+    """Its large result waits for a thread, and the cancel takes effect there."""
+    free = threading.Event()
+
+    async def function(number: int) -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "x" * 70_000
+
+    child, said = child_of(function, tmp_path)
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def send(record: Any) -> None:
+        said.records.append(record)
+        loop.call_soon_threadsafe(told.set)
+
+    said.send = send  # type: ignore[assignment]
+    blockers = [loop.run_in_executor(None, free.wait) for _ in range(64)]  # more than there are threads
+    try:
+        feed(child, 1)
+        [(task, _)] = child._tasks.values()
+        await ended(task)
+    finally:
+        free.set()
+        await asyncio.gather(*blockers)
+    async with asyncio.timeout(PATIENCE_S):
+        await told.wait()
+    assert said.endings() == [(OUT_FAILED, 1, "unencodable result")], "the farm of this test has no Storage"

@@ -125,6 +125,21 @@ async def farm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Farm]:
     await made.driver.close()
 
 
+async def test_the_first_child_is_started_as_soon_as_the_system_lets_it(
+    farm: Farm, caplog: pytest.LogCaptureFixture
+) -> None:
+    farm.refuses = True
+    starting = asyncio.create_task(farm.driver.start())
+    async with asyncio.timeout(PATIENCE_S):
+        while not caplog.messages:
+            await asyncio.sleep(0)
+    assert caplog.messages == ["no child could be started: Resource temporarily unavailable; trying again"]
+    farm.refuses = False
+    farm.the_pause_is_over()
+    (await farm.child()).is_ready()
+    assert list(await starting) == ["plain", "aio"]
+
+
 async def test_work_is_asked_for_again_when_another_child_can_be_started_beside_a_living_one(farm: Farm) -> None:
     first = await farm.serve()
     farm.refuses = True
