@@ -130,9 +130,7 @@ async def test_the_first_child_is_started_as_soon_as_the_system_lets_it(
 ) -> None:
     farm.refuses = True
     starting = asyncio.create_task(farm.driver.start())
-    async with asyncio.timeout(PATIENCE_S):
-        while not caplog.messages:
-            await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert caplog.messages == ["no child could be started: Resource temporarily unavailable; trying again"]
     farm.refuses = False
     farm.the_pause_is_over()
