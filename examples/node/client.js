@@ -57,6 +57,11 @@ async function main() {
   const request = { job_id: args['job-id'], spec: { name: 'from Node', template: { type } }, payloads, close: true };
   const { job } = await patiently(() => create(request));
   await patiently(() => results(job.job_id));
+  if (outcomes.size < words.length) { // a restored backup may have put some below the cursor: read from the beginning
+    cursor = '0';
+    await patiently(() => results(job.job_id));
+  }
+  if (outcomes.size < words.length) fail(`${args.connect}: ${words.length - outcomes.size} results of job ${job.job_id} are missing`, 1);
   for (const [index, word] of words.entries()) {
     const { state, result, failure, worker_id } = outcomes.get(index);
     if (state === 'TASK_STATE_SUCCEEDED') console.log(result.toString());

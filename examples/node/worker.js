@@ -50,7 +50,8 @@ function judge(mine, verdicts) {
 
 const frames = {
   welcome(mine, { epoch, session_id, heartbeat, lease, revoked }, reports) {
-    if (BigInt(epoch) > attempts.maxEpoch) attempts.maxEpoch = BigInt(epoch);
+    if (BigInt(epoch) < attempts.maxEpoch) return mine.end({ details: `its epoch ${epoch} is below ${attempts.maxEpoch}, which was seen before` });
+    attempts.maxEpoch = BigInt(epoch);
     mine.leaseS = seconds(lease);
     attempts.each(revoked, (attempt) => attempts.forget(attempt));
     mine.push = reports.PushReports();
@@ -97,15 +98,19 @@ function attach(queue, reports) {
   });
 }
 
-/** No more work; hands back what waits, finishes what runs, keeps its reports until their verdicts, then leaves with a word. */
+let drainEnd = 0; // when what runs is stopped
+
+/** No more work; hands back what waits, finishes what runs, keeps its reports until their verdicts, then leaves with a word. Asked again, the limit is the new one. */
 async function drain(limitS, cause) {
+  drainEnd = Date.now() + limitS * 1000;
   if (window === 0) return;
   window = 0;
   session?.pull.write({ credit: { window } });
   for (const attempt of attempts.held.values()) if (!attempt.started) attempts.stop(attempt, 'ENDING_RELEASED');
-  await emptied(limitS);
+  await emptied();
   for (const attempt of attempts.held.values()) attempts.stop(attempt, 'ENDING_RELEASED');
-  await emptied(CANCEL_GRACE_S);
+  drainEnd = Date.now() + CANCEL_GRACE_S * 1000;
+  await emptied();
   if (!session) process.exit(0);
   session.pull.on('end', () => process.exit(0)); // the orchestrator ends the stream when it has read the word
   session.pull.write({ goodbye: { cause } });
@@ -114,8 +119,8 @@ async function drain(limitS, cause) {
   process.exit(0);
 }
 
-async function emptied(limitS) {
-  for (const end = Date.now() + limitS * 1000; attempts.held.size && Date.now() < end;) await sleep(20);
+async function emptied() {
+  while (attempts.held.size && Date.now() < drainEnd) await sleep(20);
 }
 
 async function main() {

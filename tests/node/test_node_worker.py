@@ -193,6 +193,31 @@ async def test_drain_finishes_what_runs_hands_back_what_waits_and_says_goodbye(
     assert await asyncio.to_thread(program.wait) == 0
 
 
+async def test_a_drain_that_is_asked_for_again_has_the_new_limit(
+    farm: FakeOrchestrator, worker: Callable[..., Any]
+) -> None:
+    worker(farm, "--slots", "1")
+    await farm.attached()
+    await farm.tell(tasks=tasks("node.sleep", b"[60]"))
+    await farm.tell(drain=work_queue_pb2.Drain(limit=Duration(seconds=3600)))
+    assert (await farm.hear(work_queue_pb2.Credit)).window == 0
+    await farm.tell(drain=work_queue_pb2.Drain(limit=Duration(nanos=1)))
+    (released,) = await farm.outcomes()
+    assert (released.index, released.ending, released.never_started) == (0, report_queue_pb2.ENDING_RELEASED, False)
+
+
+async def test_a_welcome_of_a_lower_epoch_is_not_obeyed(farm: FakeOrchestrator, worker: Callable[..., Any]) -> None:
+    program = worker(farm)
+    await farm.attached()
+    farm.epoch = 8
+    farm.hang_up()
+    assert (await farm.hear(work_queue_pb2.Hello)).max_epoch_seen == 9
+    line = await asyncio.to_thread(program.says, "its epoch 8 is below 9, which was seen before")
+    assert line.startswith(f"{farm.address}: its epoch")
+    farm.epoch = 10
+    assert (await farm.attached()).max_epoch_seen == 9
+
+
 @pytest.mark.parametrize("refusal", [errors.WorkerIdInUse, errors.ProtocolUnsupported, errors.Cycle])
 async def test_a_refusal_that_cannot_be_cured_ends_the_program_with_one_line(
     refusal: type[errors.AntFarmError], farm: FakeOrchestrator, worker: Callable[..., Any]
