@@ -12,7 +12,7 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -63,6 +63,8 @@ class Link:
         handler: Handler,
         tls: net.Tls | None = None,
         outbox: Outbox | None = None,
+        queue: str = "",
+        on_other_queue: Callable[[str], None] = lambda orchestrator_id: None,
         dice: random.Random | None = None,
     ) -> None:
         """Make a link; nothing is dialled before `run`.
@@ -73,12 +75,16 @@ class Link:
             handler: whom to tell.
             tls: files of mutual TLS; None on loopback.
             outbox: where unacked reports outlive the process; None keeps them in memory.
+            queue: whose queue the attempts are of that will be held before `run`, as a Welcome said it; empty: not known, or not kept.
+            on_other_queue: told who answers instead of that one; until `queue` says otherwise its Welcome is not taken.
             dice: for the pauses between dials; given by tests.
         """
         self._addresses = deque(net.parse_address(address) for address in addresses)
         self._identity = identity
         self._handler = handler
         self._tls = tls
+        self.queue = queue
+        self._on_other_queue = on_other_queue
         self._session = Session(incarnation=os.urandom(16), dice=dice or random.SystemRandom(), window=identity.window)
         self._reports = Reports(self._session, MemoryOutbox() if outbox is None else outbox)
         self._wake = asyncio.Event()  # the writer of the Work Queue, or the pause between two dials
@@ -132,7 +138,7 @@ class Link:
 
     def forget_all(self) -> list[Token]:
         """Give up every attempt with its report: they are of another queue than that of the orchestrator which answers now. Those that were held."""
-        tokens = self._session.forget(list(self._session.held))
+        tokens = self._session.forget_all()
         self._reports.forget(tokens)
         return tokens
 
@@ -287,6 +293,7 @@ class Link:
             orchestrator=identity.orchestrator,
             host=identity.host,
             software=f"antfarm {__version__}",
+            orchestrator_id=self.queue,
         )
         self._hello_ns = now_ns()
         await work.write(work_queue_pb2.PullTasksRequest(hello=hello))
@@ -299,6 +306,9 @@ class Link:
         return welcome
 
     def _begin(self, welcome: work_queue_pb2.Welcome, channel: grpc.aio.Channel) -> None:
+        if self.queue and welcome.orchestrator_id not in ("", self.queue):
+            self._on_other_queue(welcome.orchestrator_id)
+            raise Unavailable("another orchestrator answers than before: what is of that one's queue is given up first")
         session = self._session
         now = now_ns()
         taken = session.welcomed(

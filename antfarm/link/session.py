@@ -230,6 +230,11 @@ class Session:
         self._measure()
         return forgotten
 
+    def forget_all(self) -> list[Token]:
+        """Another queue is served from now on: give up all that is held, and what was seen of the old one. What was held."""
+        self.max_epoch_seen = 0
+        return self.forget(list(self.held))
+
     # ---- reports ----------------------------------------------------------------------------------------------------
 
     def report(self, token: Token, report: object, size_bytes: int) -> int:

@@ -26,7 +26,7 @@ from antfarm.v1 import common_pb2 as antfarm_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ntfarm/v1/work_queue.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x01\n\x10PullTasksRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.antfarm.v1.HelloH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.antfarm.v1.CreditH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.antfarm.v1.HeartbeatH\x00\x12&\n\x07goodbye\x18\x04 \x01(\x0b\x32\x13.antfarm.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xe5\x01\n\x11PullTasksResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.WelcomeH\x00\x12\"\n\x05tasks\x18\x02 \x01(\x0b\x32\x11.antfarm.v1.TasksH\x00\x12$\n\x06revoke\x18\x03 \x01(\x0b\x32\x12.antfarm.v1.RevokeH\x00\x12\"\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x11.antfarm.v1.DrainH\x00\x12\x31\n\rheartbeat_ack\x18\x05 \x01(\x0b\x32\x18.antfarm.v1.HeartbeatAckH\x00\x42\x07\n\x05\x66rame\"\x95\x04\n\x05Hello\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\r\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x0c\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x0e\n\x06window\x18\x06 \x01(\r\x12\x12\n\ntask_types\x18\x07 \x03(\t\x12-\n\x06labels\x18\x08 \x03(\x0b\x32\x1d.antfarm.v1.Hello.LabelsEntry\x12\x33\n\tresources\x18\t \x03(\x0b\x32 .antfarm.v1.Hello.ResourcesEntry\x12\x16\n\x0emax_epoch_seen\x18\n \x01(\x04\x12#\n\x04held\x18\x0b \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x13\n\x0b\x64\x65scendants\x18\x0c \x03(\t\x12\x14\n\x0corchestrator\x18\r \x01(\x08\x12\x0c\n\x04host\x18\x0e \x01(\t\x12\x10\n\x08software\x18\x0f \x01(\t\x12&\n\x07unacked\x18\x10 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x0c\n\x04\x64ial\x18\x11 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"M\n\tHeldGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07indices\x18\x03 \x03(\x04\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\r\"\x85\x02\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x07revoked\x18\x06 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x17\n\x0fstorage_address\x18\x07 \x01(\t\x12\x17\n\x0forchestrator_id\x18\x08 \x01(\t\x12\x16\n\x0eprotocol_minor\x18\t \x01(\r\"\x18\n\x06\x43redit\x12\x0e\n\x06window\x18\x01 \x01(\r\"_\n\tHeartbeat\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x1d\n\x15tasks_frames_received\x18\x02 \x01(\x04\x12#\n\x04held\x18\x03 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\"F\n\x0cHeartbeatAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12&\n\x07revoked\x18\x02 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\"\x18\n\x07Goodbye\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\".\n\x05Tasks\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.TaskGroup\"\xc0\x01\n\tTaskGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12*\n\x08template\x18\x03 \x01(\x0b\x32\x18.antfarm.v1.TaskTemplate\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.antfarm.v1.Dependency\x12+\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x16.antfarm.v1.Assignment\x12\x13\n\x0bsince_epoch\x18\x06 \x01(\x04\"\x81\x01\n\nAssignment\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12,\n\tremaining\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61pp_failures\x18\x05 \x01(\r\"@\n\x06Revoke\x12\'\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"1\n\x05\x44rain\x12(\n\x05limit\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration2`\n\x10WorkQueueService\x12L\n\tPullTasks\x12\x1c.antfarm.v1.PullTasksRequest\x1a\x1d.antfarm.v1.PullTasksResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ntfarm/v1/work_queue.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb9\x01\n\x10PullTasksRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x11.antfarm.v1.HelloH\x00\x12$\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x12.antfarm.v1.CreditH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.antfarm.v1.HeartbeatH\x00\x12&\n\x07goodbye\x18\x04 \x01(\x0b\x32\x13.antfarm.v1.GoodbyeH\x00\x42\x07\n\x05\x66rame\"\xe5\x01\n\x11PullTasksResponse\x12&\n\x07welcome\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.WelcomeH\x00\x12\"\n\x05tasks\x18\x02 \x01(\x0b\x32\x11.antfarm.v1.TasksH\x00\x12$\n\x06revoke\x18\x03 \x01(\x0b\x32\x12.antfarm.v1.RevokeH\x00\x12\"\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x11.antfarm.v1.DrainH\x00\x12\x31\n\rheartbeat_ack\x18\x05 \x01(\x0b\x32\x18.antfarm.v1.HeartbeatAckH\x00\x42\x07\n\x05\x66rame\"\xae\x04\n\x05Hello\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\r\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\r\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x0c\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x0e\n\x06window\x18\x06 \x01(\r\x12\x12\n\ntask_types\x18\x07 \x03(\t\x12-\n\x06labels\x18\x08 \x03(\x0b\x32\x1d.antfarm.v1.Hello.LabelsEntry\x12\x33\n\tresources\x18\t \x03(\x0b\x32 .antfarm.v1.Hello.ResourcesEntry\x12\x16\n\x0emax_epoch_seen\x18\n \x01(\x04\x12#\n\x04held\x18\x0b \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x13\n\x0b\x64\x65scendants\x18\x0c \x03(\t\x12\x14\n\x0corchestrator\x18\r \x01(\x08\x12\x0c\n\x04host\x18\x0e \x01(\t\x12\x10\n\x08software\x18\x0f \x01(\t\x12&\n\x07unacked\x18\x10 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x0c\n\x04\x64ial\x18\x11 \x01(\x04\x12\x17\n\x0forchestrator_id\x18\x12 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"M\n\tHeldGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07indices\x18\x03 \x03(\x04\x12\x10\n\x08\x61ttempts\x18\x04 \x03(\r\"\x85\x02\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05owner\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x07revoked\x18\x06 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\x17\n\x0fstorage_address\x18\x07 \x01(\t\x12\x17\n\x0forchestrator_id\x18\x08 \x01(\t\x12\x16\n\x0eprotocol_minor\x18\t \x01(\r\"\x18\n\x06\x43redit\x12\x0e\n\x06window\x18\x01 \x01(\r\"_\n\tHeartbeat\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x1d\n\x15tasks_frames_received\x18\x02 \x01(\x04\x12#\n\x04held\x18\x03 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\"F\n\x0cHeartbeatAck\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12&\n\x07revoked\x18\x02 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\"\x18\n\x07Goodbye\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\".\n\x05Tasks\x12%\n\x06groups\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.TaskGroup\"\xc0\x01\n\tTaskGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12*\n\x08template\x18\x03 \x01(\x0b\x32\x18.antfarm.v1.TaskTemplate\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.antfarm.v1.Dependency\x12+\n\x0b\x61ssignments\x18\x05 \x03(\x0b\x32\x16.antfarm.v1.Assignment\x12\x13\n\x0bsince_epoch\x18\x06 \x01(\x04\"\x81\x01\n\nAssignment\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12,\n\tremaining\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61pp_failures\x18\x05 \x01(\r\"@\n\x06Revoke\x12\'\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.HeldGroup\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"1\n\x05\x44rain\x12(\n\x05limit\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration2`\n\x10WorkQueueService\x12L\n\tPullTasks\x12\x1c.antfarm.v1.PullTasksRequest\x1a\x1d.antfarm.v1.PullTasksResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,33 +42,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PULLTASKSRESPONSE']._serialized_start=289
   _globals['_PULLTASKSRESPONSE']._serialized_end=518
   _globals['_HELLO']._serialized_start=521
-  _globals['_HELLO']._serialized_end=1054
-  _globals['_HELLO_LABELSENTRY']._serialized_start=959
-  _globals['_HELLO_LABELSENTRY']._serialized_end=1004
-  _globals['_HELLO_RESOURCESENTRY']._serialized_start=1006
-  _globals['_HELLO_RESOURCESENTRY']._serialized_end=1054
-  _globals['_HELDGROUP']._serialized_start=1056
-  _globals['_HELDGROUP']._serialized_end=1133
-  _globals['_WELCOME']._serialized_start=1136
-  _globals['_WELCOME']._serialized_end=1397
-  _globals['_CREDIT']._serialized_start=1399
-  _globals['_CREDIT']._serialized_end=1423
-  _globals['_HEARTBEAT']._serialized_start=1425
-  _globals['_HEARTBEAT']._serialized_end=1520
-  _globals['_HEARTBEATACK']._serialized_start=1522
-  _globals['_HEARTBEATACK']._serialized_end=1592
-  _globals['_GOODBYE']._serialized_start=1594
-  _globals['_GOODBYE']._serialized_end=1618
-  _globals['_TASKS']._serialized_start=1620
-  _globals['_TASKS']._serialized_end=1666
-  _globals['_TASKGROUP']._serialized_start=1669
-  _globals['_TASKGROUP']._serialized_end=1861
-  _globals['_ASSIGNMENT']._serialized_start=1864
-  _globals['_ASSIGNMENT']._serialized_end=1993
-  _globals['_REVOKE']._serialized_start=1995
-  _globals['_REVOKE']._serialized_end=2059
-  _globals['_DRAIN']._serialized_start=2061
-  _globals['_DRAIN']._serialized_end=2110
-  _globals['_WORKQUEUESERVICE']._serialized_start=2112
-  _globals['_WORKQUEUESERVICE']._serialized_end=2208
+  _globals['_HELLO']._serialized_end=1079
+  _globals['_HELLO_LABELSENTRY']._serialized_start=984
+  _globals['_HELLO_LABELSENTRY']._serialized_end=1029
+  _globals['_HELLO_RESOURCESENTRY']._serialized_start=1031
+  _globals['_HELLO_RESOURCESENTRY']._serialized_end=1079
+  _globals['_HELDGROUP']._serialized_start=1081
+  _globals['_HELDGROUP']._serialized_end=1158
+  _globals['_WELCOME']._serialized_start=1161
+  _globals['_WELCOME']._serialized_end=1422
+  _globals['_CREDIT']._serialized_start=1424
+  _globals['_CREDIT']._serialized_end=1448
+  _globals['_HEARTBEAT']._serialized_start=1450
+  _globals['_HEARTBEAT']._serialized_end=1545
+  _globals['_HEARTBEATACK']._serialized_start=1547
+  _globals['_HEARTBEATACK']._serialized_end=1617
+  _globals['_GOODBYE']._serialized_start=1619
+  _globals['_GOODBYE']._serialized_end=1643
+  _globals['_TASKS']._serialized_start=1645
+  _globals['_TASKS']._serialized_end=1691
+  _globals['_TASKGROUP']._serialized_start=1694
+  _globals['_TASKGROUP']._serialized_end=1886
+  _globals['_ASSIGNMENT']._serialized_start=1889
+  _globals['_ASSIGNMENT']._serialized_end=2018
+  _globals['_REVOKE']._serialized_start=2020
+  _globals['_REVOKE']._serialized_end=2084
+  _globals['_DRAIN']._serialized_start=2086
+  _globals['_DRAIN']._serialized_end=2135
+  _globals['_WORKQUEUESERVICE']._serialized_start=2137
+  _globals['_WORKQUEUESERVICE']._serialized_end=2233
 # @@protoc_insertion_point(module_scope)

@@ -177,6 +177,7 @@ class Hello(_message.Message):
     SOFTWARE_FIELD_NUMBER: _builtins.int
     UNACKED_FIELD_NUMBER: _builtins.int
     DIAL_FIELD_NUMBER: _builtins.int
+    ORCHESTRATOR_ID_FIELD_NUMBER: _builtins.int
     protocol_major: _builtins.int
     """Major version of the protocol: 1. Another one is refused."""
     protocol_minor: _builtins.int
@@ -200,6 +201,10 @@ class Hello(_message.Message):
     dial: _builtins.int
     """Grows with every Hello of an incarnation, from 1; 0: not said. One that is not above the last is late, from a connection that was given
     up since, and is refused UNAVAILABLE.
+    """
+    orchestrator_id: _builtins.str
+    """Welcome.orchestrator_id of the queue that max_epoch_seen, held and unacked are of. Empty: of the one that answers. Another orchestrator
+    passes over the three; what is held is then to be given up here.
     """
     @_builtins.property
     def task_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -247,10 +252,11 @@ class Hello(_message.Message):
         software: _builtins.str = ...,
         unacked: _abc.Iterable[Global___HeldGroup] | None = ...,
         dial: _builtins.int = ...,
+        orchestrator_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "dial", b"dial", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "unacked", b"unacked", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descendants", b"descendants", "dial", b"dial", "held", b"held", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "max_epoch_seen", b"max_epoch_seen", "orchestrator", b"orchestrator", "orchestrator_id", b"orchestrator_id", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "resources", b"resources", "slots", b"slots", "software", b"software", "task_types", b"task_types", "unacked", b"unacked", "window", b"window", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

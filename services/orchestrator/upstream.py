@@ -105,6 +105,8 @@ class Upstream:
                 descendants=(orchestrator_id,),
             ),
             handler=self,
+            queue=above.orchestrator_id,
+            on_other_queue=self._on_other_queue,
         )
         for parent in driver.core.state.parents.values():
             self._link.hold((parent.job_id, parent.index, parent.epoch, parent.attempt))
@@ -132,9 +134,13 @@ class Upstream:
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
         """Attached. Storage is the parent's, unless the operator named another; who was restarted does not know what has started here.
 
-        Unavailable where the queue is another one than that of the tasks held here: they are given up before anything is said of them or taken.
+        Unavailable while what is of another queue is given up.
         """
-        self._see_whose(welcome.orchestrator_id)
+        if self._moving is not None:
+            raise Unavailable("what is of another orchestrator's queue is given up first")
+        self._link.queue = self._link.queue or welcome.orchestrator_id
+        if self._link.queue != self._above.orchestrator_id:
+            self._spawn(self._keep(orchestrator_id=self._link.queue))
         if self._inputs.learn(welcome.storage_address):
             self._sessions.move_storage(welcome.storage_address)
         if not self._inputs.given and self._inputs.storage_address != self._above.storage_address:
@@ -143,20 +149,10 @@ class Upstream:
         self._end_drain()  # where it is not over, it is asked for again
         self._resize()
 
-    def _see_whose(self, orchestrator_id: str) -> None:
-        """Tokens are of a queue, and another one may have tasks of the same names. Who does not say whose it is, is taken for the one before."""
-        known = self._above.orchestrator_id
-        if self._moving is None and orchestrator_id in ("", known):
+    def _on_other_queue(self, orchestrator_id: str) -> None:
+        """Tokens are of a queue, and another one may have tasks of the same names: give up all that is of the one before, also what has ended here and was not told."""
+        if self._moving is not None:
             return
-        if self._moving is None and not known:
-            self._spawn(self._keep(orchestrator_id=orchestrator_id))
-            return
-        if self._moving is None:
-            self._leave(orchestrator_id)
-        raise Unavailable("another orchestrator answers than before: what is of that one's queue is given up first")
-
-    def _leave(self, orchestrator_id: str) -> None:
-        """Give up all that is of the queue before, also what has ended here and was not told."""
         parents = self._driver.core.state.parents.values()
         tokens = list(dict.fromkeys([*self._link.forget_all(), *(parent.token for parent in parents)]))
         log.warning("the orchestrator above is another one now: %d tasks of the one before are given up", len(tokens))
@@ -177,6 +173,7 @@ class Upstream:
             for task in (*working, *self._reading):
                 task.cancel()
             await self._keep(orchestrator_id=orchestrator_id)
+            self._link.queue = orchestrator_id
         finally:
             self._moving = None
 

@@ -167,6 +167,8 @@ async def test_a_cluster_that_is_moved_under_another_orchestrator_tells_it_nothi
         running.settings = replace(running.settings, upstream=second.address)
         await running.restart()
         assert [wire.tokens_from_wire((await second.attached(n)).hello.held) for n in (1, 2)] == [[token], []]
+        assert [(await second.attached(n)).hello.orchestrator_id for n in (1, 2)] == ["first", "second"]
+        assert (await second.attached(2)).hello.max_epoch_seen == 0
         welcome = await worker.attach()
         assert wire.tokens_from_wire(welcome.revoked) == [held]
         await until(lambda: second.now.heartbeats)

@@ -113,6 +113,8 @@ class Attach:
     orchestrator: bool = False
     host: str = ""
     software: str = ""
+    queue: str = ""
+    """Id of the orchestrator whose tokens and epoch it names; empty: ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

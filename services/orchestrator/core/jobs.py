@@ -35,6 +35,7 @@ def create(turn: Turn, event: events.CreateJob) -> None:
         turn.effect(Reply(request=event.request, after=state.seq, existed=True))
         return
     for dependency in event.spec.dependencies:
+        _check_own(dependency.job_id)  # it goes with its parent, whoever still waits for it
         if dependency.job_id not in state.by_id:
             raise errors.DependencyNotFound(
                 f"job {dependency.job_id}, which {event.job_id} depends on, does not exist here: submit it first"
@@ -148,10 +149,8 @@ def is_late(turn: Turn, job: Job, index: int) -> bool:
 
 def expire_queued(turn: Turn, job: Job, indices: range) -> None:
     """Queue time-to-live: those of the tasks, whose time in the queue is over, that nobody has begun. One that failed has begun, and waits for its retry."""
-    recovering_until_ns = turn.state.recovering_until_ns
-    if recovering_until_ns is not None:  # what looks QUEUED may run with a worker that has not come back yet
-        turn.state.arm(recovering_until_ns, "queue", job.number, indices.start, len(indices))
-        return
+    if turn.state.recovering_until_ns is not None and not turn.state.knows_epoch(job.batch(indices.start).epoch):
+        return  # what looks QUEUED may run with a worker that has not come back yet: `expire_recovered` looks again
     late = [
         index
         for index in indices
@@ -159,6 +158,16 @@ def expire_queued(turn: Turn, job: Job, indices: range) -> None:
         and (index not in job.notes or job.notes[index].last_failure is None)
     ]
     expire(turn, job, late, "its time in the queue is over")
+
+
+def expire_recovered(turn: Turn) -> None:
+    """The recovery is over, before anything is given out: who had begun what is known, and the rest may have queued for too long."""
+    for job in list(turn.state.jobs.values()):
+        if job.ended or job.template.timeouts.queue_ns is None:
+            continue
+        for batch in job.batches:
+            if is_late(turn, job, batch.first):
+                expire_queued(turn, job, range(batch.first, batch.first + batch.size))
 
 
 def expire(turn: Turn, job: Job, late: Sequence[int], message: str) -> None:

@@ -46,6 +46,7 @@ def end_recovery(turn: Turn) -> None:
     for worker_id in sorted(state.awaited):
         turn.record(records.WorkerLeft(worker_id=WorkerId(worker_id)))
     state.awaited.clear()
+    jobs.expire_recovered(turn)
     for job in state.jobs.values():
         if job.recovered:
             job.ready.prepend(job.recovered)
@@ -73,11 +74,18 @@ def extend(turn: Turn, gap_ns: int) -> None:
                 reports.hold_longer(turn, job, lost_ns, read_ns)
 
 
-def fire(turn: Turn) -> None:
-    """Carry out every timer that has come due; those that time has overtaken do nothing."""
+def fire(turn: Turn, *, unread: bool = False) -> None:
+    """Carry out every timer that has come due; those that time has overtaken do nothing.
+
+    unread: words of others lie unread. Only times in the queue end then: of what nobody has, nobody has a word.
+    """
     timers = turn.state.timers
+    kept = []
     while timers and timers[0][0] <= turn.now:
-        due_ns, _, kind, arguments = heapq.heappop(timers)
+        due_ns, _, kind, arguments = timer = heapq.heappop(timers)
+        if unread and kind != "queue":
+            kept.append(timer)
+            continue
         job = turn.state.jobs.get(arguments[0])
         if job is None or job.ended:
             continue
@@ -94,6 +102,8 @@ def fire(turn: Turn) -> None:
                 _give_up_orphan(turn, job, arguments[1], due_ns)
             case _:
                 raise AssertionError(kind)
+    for timer in kept:
+        heapq.heappush(timers, timer)
 
 
 def _end_back_off(turn: Turn, job: Job, index: int, due_ns: int) -> None:

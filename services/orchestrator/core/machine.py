@@ -123,6 +123,7 @@ class Core:
             leases.extend(turn, gap_ns)
         if gap_ns > self.config.heartbeat_ns:
             # This process stood still: what others said meanwhile waits to be read, so nobody is judged by this tick.
+            leases.fire(turn, unread=True)
             return
         workers.sweep(turn)
         leases.end_recovery(turn)

@@ -7,6 +7,7 @@ bounded by the worker's window, which makes a digest superfluous).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from antfarm import errors
 from antfarm.model import PROTOCOL_MAJOR, TaskState, WorkerId
@@ -23,6 +24,8 @@ def attach(turn: Turn, event: events.Attach) -> bool:
     """A worker said hello: welcome it under a session, or refuse it. True when it is welcome."""
     state = turn.state
     worker = state.workers.get(event.worker_id)
+    if event.queue not in ("", turn.config.orchestrator_id):  # tokens and epochs of another queue mean nothing here
+        event = replace(event, max_epoch_seen=0, held=(), unacked=())
     refusal = _refusal(turn, worker, event)
     if refusal is not None:
         turn.effect(Audit(text=f"refused: worker {event.worker_id}: {refusal}"))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
-from collections.abc import Callable, Sized
+from collections.abc import Callable
+from typing import Any
 
 from antfarm import wire
 from antfarm.errors import AntFarmError, Unavailable
@@ -51,15 +52,15 @@ class Session:
         """Queue a frame; one for a session that has ended goes nowhere."""
         if self.error is not None:
             return
-        if self._early is not None:
-            self._early.append(frame)
-        else:
-            self._frames.append(frame)
+        waiting = self._frames if self._early is None else self._early
+        waiting.append(frame)
+        if self._early is None:
             self._frames_ready.set()
-        self._bound(self._frames)
+        self._bound(waiting)
 
-    def _bound(self, waiting: Sized) -> None:
+    def _bound(self, waiting: list[Any]) -> None:
         if len(waiting) > FRAMES_WAITING_MAX:
+            waiting.clear()
             self._frames.clear()
             self._verdicts.clear()
             self.end(Unavailable("it does not read what it is sent: attach again"))

@@ -114,6 +114,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
             orchestrator=hello.orchestrator,
             host=hello.host,
             software=hello.software,
+            queue=hello.orchestrator_id,
         )
         return event, session
 

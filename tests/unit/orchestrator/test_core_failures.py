@@ -230,6 +230,47 @@ def test_it_does_not_expire_while_somebody_may_still_come_back_with_it(farm: Har
     assert farm.states("j") == "E"
 
 
+def test_what_queued_too_long_is_not_given_out_when_the_last_holder_is_back(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("running", 1)
+    worker.take()
+    farm.create("j", 1, timeouts=Timeouts(queue_ns=20 * SECOND_NS))
+    farm.create("patient", 1, timeouts=Timeouts(queue_ns=100 * SECOND_NS))
+    farm.restart(after_s=60)
+    farm.wait(1)
+    assert farm.states("j") == "Q"  # it may be the one that runs
+    worker.attach()
+    worker.run()
+    assert (farm.states("j"), farm.states("running"), farm.states("patient")) == ("E", "S", "A")
+    farm.drop(effects.SendTasks)
+
+
+def test_what_is_submitted_after_a_restart_was_with_nobody_before_it(farm: Harness) -> None:
+    farm.worker(types=("other",), orchestrator=True)
+    farm.restart()
+    farm.create("j", 1, timeouts=Timeouts(queue_ns=2 * SECOND_NS))
+    farm.wait(3)
+    assert farm.state.recovering_until_ns is not None
+    assert farm.states("j") == "E"
+
+
+def test_what_queued_too_long_while_the_orchestrator_stood_still_is_not_given_out(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("running", 1, timeouts=Timeouts(total_ns=30 * SECOND_NS))
+    (token,) = worker.take()
+    farm.create("j", 1, timeouts=Timeouts(queue_ns=20 * SECOND_NS))
+    farm.tick(0.25)
+    farm.now += 60 * SECOND_NS
+    farm.feed(
+        events.Outcomes(session=worker.session, job_id=token[0], epoch=token[2], outcomes=[worker.outcome(token)])
+    )
+    farm.feed(events.Tick(wall_ns=farm.wall_ns))
+    farm.place()
+    farm.commit()
+    assert (farm.states("j"), farm.states("running")) == ("E", "S")
+    farm.drop(effects.SendVerdicts)
+
+
 def test_a_total_deadline_ends_everything_and_stops_what_runs(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 2, timeouts=Timeouts(total_ns=5 * SECOND_NS))

@@ -326,6 +326,22 @@ def test_a_higher_epoch_seen_means_that_the_journal_went_back_in_time(farm: Harn
     assert farm.state.epoch == 9
 
 
+def test_what_is_of_another_queue_says_nothing_of_this_one(farm: Harness) -> None:
+    """A cluster that is moved names the epoch and the tokens of the one before, whose jobs may have the same names."""
+    w1 = farm.worker("w1")
+    farm.create("j", 2)
+    (token,) = w1.take()
+    moved = Worker(farm, "w2", 1, max_epoch_seen=7, queue="elsewhere")
+    moved.held = {("j", 0, 5, 1): b"", ("j", 1, 5, 1): b""}
+    moved.attach()
+    assert (farm.state.epoch, farm.state.history_gap) == (1, False)
+    assert farm.job("j").live[0].token == token
+    assert moved.take() == [("j", 1, 1, 1)]
+    farm.worker("w3", max_epoch_seen=7, queue=farm.core.config.orchestrator_id)
+    farm.claim(effects.Audit)
+    assert farm.state.history_gap
+
+
 def test_a_token_of_the_lost_history_does_not_displace_one_that_runs(farm: Harness) -> None:
     w1 = farm.worker("w1")
     farm.create("j", 1, close=False)

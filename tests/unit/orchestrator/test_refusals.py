@@ -144,6 +144,9 @@ CASES: dict[str, Case] = {
         farm_with(), lambda n: create_event(n, "j", 2, priority=3)
     ),
     "job k, which new depends on, does not exist here: submit it first": created(dependencies=(each("k"),)),
+    "job id 'up/k': ids that start with up/ are of jobs from the orchestrator above": created(
+        dependencies=(each("up/k"),)
+    ),
     "job id 'up/x': ids that start with up/ are of jobs from the orchestrator above": created(job_id="up/x"),
     "job j has 2 tasks: go on from index 2, not 5": lambda: on(
         farm_with(close=False), lambda n: append_event(n, "j", 5, 1)
