@@ -651,7 +651,7 @@ class World:
             job.paused
             or template.type in self.harness.state.paused_types
             or template.type not in worker.task_types
-            or (limit is not None and limit.room == 0)
+            or (limit is not None and limit.room_for(job.lane) == 0)
         ):
             return []
         kept_for = self.harness.state.kept_for

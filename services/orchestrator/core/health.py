@@ -204,6 +204,9 @@ def due_workers(turn: Turn) -> Iterator[tuple[Worker, Probation]]:
 def sent(probation: Probation, worker: Worker, key: tuple[int, int]) -> None:
     """The canary is out."""
     probation.canary, probation.canary_on = key, worker.worker_id
+    if worker.worker_id in probation.tried:  # so has everybody who could take it
+        probation.tried.clear()
+    probation.tried.add(worker.worker_id)
     attempt = worker.live.get(key)
     probation.canary_token = attempt.epoch << 32 | attempt.attempt if attempt is not None else 0
 

@@ -103,11 +103,22 @@ def starts(turn: Turn) -> Iterator[tuple[Worker, Job, int]]:
     room = max(attached // 3, 1) - sum(worker.alone_for is not None for worker in state.workers.values())
     emptying = any(alone.worker is not None and not alone.running for alone in state.alone.values())
     for key, alone in list(state.alone.items()):
-        if alone.running or (alone.worker is None and room <= 0):
+        if alone.running:
             continue
         job = state.jobs[key[0]]
+        if not job.paused and not _has_room(job):
+            # It needs no worker until its limit has room, and is first then: put back among the ready it would come too late each time.
+            _release(alone)
+            continue
+        if alone.worker is not None and turn.now >= alone.until_ns and _others_wait(state):
+            _release(alone)
+            state.alone[key] = state.alone.pop(key)
+            room, emptying = room + 1, False
+            continue
+        if alone.worker is None and room <= 0:
+            continue
         paused = turn.state.paused_types.get(job.template.type)
-        held_up = job.paused or not _has_room(job) or (paused is not None and not health.is_due(turn, paused))
+        held_up = job.paused or (paused is not None and not health.is_due(turn, paused))
         worker = None if held_up else _choose(turn, alone, job, key[1])
         if worker is None:  # the job says when it may go on, and a worker when it can run it
             _forget(state, key)
@@ -130,7 +141,12 @@ def starts(turn: Turn) -> Iterator[tuple[Worker, Job, int]]:
 
 
 def _has_room(job: Job) -> bool:
-    return job.lane.limit is None or job.lane.limit.room > 0
+    return job.lane.limit is None or job.lane.limit.room_for(job.lane) > 0
+
+
+def _others_wait(state: State) -> bool:
+    """True when another one needs a reservation that the bound does not allow, or one that is for a worker that becomes empty."""
+    return any(alone.worker is None and _has_room(state.jobs[key[0]]) for key, alone in state.alone.items())
 
 
 def _candidates(state: State, job: Job) -> list[Worker]:

@@ -47,10 +47,12 @@ class Share:
 class Limit:
     """A concurrency limit: how many attempts live under one name, and how many may."""
 
-    __slots__ = ("bounds", "lanes", "live")
+    __slots__ = ("bounds", "kept_for", "lanes", "live")
 
     def __init__(self) -> None:
         self.live = 0
+        self.kept_for: Lane | None = None
+        """Whose tasks alone get what becomes free, because others took it from them for too long; see `room`."""
         self.lanes = 0
         """Lanes that name it."""
         self.bounds: dict[int, int] = {}
@@ -60,6 +62,10 @@ class Limit:
     def room(self) -> int:
         """Attempts that may be added. The smallest bound of all jobs that name the limit holds."""
         return max(min(self.bounds, default=0) - self.live, 0)
+
+    def room_for(self, lane: Lane) -> int:
+        """Attempts of the lane that may be added."""
+        return self.room if self.kept_for in (None, lane) else 0
 
     def bind(self, max_active: int) -> None:
         """A job names the limit."""
@@ -172,6 +178,12 @@ class Lane:
         job.share.offered -= 1
         if not job.share.offered:
             self.weight -= job.share.weight
+
+    def waits_no_more(self) -> None:
+        """A task of it was given out, or none can be: nothing is kept for it on account of how long it has waited."""
+        self.refused_ns = 0
+        if self.limit is not None and self.limit.kept_for is self:
+            self.limit.kept_for = None
 
     def charge(self, job: Job, tasks: int) -> None:
         """The job that is next was given that many tasks."""

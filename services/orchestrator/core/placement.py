@@ -78,7 +78,7 @@ def place(turn: Turn) -> None:
 
 def _is_ready(lane: Lane) -> bool:
     if lane.next() is None:
-        lane.refused_ns = 0
+        lane.waits_no_more()
         return False
     return True
 
@@ -100,10 +100,16 @@ def _probe_types(turn: Turn, lanes: list[Lane], plan: dict[str, Frames]) -> list
     """Give out one task of each paused type that is due; the lanes of other types."""
     paused = turn.state.paused_types
     for task_type, probation in paused.items():
+        if not health.is_due(turn, probation):
+            continue
         of_type = [lane for lane in lanes if lane.template.type == task_type]
-        for worker in turn.state.workers.values():
+        # Each in its turn: the first one may be what is broken.
+        for worker in sorted(turn.state.workers.values(), key=lambda worker: worker.worker_id in probation.tried):
             if health.is_due(turn, probation) and worker.assignable and worker.window > worker.taken:
                 _probe(turn, probation, worker, of_type, plan)
+    for lane in lanes:
+        if lane.template.type in paused:
+            lane.waits_no_more()
     return [lane for lane in lanes if lane.template.type not in paused]
 
 
@@ -199,7 +205,7 @@ def _fill(
         if taken:
             _assign(turn, worker, job, taken, plan)
             _charge(worker, lane, job, len(taken))
-            lane.refused_ns = 0
+            lane.waits_no_more()
             slots -= lane.slots * len(taken)
         if job.ready and len(taken) < chunk:
             aside.append(lane.withdraw())  # what it has left must not go to this worker
@@ -209,7 +215,7 @@ def _fill(
 
 def room(worker: Worker, lane: Lane, kept: Lane | None = None) -> int:
     """How many more tasks of the lane limits and resources allow, beside one task of `kept`. CPUs are slots, which the window counts: waiting tasks do not use them."""
-    room = 1 << 30 if lane.limit is None else lane.limit.room
+    room = 1 << 30 if lane.limit is None else lane.limit.room_for(lane)
     for name, amount in lane.template.resources.items():
         if name != "cpu" and amount > 0:
             # Compared before it is made whole: of next to nothing there is room for infinitely many.

@@ -173,6 +173,8 @@ class Probation:
     """Worker that has it."""
     canary_token: int = 0
     """epoch << 32 | attempt of its attempt there."""
+    tried: set[str] = field(default_factory=set)
+    """Workers that had one in this round."""
 
 
 class Trouble(NamedTuple):
@@ -570,6 +572,10 @@ class State:
         self.lanes: dict[LaneKey, Lane] = {}
         self.limits: dict[str, Limit] = {}
         self.kept_for: Kept | None = None
+        self.kept_before: dict[Lane, Kept] = {}
+        """What others gave way to, of lanes that still wait, longest ago first."""
+        self.look_for_room_ns = 0
+        """Not before this time."""
         self.timers: list[tuple[int, int, str, tuple[int, ...]]] = []
         """Heap of (due_ns, tie, kind, arguments); entries are checked when they come due, and those of what has ended go when there are many."""
         self.timers_max = TIMERS_MIN
@@ -760,6 +766,7 @@ class State:
 
     def _leave_limit(self, lane: Lane) -> None:
         """A lane is gone, and its limit with the last one that names it."""
+        lane.waits_no_more()
         if lane.limit is not None and lane.template.limit is not None:
             lane.limit.lanes -= 1
             if not lane.limit.lanes:

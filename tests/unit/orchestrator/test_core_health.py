@@ -137,6 +137,28 @@ def test_the_time_between_canaries_doubles_up_to_half_an_hour(farm: Harness) -> 
     audits(farm)
 
 
+@pytest.mark.parametrize(("count", "broken"), [(2, 1), (4, 2), (5, 2)])
+def test_a_paused_type_is_tried_on_each_worker_in_turn(farm: Harness, count: int, broken: int) -> None:
+    """The first ones cannot reach their Storage. Tried on these alone, all tasks would wait while the others stand idle."""
+    workers = farm_of(farm, count)
+    farm.create("j", 60, retry=retrying(9))
+    seconds, was_paused = 0, False
+    while "S" * 40 not in "".join(sorted(farm.states("j"))):
+        for worker in workers:
+            worker.take()
+            for token in list(worker.held):
+                if worker in workers[:broken]:
+                    worker.fail(token, FailureClass.INFRA)
+                else:
+                    worker.run([token])
+        was_paused = was_paused or bool(farm.state.paused_types)
+        farm.wait(1, beating=workers)
+        seconds += 1
+        assert seconds < 3_600
+    assert was_paused
+    farm.drop()
+
+
 def test_a_canary_that_fails_in_a_cluster_keeps_the_type_paused(farm: Harness) -> None:
     """What fails there was judged below and ends here: without a pause between them all tasks of the type would end so."""
     workers = farm_of(farm, 2)

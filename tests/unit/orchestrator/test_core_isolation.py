@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from orchestrator_harness import SWEEP_NS, Harness, Token, Worker
 
-from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId, RetryPolicy, VerdictCode
+from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, JobId, RetryPolicy, VerdictCode, WorkerId
 from services.orchestrator.core import effects, records
 from services.orchestrator.core.state import State
 
@@ -28,6 +28,68 @@ def next_start(farm: Harness, *workers: Worker) -> tuple[Worker, Token]:
                 return worker, taken[0]
         farm.wait(SWEEP_NS / SECOND_NS, beating=list(workers))
     raise AssertionError("nothing was given out")
+
+
+def test_a_suspect_that_waits_for_its_limit_is_first_when_that_has_room(farm: Harness) -> None:
+    """Fresh tasks of the same limit wait as well, and would have it each time; two of three workers are empty."""
+    limit = ConcurrencyLimit(name="one", max_active=1)
+    first = farm.worker("w1")
+    farm.create("s", 1, limit=limit)
+    first.take()
+    first.die()
+    farm.drop()
+    first.take()
+    others = [farm.worker("w2", slots=2), farm.worker("w3", slots=2)]
+    farm.create("fresh", 1_000, limit=limit)
+    first.die()
+    assert counts(farm, "s")[2] == 2
+    seconds, began = 0, False
+    while not began:
+        taken = [token[0] for worker in (first, *others) for token in worker.take()]
+        began = "s" in taken
+        for worker in (first, *others):
+            worker.run([token for token in worker.held if token[0] == "fresh"])
+        farm.wait(1, beating=[first, *others])
+        seconds += 1
+        assert seconds < 10
+    farm.drop()
+
+
+def test_a_suspect_whose_worker_does_not_become_empty_lets_others_run_meanwhile(farm: Harness) -> None:
+    """It fits on one worker alone, where something long runs; another suspect's worker is empty. One reservation at a time is allowed."""
+    w1, w2, w3 = workers = [
+        farm.worker("w1", slots=2, types=("a",)),
+        farm.worker("w2", types=("b",)),
+        farm.worker("w3"),
+    ]
+    farm.create("s1", 1, type="a")
+    farm.create("s2", 1, type="b")
+    for worker in (w1, w2):
+        worker.take()
+        worker.die()
+    farm.create("long", 1, type="a")
+    farm.drop(effects.Audit)
+    while "s1" not in {token[0] for token in w1.held} or "s2" not in {token[0] for token in w2.held}:
+        farm.wait(1, beating=workers)
+        w1.take()
+        w2.take()
+    for worker, job_id in ((w1, "s1"), (w2, "s2")):
+        worker.fail(next(token for token in worker.held if token[0] == job_id), FailureClass.CRASH)
+        farm.wait(5, beating=workers)
+        assert farm.state.workers[WorkerId("w1")].alone_for is not None
+    assert w2.take() == []
+    seconds = 0
+    while not w2.take():
+        farm.wait(1, beating=workers)
+        seconds += 1
+        assert seconds < 70
+    assert [token[0] for token in w2.held] == ["s2"]
+    assert [token[0] for token in w1.held] == ["long"]
+    w1.run()
+    w2.run()
+    farm.wait(5, beating=workers)
+    assert [token[0] for token in w1.take()] == ["s1"]
+    farm.drop()
 
 
 @pytest.mark.parametrize("started", [0, 1, 2])

@@ -12,6 +12,7 @@ from antfarm.model import PAYLOAD_BYTES_MAX, ConcurrencyLimit, Ending, TaskTempl
 from services.orchestrator.core import effects, events, placement, state
 from services.orchestrator.core.lanes import Lane, fits
 from services.orchestrator.core.limits import AMOUNT_MAX
+from services.orchestrator.core.state import Probation
 from services.orchestrator.core.turn import CoreConfig
 
 
@@ -147,6 +148,91 @@ def test_where_room_does_not_come_in_time_another_worker_is_kept(farm: Harness) 
         assert seconds < 100
     assert first.held.keys() >= {long}
     farm.drop(effects.SendTasks)
+
+
+def test_where_room_does_not_come_in_time_other_tasks_have_their_turn(farm: Harness) -> None:
+    """The GPU is taken for long. A wide task of another type, on another worker, does not wait for it."""
+    gpu = farm.worker("g", slots=4, types=("t", "u"), resources={"gpu": 1.0})
+    farm.create("long", 1, resources={"gpu": 1.0})
+    gpu.take()
+    farm.create("wants-it-too", 1, type="u", resources={"gpu": 1.0})
+    other = farm.worker("w", slots=2, types=("n",))
+    farm.create("narrow", 1_000, type="n")
+    farm.create("wide", 1, type="n", resources={"cpu": 2.0})
+    seconds = 0
+    while not any(token[0] == "wide" for token in other.take()):
+        other.run([next(iter(other.held))])
+        farm.wait(1, beating=[gpu, other])
+        seconds += 1
+        assert seconds < 100
+    assert seconds > 60, "the other one's turn was first"
+
+
+def test_a_turn_goes_on_where_it_gave_way(farm: Harness) -> None:
+    """It takes up to 200 s until a slot frees, which is more than the first turns' patience; two kinds of wide tasks wait."""
+    first, second = workers = [farm.worker("w1", slots=2), farm.worker("w2", slots=2, types=("n",))]
+    farm.create("narrow", 1_000)
+    farm.create("narrow-too", 1_000, type="n")
+    farm.create("wide", 1, resources={"cpu": 2.0})
+    farm.create("wide-too", 1, type="n", resources={"cpu": 2.0})
+    for worker in workers:
+        worker.take()
+    began: set[str] = set()
+    for half in range(60):  # of each worker one task ends every 200 s, 100 s after the other one
+        for worker in workers:
+            worker.run([next(iter(worker.held))])
+        farm.wait(100, beating=workers)
+        began |= {token[0] for worker in workers for token in worker.take()}
+        if {"wide", "wide-too"} <= began:
+            break
+    else:
+        raise AssertionError(f"in {half * 100} s only {began} began")
+    farm.drop(effects.SendTasks)
+
+
+@pytest.mark.parametrize("place", [True, False])
+def test_a_limit_goes_in_turn_to_the_tasks_of_all_workers(farm: Harness, place: bool) -> None:
+    """Each time it frees both workers are empty, and the first one would have it. Who has no place to run takes it from nobody."""
+    limit = ConcurrencyLimit(name="one", max_active=1)
+    first, second = workers = [farm.worker("w1", types=("a",)), farm.worker("w2", types=("b", "c"))]
+    if not place:
+        farm.create("c", 1, type="c")
+        second.take()
+    farm.create("a", 1_000, type="a", limit=limit)
+    farm.create("b", 2, type="b", limit=limit)
+    began = []
+    for seconds in range(100):
+        first.take()
+        if second.take():
+            began.append(seconds)
+        for worker in workers:
+            worker.run([token for token in worker.held if token[0] != "c"])
+        farm.wait(1, beating=workers)
+    assert began == ([31, 62] if place else [])
+    assert farm.states("a").count("S") == 100 - len(began)
+    farm.drop(effects.SendTasks)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "purged", "paused", "its type is paused"])
+def test_a_limit_is_not_kept_for_tasks_that_do_not_wait_for_it_any_more(farm: Harness, how: str) -> None:
+    limit = ConcurrencyLimit(name="one", max_active=1)
+    first, second = workers = [farm.worker("w1", types=("a",)), farm.worker("w2", types=("b",))]
+    farm.create("a", 1_000, type="a", limit=limit)
+    (running,) = first.take()
+    farm.create("b", 2, type="b", limit=limit)
+    farm.wait(31, beating=workers)
+    assert farm.state.limits["one"].kept_for is farm.job("b").lane
+    if how == "its type is paused":
+        farm.state.paused_types["b"] = Probation(cause="", pause_ns=1 << 60, due_ns=1 << 60)
+    elif how == "paused":
+        farm.pause("b", paused=True)
+    else:
+        farm.cancel("b")
+    if how == "purged":
+        farm.purge("b")
+    first.run([running])
+    assert [token[0] for token in first.take()] == ["a"]
+    farm.drop()
 
 
 def test_a_worker_that_is_kept_for_tasks_that_were_cancelled_takes_others_again(farm: Harness) -> None:
