@@ -57,7 +57,7 @@ def test_a_suspect_that_waits_for_its_limit_is_first_when_that_has_room(farm: Ha
 
 def test_a_suspect_whose_worker_does_not_become_empty_lets_others_run_meanwhile(farm: Harness) -> None:
     """It fits on one worker alone, where something long runs; another suspect's worker is empty. One reservation at a time is allowed."""
-    w1, w2, w3 = workers = [
+    w1, w2, _ = workers = [
         farm.worker("w1", slots=2, types=("a",)),
         farm.worker("w2", types=("b",)),
         farm.worker("w3"),
