@@ -44,6 +44,7 @@ class OutcomeParts(TypedDict, total=False):
     failure: common_pb2.Failure
     run_us: int
     never_started: bool
+    app_failures: int
 
 
 class Frame:

@@ -232,6 +232,7 @@ class Outcome(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     RUN_US_FIELD_NUMBER: _builtins.int
     NEVER_STARTED_FIELD_NUMBER: _builtins.int
+    APP_FAILURES_FIELD_NUMBER: _builtins.int
     report_no: _builtins.int
     """Names the report in verdicts; unique in this stream."""
     index: _builtins.int
@@ -246,6 +247,8 @@ class Outcome(_message.Message):
     """How long it ran, in microseconds."""
     never_started: _builtins.bool
     """RELEASED only: true when the attempt never started."""
+    app_failures: _builtins.int
+    """RELEASED by a down-stream orchestrator only: of the retries that the template allows, how many the task has used there. They count on the task."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.BlobRef]:
         """Blobs written by the attempt: the manifest. All of them are durable before the report is sent."""
@@ -266,10 +269,11 @@ class Outcome(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         run_us: _builtins.int = ...,
         never_started: _builtins.bool = ...,
+        app_failures: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ending", b"ending", "failure", b"failure", "index", b"index", "never_started", b"never_started", "outputs", b"outputs", "report_no", b"report_no", "result", b"result", "run_us", b"run_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_failures", b"app_failures", "attempt", b"attempt", "ending", b"ending", "failure", b"failure", "index", b"index", "never_started", b"never_started", "outputs", b"outputs", "report_no", b"report_no", "result", b"result", "run_us", b"run_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -305,7 +305,10 @@ class Upstream:
                 self._spawn(self._read_plan(effect))
             case effects.ReleaseParents():
                 for token in effect.tokens:
-                    self._report(token, _outcome(token, Ending.RELEASED, never_started=effect.never_started))
+                    outcome = _outcome(token, Ending.RELEASED, never_started=effect.never_started)
+                    if token in effect.app_failures:
+                        outcome["app_failures"] = effect.app_failures[token]
+                    self._report(token, outcome)
             case effects.FailParent():
                 self._report(effect.token, _outcome(effect.token, Ending.FAILED, effect.failure))
             case effects.ReportParents():

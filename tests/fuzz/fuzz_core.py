@@ -307,6 +307,7 @@ class Maker:
             failure=None if ending is Ending.SUCCEEDED else self.failure(),
             run_us=self.number(),
             never_started=self.chance(0.3),
+            app_failures=self.number() if self.chance(0.3) else 0,
         )
 
     def running(self) -> Any:

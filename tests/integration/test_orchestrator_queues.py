@@ -379,6 +379,18 @@ async def test_work_that_a_worker_held_is_given_out_again_when_it_does_not_retur
     await other.drop()
 
 
+async def test_an_orchestrator_below_hands_back_at_the_cost_of_the_retries_used_there(farm: Running) -> None:
+    await farm.create("j", 1, retry=common_pb2.RetryPolicy(max_attempts=4))
+    cluster = farm.worker("cluster", types=("t",))
+    await cluster.attach(orchestrator=True)
+    (token,) = await cluster.tasks(1)
+    assert await cluster.report(token, ending=RELEASED, app_failures=2) == ["ACCEPTED"]
+    task = await task_of(farm, "j", 0)
+    assert (task.app_failures, task.crashes, task.infra_failures) == (2, 0, 0)
+    await cluster.work(1)
+    await cluster.drop()
+
+
 async def test_a_drained_worker_hands_back_at_no_cost_and_leaves(farm: Running) -> None:
     await farm.create("j", 2)
     worker = farm.worker(slots=2)

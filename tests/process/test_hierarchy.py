@@ -362,6 +362,21 @@ async def test_an_operator_drains_a_level_below_and_lets_it_work_again(farm: Loc
         assert [value async for value in gated.results()] == [["a", sum_of_squares(20), []]]
 
 
+async def test_a_failed_task_that_a_drained_level_gives_back_has_only_the_attempts_left_that_its_policy_says(
+    farm: LocalFarm, notes: Notes
+) -> None:
+    await two_levels(farm, ("farm_app.broken",))
+    async with await connect(farm.address) as client:
+        twice = broken.options(retries=af.Retry(max_attempts=2, backoff="60s"))
+        future = client.submit(twice, 1, path=notes.path)
+        await until(lambda: notes.count("work-") == 1, "it failed, and waits below for its second attempt")
+        await start_worker(farm, "w0", farm.address)
+        await drain(client, on=True, limit_s=0.5)
+        with pytest.raises(TaskFailed, match="1 is odd"):
+            await future.result(20)
+        assert notes.often() == {"work-1": 2}
+
+
 async def test_a_drained_worker_that_has_not_left_yet_works_again_when_an_operator_says_so(
     farm: LocalFarm, notes: Notes
 ) -> None:

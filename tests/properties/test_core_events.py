@@ -73,6 +73,7 @@ outcomes = st.builds(
     failure=failures,
     run_us=u64,
     never_started=st.booleans(),
+    app_failures=u32,
 )
 request = st.just(7)
 any_event = st.one_of(

@@ -108,6 +108,8 @@ class Ledger:
     parents: dict[Key, tuple[int, int]] = field(default_factory=dict)
     relays: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """Parents that one task here stands for -> (job number, index) of that."""
+    let_go: dict[Token, tuple[int, int]] = field(default_factory=dict)
+    """The same of tokens of those for which it stands no more."""
     restored: int = 0
     restored_ns: int = 0
     restored_epoch: int = 0
@@ -439,8 +441,10 @@ class Checks:
                 self._relayed(ledger, record)
             case records.RelaysDone():
                 for index in record.indices:
-                    ledger.parents.pop((record.job_id, index), None)
-                    ledger.relays.pop((record.job_id, index), None)
+                    parent = (record.job_id, index)
+                    bound, here = ledger.parents.pop(parent, None), ledger.relays.pop(parent, None)
+                    if bound is not None and here is not None:
+                        ledger.let_go[(*parent, *bound)] = here
             case _:
                 pass
 
@@ -519,10 +523,13 @@ class Checks:
         demand(before is not False, "I17", token, "failed twice")
         failure_class = record.failure.failure_class
         demand(failure_class is not FailureClass.BENIGN, "I17", token, "a benign end is counted")
-        sent = ledger.sent.get(token)
+        sent, template = ledger.sent.get(token), ledger.specs[job_id].template
+        below = 0
+        if not record.lost and sent is not None and record.worker_id.startswith(ORCHESTRATOR):
+            below = min(sent.app_failures, template.retry.max_attempts - 1 - task.counts[FailureClass.APP])
         if not record.lost and sent is not None and record.failure.kind != "timeout":
             demand(
-                sent.ending in (Ending.FAILED, Ending.TIMED_OUT),
+                sent.ending in (Ending.FAILED, Ending.TIMED_OUT) or below > 0,
                 "I17",
                 token,
                 "ended",
@@ -535,18 +542,19 @@ class Checks:
             demand(
                 beside == 1, "I18", token, "has crashed, it is said, and", beside, "tasks ran on the worker that died"
             )
-        task.counts[failure_class] += 1
+        task.counts[failure_class] += below or 1
         counted = (record.app_failures, record.crashes, record.infra_failures)
         seen = tuple(task.counts[c] for c in (FailureClass.APP, FailureClass.CRASH, FailureClass.INFRA))
         demand(counted == seen, "I17", token, "counts say", counted, "and its failures", seen)
         if not record.lost:
-            demand(not record.worker_id.startswith(ORCHESTRATOR), "I17", token, "had its retries below and goes on")
-        template = ledger.specs[job_id].template
+            given_back = below > 0 or not record.worker_id.startswith(ORCHESTRATOR)
+            demand(given_back, "I17", token, "had its retries below and goes on")
         demand(record.app_failures < template.retry.max_attempts, "I17", token, "goes on beyond its retries")
         demand(record.infra_failures <= owner.config.infra_failures_max, "I17", token, "goes on beyond its budget")
         demand(record.crashes < 2 * owner.config.crashes_max, "I17", token, "goes on after", record.crashes, "crashes")
         self.did[f"{failure_class.name.lower()} failures"] += 1
         self.did["losses"] += record.lost
+        self.did["given back with failures"] += below > 0
 
     def _purged(self, ledger: Ledger, record: records.JobPurged) -> None:
         job_id = ledger.jobs.pop(record.job, None)
@@ -773,9 +781,16 @@ class Checks:
         """A worker left after a drain."""
         self.did["drains"] += 1
 
-    def released(self, tokens: Sequence[Token], *, never_started: bool) -> None:
-        """A drained orchestrator gives parents back."""
-        self.did["parents released" if never_started else "begun parents released"] += len(tokens)
+    def released(self, owner: Orchestrator, effect: effects.ReleaseParents) -> None:
+        """A drained orchestrator gives parents back, with what each has used of its retries there."""
+        ledger = self.ledger(owner.name)
+        self.did["parents released" if effect.never_started else "begun parents released"] += len(effect.tokens)
+        for token in effect.tokens:
+            number, local = ledger.let_go.get(token, (0, 0))
+            task = ledger.tasks.get((ledger.jobs.get(number, ""), local))
+            failures = task.counts[FailureClass.APP] if task is not None else 0
+            told = effect.app_failures.get(token, 0)
+            demand(told == failures, "I17", token, "goes back with", told, "failures and has", failures)
 
     # ---- Storage ------------------------------------------------------------------------------------------------------
 

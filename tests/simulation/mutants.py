@@ -342,6 +342,12 @@ MUTANTS = (
         "judged = False",
     ),
     Mutant(
+        "what a drained cluster gives back has used no retries there",
+        f"{CORE}.parents",
+        "after=after, app_failures=used",
+        "after=after, app_failures={}",
+    ),
+    Mutant(
         "tokens of earlier epochs of this life are not known",
         f"{CORE}.reports",
         "if turn.state.knows_epoch(epoch) or not",

@@ -428,9 +428,10 @@ class Orchestrator:
                 failed.failure = effect.failure
                 self._report(effect.token, failed)
             case effects.ReleaseParents():
-                self.world.checks.released(effect.tokens, never_started=effect.never_started)
+                self.world.checks.released(self, effect)
                 for token in effect.tokens:
-                    self._give_back(token, never_started=effect.never_started)
+                    used = effect.app_failures.get(token, 0)
+                    self._give_back(token, never_started=effect.never_started, app_failures=used)
             case effects.ReportParents():
                 self._report_ends(effect)
 
@@ -474,10 +475,10 @@ class Orchestrator:
                 outcome.failure = Failure(failure_class=FailureClass.APP, kind="unknown", message="no failure")
             self._report(end.token, outcome)
 
-    def _give_back(self, token: Token, *, never_started: bool) -> None:
+    def _give_back(self, token: Token, *, never_started: bool, app_failures: int = 0) -> None:
         _, index, _, attempt = token
         outcome = events.Outcome(report_no=0, index=index, attempt=attempt, ending=Ending.RELEASED)
-        outcome.never_started = never_started
+        outcome.never_started, outcome.app_failures = never_started, app_failures
         self._report(token, outcome)
 
     def _report(self, token: Token, outcome: events.Outcome) -> None:

@@ -5,7 +5,7 @@ An acknowledgement waits for what it acknowledges, an at-most-once assignment fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -143,6 +143,8 @@ class ReleaseParents:
     tokens: Sequence[HeldToken]
     never_started: bool
     after: int
+    app_failures: Mapping[HeldToken, int]
+    """Retries that were used here, of those that have used some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,6 +163,8 @@ class Outcome:
     failure: Failure | None = None
     run_us: int = 0
     never_started: bool = False
+    app_failures: int = 0
+    """Retries that it has used with an orchestrator below, which hands it back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

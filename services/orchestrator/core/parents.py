@@ -329,9 +329,20 @@ def drained(turn: Turn, event: events.ParentsDrained) -> None:
             if not _has_ended(turn, parent) and _has_begun(turn, parent) == begun
         ]
         if going:
-            tokens = [parent.token for parent in going]
+            tokens, used = [parent.token for parent in going], _app_failures(turn, going)
             _forget(turn, going, event.cause)
-            turn.effect(ReleaseParents(tokens=tokens, never_started=not begun, after=turn.state.seq))
+            after = turn.state.seq
+            turn.effect(ReleaseParents(tokens=tokens, never_started=not begun, after=after, app_failures=used))
+
+
+def _app_failures(turn: Turn, parents: Iterable[Parent]) -> dict[HeldToken, int]:
+    """How many retries parents that are given back have used here, of those that have used some: up-stream has so many fewer left for them (ADR 24).
+
+    What was used up-stream before is not among them. An expanded parent has used none, whatever failed in its stages: wherever it goes nothing of
+    them is gone on with, and plan, children and summary begin anew, each with a budget of its own.
+    """
+    notes = ((parent.token, turn.state.jobs[parent.job].notes.get(parent.local)) for parent in parents if parent.job)
+    return {token: note.app_failures for token, note in notes if note is not None and note.app_failures}
 
 
 def _has_ended(turn: Turn, parent: Parent) -> bool:

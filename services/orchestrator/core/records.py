@@ -82,7 +82,10 @@ class TasksEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed:
-    """An attempt ended without success and the task goes on; counts are the task's after it."""
+    """An attempt ended without success and the task goes on; counts are the task's after it.
+
+    One that an orchestrator below handed back after failures there is recorded so too, for them all.
+    """
 
     job: int
     index: int

@@ -222,6 +222,7 @@ def _count(turn: Turn, worker: Worker, attempt: Attempt, outcome: Outcome) -> No
             worker.succeed()
             _succeed(turn, worker, attempt.job, attempt.epoch, outcome)
         case Ending.RELEASED | Ending.REVOKED:
+            _count_below(turn, attempt, outcome.app_failures)
             give_back(turn, attempt, Past.RELEASED, never_started=outcome.never_started)
         case Ending.FAILED | Ending.TIMED_OUT:
             failure = outcome.failure or Failure(
@@ -369,10 +370,48 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
     turn.state.finish(attempt)
     goes_on = index in job.live  # in its backup
     pause_ns = 0 if goes_on else _pause_ns(turn, job, failure.failure_class, app=app, other=crashes + infra)
+    counts = (app, crashes, infra, suspected)
+    _record_failed(turn, attempt, failure, counts, lost=lost, pause_ns=pause_ns)
+    note.avoid_until_ns = turn.now + pause_ns + turn.config.avoid_ns
+    if pause_ns > 0:
+        back_off(turn, job, index, pause_ns)
+    elif not goes_on:
+        isolation.requeue(turn, job, index)
+
+
+def _count_below(turn: Turn, attempt: Attempt, app_failures: int) -> None:
+    """A task comes back from an orchestrator below with retries that it has used there, and has so many fewer left (ADR 24).
+
+    One attempt stays, whatever is said: a task that has none left has failed below, and is not given back. A backup's failures count nowhere, and
+    what runs at most once has no retries.
+    """
+    job, index = attempt.job, attempt.index
+    if not attempt.worker.orchestrator or job.backups.get(index) is attempt or job.template.at_most_once:
+        return
+    note = job.note(index)
+    app = min(note.app_failures + app_failures, job.template.retry.max_attempts - 1)
+    if app <= note.app_failures:
+        return
+    message = f"it was handed back after failures there: {app - note.app_failures}"
+    failure = Failure(failure_class=FailureClass.APP, kind="released", message=message)
+    _record_failed(turn, attempt, failure, (app, note.crashes, note.infra_failures, note.suspected))
+
+
+def _record_failed(
+    turn: Turn,
+    attempt: Attempt,
+    failure: Failure,
+    counts: tuple[int, int, int, int],
+    *,
+    lost: bool = False,
+    pause_ns: int = 0,
+) -> None:
+    """The attempt failed and the task goes on; counts of app failures, crashes, infrastructure failures and suspicions, with this one."""
+    app, crashes, infra, suspected = counts
     turn.record(
         records.AttemptFailed(
-            job=job.number,
-            index=index,
+            job=attempt.job.number,
+            index=attempt.index,
             epoch=attempt.epoch,
             attempt=attempt.attempt,
             worker_id=attempt.worker.worker_id,
@@ -386,11 +425,6 @@ def _count_failure(turn: Turn, attempt: Attempt, failure: Failure, *, run_us: in
             suspected=suspected,
         )
     )
-    note.avoid_until_ns = turn.now + pause_ns + turn.config.avoid_ns
-    if pause_ns > 0:
-        back_off(turn, job, index, pause_ns)
-    elif not goes_on:
-        isolation.requeue(turn, job, index)
 
 
 def _pause_ns(turn: Turn, job: Job, failure_class: FailureClass, *, app: int, other: int) -> int:

@@ -230,7 +230,7 @@ def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
         if message.outputs:
             outcome.outputs = tuple(wire.blob_from_wire(blob) for blob in message.outputs)
     else:
-        outcome.never_started = message.never_started
+        outcome.never_started, outcome.app_failures = message.never_started, message.app_failures
         if message.HasField("failure"):
             outcome.failure = wire.failure_from_wire(message.failure)
     return outcome

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from orchestrator_harness import Harness, Worker, durable_parts, retrying, straggler
 
-from antfarm.model import SECOND_NS, ConcurrencyLimit, FailureClass, Timeouts, VerdictCode
+from antfarm.model import SECOND_NS, ConcurrencyLimit, Ending, FailureClass, Timeouts, VerdictCode
 from services.orchestrator.core import effects, records
 from services.orchestrator.core.durations import SAMPLE_MAX, Durations
 from services.orchestrator.core.state import Past
@@ -231,6 +231,14 @@ def test_a_backup_that_is_handed_back_or_never_arrived_leaves_the_task_as_it_was
     assert case.w2.release(backup) is VerdictCode.ACCEPTED
     assert farm.states("j") == "SSSA"
     assert case.w1.report(case.token) is VerdictCode.ACCEPTED
+
+
+def test_a_backup_that_is_handed_back_after_failures_below_costs_nothing(farm: Harness) -> None:
+    case, backup = backed_up(farm, retry=retrying(3))
+    farm.state.workers["w2"].orchestrator = True
+    assert case.w2.report(backup, Ending.RELEASED, app_failures=1) is VerdictCode.ACCEPTED
+    assert farm.job("j").notes[3].app_failures == 0
+    assert [attempt.token for attempt in farm.job("j").attempts_of(3)] == [case.token]
 
 
 def test_a_backup_that_never_arrived_leaves_the_task_as_it_was(farm: Harness) -> None:

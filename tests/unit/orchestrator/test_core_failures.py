@@ -92,6 +92,58 @@ def test_benign_endings_count_nowhere(farm: Harness, ending: Ending) -> None:
     worker.run(worker.take())
 
 
+@pytest.mark.parametrize(("attempts", "counted"), [(5, 2), (3, 2), (2, 1)], ids=["some left", "one left", "one stays"])
+def test_retries_that_were_used_below_count_on_what_is_handed_back(farm: Harness, attempts: int, counted: int) -> None:
+    below = farm.worker("below", orchestrator=True)
+    farm.create("j", 1, retry=retrying(attempts, 60.0))
+    (token,) = below.take()
+    assert below.report(token, Ending.RELEASED, app_failures=2) is VerdictCode.ACCEPTED
+    assert below.report(token, Ending.RELEASED, app_failures=2) is VerdictCode.DUPLICATE
+    (again,) = below.take()
+    assert again[3] == 2, "at once: its pause was for the cluster to keep"
+    below.release(again, never_started=False)
+    for _ in range(2):
+        note = farm.job("j").notes[0]
+        assert (note.app_failures, note.crashes, note.infra_failures) == (counted, 0, 0)
+        assert note.last_failure is not None
+        assert note.last_failure.message == f"it was handed back after failures there: {counted}"
+        farm.drop(effects.SendTasks)
+        farm.restart()
+
+
+def test_retries_used_below_are_added_to_those_used_here(farm: Harness) -> None:
+    worker = farm.worker("w")
+    farm.create("j", 1, retry=retrying(4, 0.0))
+    worker.fail(worker.take()[0])
+    worker.goodbye()
+    below = farm.worker("below", orchestrator=True)
+    (token,) = below.take()
+    below.report(token, Ending.RELEASED, app_failures=2)
+    assert farm.job("j").notes[0].app_failures == 3
+    (last,) = below.take()
+    below.report(last, Ending.RELEASED, app_failures=0)
+    assert farm.job("j").notes[0].app_failures == 3
+    farm.drop(effects.SendTasks)
+
+
+def test_a_worker_has_no_retries_to_tell_of(farm: Harness) -> None:
+    worker = farm.worker()
+    farm.create("j", 1, retry=retrying(4))
+    (token,) = worker.take()
+    assert worker.report(token, Ending.RELEASED, app_failures=2) is VerdictCode.ACCEPTED
+    assert farm.job("j").notes[0].app_failures == 0
+    farm.drop(effects.SendTasks)
+
+
+def test_what_runs_at_most_once_has_no_retries_below(farm: Harness) -> None:
+    below = farm.worker("below", orchestrator=True)
+    farm.create("j", 1, retry=retrying(4), at_most_once=True)
+    (token,) = below.take()
+    assert below.report(token, Ending.RELEASED, app_failures=2, never_started=True) is VerdictCode.ACCEPTED
+    assert not [record for record in farm.records if isinstance(record, records.AttemptFailed)]
+    farm.drop(effects.SendTasks)
+
+
 def test_a_failure_of_class_benign_is_a_release(farm: Harness) -> None:
     worker = farm.worker()
     farm.create("j", 1)

@@ -12,6 +12,7 @@ from antfarm import errors
 from antfarm.model import (
     SECOND_NS,
     ConcurrencyLimit,
+    Ending,
     Failure,
     FailureClass,
     JobId,
@@ -919,6 +920,72 @@ def test_what_is_given_out_says_how_many_retries_were_used(farm: Harness) -> Non
         worker.fail(token)
     farm.wait(1, beating=[worker])
     farm.drop(effects.SendTasks)
+
+
+def test_what_is_given_back_says_how_many_retries_it_has_used_here(farm: Harness) -> None:
+    """Not those that were used above before it came; and of an expanded one nothing is gone on with, so that its stages have used none."""
+    worker = farm.worker(slots=3, types=("r", *PLANNED))
+    tasks = [events.ParentTask(index, 1, b"[1]", used) for index, used in enumerate((0, 0, 1))]
+    again = replace(PLAIN, retry=retrying(4, 60.0))
+    farm.do(events.ParentsAssigned(job_id="top", epoch=1, template=again, tasks=tasks))
+    for token in worker.take()[1:]:
+        worker.fail(token)
+    assign(farm, template=replace(STAGE, retry=retrying(4, 60.0)))
+    (plan,) = [token for token in worker.take() if token[0] == "up/top/4/plan"]
+    worker.fail(plan)
+    farm.do(events.ParentsDrained(over=True))
+    given_back = farm.claim(effects.ReleaseParents)
+    assert sorted(given_back.tokens) == [("top", 0, 1, 1), ("top", 1, 1, 1), ("top", 2, 1, 1), (*KEY, 1, 1)]
+    assert given_back.app_failures == {("top", 1, 1, 1): 1, ("top", 2, 1, 1): 1}
+    farm.drop(effects.SendRevoke, effects.SendTasks)
+
+
+@pytest.mark.parametrize("where", ["above", "the same cluster"])
+def test_a_task_that_a_drained_cluster_gives_back_has_no_attempt_more_than_its_policy_says(
+    farm: Harness, where: str
+) -> None:
+    """Two of three fail in the cluster, and it is given back in its back-off: one is left, over a restart too."""
+    above, ran = Harness(), 0
+    above.create("top", 1, type="r", retry=retrying(3, 0.0))
+    cluster, here = above.worker("cluster", orchestrator=True, types=("r",)), farm.worker(types=("r",))
+
+    def handed_down() -> HeldToken:
+        (frame,) = above.claim_all(effects.SendTasks)
+        ((_, (task,)),) = frame.groups
+        cluster.frames += 1
+        token = ("top", 0, frame.epoch, task.attempt)
+        cluster.held[token] = task.payload
+        tasks = [events.ParentTask(0, task.attempt, task.payload, task.app_failures)]
+        template = above.job("top").template
+        farm.do(events.ParentsAssigned(job_id="top", epoch=frame.epoch, template=template, tasks=tasks))
+        return token
+
+    token = handed_down()
+    for _ in range(2):
+        here.fail(here.take()[0])
+        farm.tick()
+        ran += 1
+    cluster.credit(0)
+    farm.do(events.ParentsDrained(over=True))
+    given_back = farm.claim(effects.ReleaseParents)
+    assert list(given_back.tokens) == [token]
+    used = given_back.app_failures[token]
+    assert cluster.report(token, Ending.RELEASED, app_failures=used) is VerdictCode.ACCEPTED
+    above.restart()
+    farm.drop(effects.SendRevoke, effects.SendTasks)
+    here.held.clear()
+    cluster.attach()
+    if where == "above":
+        worker = above.worker("w2", types=("r",))
+        worker.fail(worker.take()[0])
+        assert above.states("top") == "F"
+    else:
+        cluster.credit(1)
+        handed_down()
+        here.beat(held=[])
+        here.fail(here.take()[0])
+        assert reported(farm).state is TaskState.FAILED
+    assert ran + 1 == 3
 
 
 def test_the_wall_clock_takes_nothing_of_a_parents_time(farm: Harness) -> None:

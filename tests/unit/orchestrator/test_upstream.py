@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from orchestrator_harness import Harness, each, template
+from orchestrator_harness import Harness, each, retrying, template
 
 from antfarm import net, wire
 from antfarm import payload as payloads
@@ -488,10 +488,15 @@ class Below:
         return assignment.payload
 
     def given(
-        self, *indices: int, attempt: int = 1, inputs: bool = False, remaining_s: Sequence[float] | None = None
+        self,
+        *indices: int,
+        attempt: int = 1,
+        inputs: bool = False,
+        remaining_s: Sequence[float] | None = None,
+        **fields: Any,
     ) -> None:
         """A frame of tasks from above, as the link hands it on; `remaining_s`: what is left of the total deadline of each."""
-        group = work_queue_pb2.TaskGroup(job_id="top", epoch=1, template=wire.template_to_wire(template()))
+        group = work_queue_pb2.TaskGroup(job_id="top", epoch=1, template=wire.template_to_wire(template(**fields)))
         if inputs:
             group.inputs.append(wire.dependency_to_wire(each("other")))
         for number, index in enumerate(indices):
@@ -621,6 +626,23 @@ async def test_of_what_is_bound_under_an_older_token_the_core_says_in_a_drain_wh
     assert below.farm.claim(effects.SendRevoke).tokens == [running]
     assert below.bound() == []
     assert below.judged() == [(("top", 0, 1, 2), Ending.RELEASED, False)]
+
+
+async def test_what_is_given_back_after_failures_says_up_stream_how_many(below: Below) -> None:
+    worker = below.farm.worker(slots=2)
+    below.given(0, 1, retry=retrying(3))
+    below.turn()
+    failing, _ = worker.take()
+    worker.fail(failing)
+    below.upstream.on_drain(0.0)
+    await loop_is_past(0.0)
+    below.turn()
+    outcomes = [outcome for _, (_, _, outcome, _) in below.upstream._link._session.unacked()]
+    assert [(outcome.index, Ending(outcome.ending), outcome.app_failures) for outcome in outcomes] == [
+        (0, Ending.RELEASED, 1),
+        (1, Ending.RELEASED, 0),
+    ]
+    below.farm.drop(effects.SendRevoke)
 
 
 async def test_what_turns_out_in_a_drain_not_to_have_begun_goes_back_then(
