@@ -442,9 +442,9 @@ class Checks:
             case records.RelaysDone():
                 for index in record.indices:
                     parent = (record.job_id, index)
-                    bound, here = ledger.parents.pop(parent, None), ledger.relays.pop(parent, None)
-                    if bound is not None and here is not None:
-                        ledger.let_go[(*parent, *bound)] = here
+                    under, here = ledger.parents.pop(parent, None), ledger.relays.pop(parent, None)
+                    if under is not None and here is not None:
+                        ledger.let_go[(*parent, *under)] = here
             case _:
                 pass
 
