@@ -139,7 +139,7 @@ class Checks:
         """(orchestrator, job) -> when the last purge of one of that id was decided that is durable."""
         self.obeyed: dict[Link, int] = {}
         self.died_with: dict[tuple[str, Token], int] = {}
-        """Attempt -> how many ran on its worker when that died."""
+        """Attempt -> how many ran on its worker when that died: it, and those that were not told to stop."""
 
     def ledger(self, owner: str) -> Ledger:
         """The ledger of an orchestrator."""
@@ -733,9 +733,9 @@ class Checks:
         """A worker's process died. If nothing else happens, its tasks are queued again within L + S + d."""
         kernel = self.world.kernel
         kernel.note(worker.name, "died")
-        beside = sum(run.stopping is None for run in worker.running.values())
+        going = {token for token, run in worker.running.items() if run.stopping is None}
         for token in worker.running:
-            self.died_with[worker.upper, token] = beside
+            self.died_with[worker.upper, token] = len(going | {token})
         self.open_reports.pop(worker.link, None)
         owner = self.world.orchestrators[worker.upper]
         lease_ns = owner.config.lease_ns
