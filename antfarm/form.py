@@ -12,15 +12,17 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import importlib
 import math
 import pathlib
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from types import ModuleType
 from typing import Any
 
-from antfarm.apps import find_class, public_module
+from antfarm.apps import find_class, main_app, public_module
 from antfarm.errors import InvalidArgument
 from antfarm.model import BlobRef
 
@@ -90,19 +92,17 @@ def lower(value: Any) -> Any:
 def _lower_by_nature(value: Any, kind: type) -> Any:
     """Values whose class is the user's or an optional package's."""
     if isinstance(value, enum.Enum):
-        return {"$enum": [_class_path(kind), value.name]}
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: lower(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"$dataclass": [_class_path(kind), fields]}
+        return _lower_enum(value, kind)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _lower_dataclass(value, kind)
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        _refuse_more(value, kind, ())
         return {"$namedtuple": [_class_path(kind), [lower(item) for item in value]]}
-    if isinstance(value, pathlib.PurePath):
-        return {"$path": str(value)}
     message = sys.modules.get("google.protobuf.message")
     if message is not None and isinstance(value, message.Message):
         return {"$proto": [value.DESCRIPTOR.full_name, _to_base64(value.SerializeToString(deterministic=True))]}
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+    if numpy is not None and (kind is numpy.ndarray or (isinstance(value, numpy.generic) and kind is value.dtype.type)):
         return _lower_array(value, numpy)
     raise InvalidArgument(
         f"a value of type {_type_name(kind)} cannot be sent: use JSON values, dataclasses, dates, bytes, numpy arrays, protobuf "
@@ -110,23 +110,79 @@ def _lower_by_nature(value: Any, kind: type) -> Any:
     )
 
 
+def _lower_enum(value: enum.Enum, kind: type[enum.Enum]) -> Any:
+    path = _class_path(kind)
+    if kind.__members__.get(value.name) is not value:  # flags that are combined, or none at all, are no members
+        raise InvalidArgument(f"{path}: {value!r} cannot be sent, since it is no member; send its value")
+    return {"$enum": [path, value.name]}
+
+
+def _lower_dataclass(value: Any, kind: type) -> Any:
+    path = _class_path(kind)
+    make: Any = kind.__new__
+    if make is not object.__new__:  # a dict or an exception holds more than its fields
+        raise InvalidArgument(
+            f"a value of type {path} cannot be sent: its class makes its instances in a way of its own"
+        )
+    try:
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    except AttributeError as error:
+        raise InvalidArgument(f"a value of type {path} cannot be sent: {error}") from None
+    _refuse_more(value, kind, fields)
+    return {"$dataclass": [path, {name: lower(item) for name, item in fields.items()}]}
+
+
+def _refuse_more(value: Any, kind: type, fields: Container[str]) -> None:
+    """Refuse an object that holds more than its fields: the rest would be lost on the way, since no constructor makes it anew."""
+    state = object.__getstate__(value)  # the dictionary, or a pair of it and the slots
+    for part in state if isinstance(state, tuple) else (state,):
+        for name in part or ():
+            if name not in fields and not _is_of_no_matter(kind, name):
+                raise InvalidArgument(
+                    f"a value of type {_type_name(kind)} cannot be sent: its attribute {name!r} is no field of its class; make it one"
+                )
+
+
+def _is_of_no_matter(kind: type, name: str) -> bool:
+    """Whether an attribute may be lost: what is computed anew when it is asked for, and what Python itself notes (`__orig_class__`)."""
+    return (name[:2] == name[-2:] == "__") or isinstance(getattr(kind, name, None), functools.cached_property)
+
+
 def _lower_array(value: Any, numpy: Any) -> Any:
-    if value.dtype.kind not in "biufcmMSU":
+    array = numpy.ascontiguousarray(value)  # its dtype, because that of an empty text has no size and cannot be read
+    if array.dtype.kind not in "biufcmMSU" or not array.dtype.itemsize:
         raise InvalidArgument(f"an array of dtype {value.dtype} cannot be sent; convert it to numbers, dates or text")
-    raw = numpy.ascontiguousarray(value).tobytes()
-    content: dict[str, Any] = {"dtype": value.dtype.str, "shape": list(value.shape), "data": _to_base64(raw)}
+    content: dict[str, Any] = {
+        "dtype": array.dtype.str,
+        "shape": list(value.shape),
+        "data": _to_base64(array.tobytes()),
+    }
     if isinstance(value, numpy.generic):
+        if isinstance(value, str | bytes) and value != array[0]:
+            raise InvalidArgument(
+                "a numpy text that ends with zeros cannot be sent: numpy drops them; convert it to str or bytes"
+            )
         content["scalar"] = True
     return {"$ndarray": content}
 
 
 def _class_path(kind: type) -> str:
     path = f"{public_module(kind.__module__)}:{kind.__qualname__}"
+    if kind.__module__ == "__main__" and not _is_app(sys.modules["__main__"]):
+        raise InvalidArgument(
+            f"a value of type {path} cannot be sent: its class must stand in a module that workers can import"
+        )
     if find_class(path) is not kind:
         raise InvalidArgument(
             f"a value of type {path} cannot be sent: its class must stand at the top level of a module"
         )
     return path
+
+
+@functools.lru_cache(maxsize=1)
+def _is_app(main: ModuleType) -> bool:
+    """Whether workers can import the main program: not a notebook or a prompt. Remembered: to ask the file system for each value costs more than the value."""
+    return bool(main_app())
 
 
 def _type_name(kind: type) -> str:
@@ -164,6 +220,7 @@ _LOWER: dict[type, Callable[[Any], Any]] = {
     range: lambda value: {"$range": [value.start, value.stop, value.step]},
     decimal.Decimal: lambda value: {"$decimal": str(value)},
     uuid.UUID: lambda value: {"$uuid": str(value)},
+    type(pathlib.Path()): lambda value: {"$path": str(value)},
     Input: lambda value: {"$input": value.k},
     File: lambda value: {"$file": {**lower_blob(value), "name": value.name}},
 }
@@ -242,10 +299,13 @@ def _raise_dataclass(content: Any) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(fields)):
         raise InvalidArgument(f"{path} has no field {unknown[0]!r}; the two ends run different versions of it")
-    made: Any = kind(**{name: value for name, value in values.items() if fields[name].init})
+    if len(values) == len(fields):
+        # Not by its constructor, which may compute fields from others: that was done where the value was made.
+        made: Any = object.__new__(kind)
+    else:  # written by an older version of the class, or by hand: the class knows what the others are, or refuses
+        made = kind(**{name: value for name, value in values.items() if fields[name].init})
     for name, value in values.items():
-        if not fields[name].init:
-            object.__setattr__(made, name, value)
+        object.__setattr__(made, name, value)
     return made
 
 
@@ -262,7 +322,8 @@ def _raise_namedtuple(content: Any) -> Any:
     kind: Any = _known(path, "named tuple")
     if not (issubclass(kind, tuple) and hasattr(kind, "_fields")):
         raise InvalidArgument(f"{path} is not a named tuple")
-    return kind(*values)
+    # A whole one not by its constructor, as with dataclasses.
+    return kind(*values) if len(values) < len(kind._fields) else kind._make(values)
 
 
 def _raise_proto(content: Any) -> Any:

@@ -396,22 +396,22 @@ class Farm:
     def gather(self, *things: Any, return_exceptions: bool = False) -> list[Any]:
         """The values of futures and jobs, in their order; a job gives the list of its values.
 
-        The first failure is raised, or with `return_exceptions` stands in the place of its value.
+        The first failure is raised. With `return_exceptions` each stands in the place of its value, as does the error of a value that cannot be read.
         """
-        values = []
-        for thing in _flat(things):
-            try:
-                if isinstance(thing, Future):
-                    values.append(thing.result())
-                elif return_exceptions:
-                    values.append([o.value if o.ok else o.error() for o in thing.outcomes()])
-                else:
-                    values.append(list(thing.results()))
-            except AntFarmError as error:
-                if not return_exceptions:
-                    raise
-                values.append(error)
-        return values
+        return [self._value(thing, return_exceptions) for thing in _flat(things)]
+
+    def _value(self, thing: Any, return_exceptions: bool) -> Any:
+        try:
+            if isinstance(thing, Future):
+                return thing.result()
+            if not return_exceptions:
+                return list(thing.results())
+            done = sorted(thing.as_completed(), key=lambda future: future.index)
+            return [self._value(future, return_exceptions) for future in done]
+        except AntFarmError as error:
+            if not return_exceptions:
+                raise
+            return error
 
     def as_completed(self, *things: Any) -> Iterator[Future[Any]]:
         """The futures, and the tasks of the jobs, in the order in which they end, each done."""

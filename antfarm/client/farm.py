@@ -392,7 +392,7 @@ class AsyncFarm:
     async def gather(self, *things: Any, return_exceptions: bool = False) -> list[Any]:
         """The values of futures and jobs, in their order; a job gives the list of its values.
 
-        The first failure is raised, or with `return_exceptions` stands in the place of its value.
+        The first failure is raised. With `return_exceptions` each stands in the place of its value, as does the error of a value that cannot be read.
         """
         return [await self._value(thing, return_exceptions) for thing in flat(things)]
 
@@ -402,8 +402,8 @@ class AsyncFarm:
                 return await thing.result()
             if not return_exceptions:
                 return [value async for value in thing.results()]
-            outcomes = [outcome async for outcome in thing.outcomes()]
-            return [outcome.value if outcome.ok else outcome.error() for outcome in outcomes]
+            done = sorted([future async for future in thing.as_completed()], key=lambda future: future.index)
+            return [await self._value(future, return_exceptions) for future in done]
         except AntFarmError as error:
             if not return_exceptions:
                 raise

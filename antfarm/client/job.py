@@ -104,16 +104,17 @@ class AsyncFuture(FutureHandle, Generic[R]):
     async def arrive(self, timeout: Duration | None = None) -> TaskResult:
         """Wait for the recorded outcome. TimeoutError when it takes longer; the task goes on."""
         if self.message is None:
+            limit_s = None if timeout is None else seconds(timeout)
             waiter = self._job.waiter(self._index)
             try:
-                async with asyncio.timeout(None if timeout is None else seconds(timeout)):
+                async with asyncio.timeout(limit_s):
                     self._message = await waiter
             except asyncio.CancelledError:
                 self._job.drop(self._index, waiter)
                 raise
             except TimeoutError:
                 self._job.drop(self._index, waiter)
-                raise TimeoutError(f"task {self.job_id}/{self.index} has not ended within {timeout} s") from None
+                raise TimeoutError(f"task {self.job_id}/{self.index} has not ended within {limit_s:g} s") from None
         assert self._message is not None
         return self._message
 
@@ -400,13 +401,14 @@ class AsyncJob(JobHandle, Generic[R]):
     async def wait(self, timeout: Duration | None = None) -> JobStatus:
         """Return its last status when it has ended. TimeoutError when that takes longer; the job goes on."""
         status: JobStatus | None = None
+        limit_s = None if timeout is None else seconds(timeout)
         try:
-            async with asyncio.timeout(None if timeout is None else seconds(timeout)):
+            async with asyncio.timeout(limit_s):
                 async for status in self.watch():
                     if status.state.terminal:
                         return status
         except TimeoutError:
-            raise TimeoutError(f"job {self.job_id} has not ended within {timeout} s") from None
+            raise TimeoutError(f"job {self.job_id} has not ended within {limit_s:g} s") from None
         return await self.status() if status is None else status
 
     async def cancel(self, cause: str = "") -> JobStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import signal
@@ -44,6 +45,11 @@ def fail_odd(x: int) -> int:
     if x % 2:
         raise ValueError(f"odd {x}")
     return x
+
+
+@af.task
+def count_two(x: int) -> Any:
+    return collections.Counter("aab") if x == 2 else fail_odd(x)
 
 
 @af.task(retries=af.Retry(max_attempts=3, backoff=0.01))

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import client_app
 import pytest
@@ -284,6 +285,32 @@ def test_results_stop_at_a_failure_and_outcomes_do_not(farm: af.Farm) -> None:
     assert job.wait(10).state is JobState.FAILED
 
 
+def check_gathered(values: list[Any]) -> None:
+    """Of `count_two` over 0 to 4, without leave to read pickles."""
+    assert [type(value) for value in values] == [int, af.TaskFailed, errors.InvalidArgument, af.TaskFailed, int]
+    assert (values[0], values[4]) == (0, 4)
+    assert "odd 1" in str(values[1])
+    assert str(values[2]) == "the value is a pickle; both ends must opt in with allow_pickle to use pickles"
+
+
+def test_a_value_that_cannot_be_read_takes_no_other_with_it(farm: af.Farm) -> None:
+    job = farm.map(client_app.count_two, range(5))
+    [values] = farm.gather(job, return_exceptions=True)
+    check_gathered(values)
+    check_gathered(farm.gather(*job, return_exceptions=True))
+    fine = farm.map(client_app.square, range(500))
+    assert farm.gather(fine, fine[3], return_exceptions=True) == [[n * n for n in range(500)], 9]
+
+
+async def test_nor_on_the_asynchronous_face(aio_farm: af.aio.Farm) -> None:
+    job = await aio_farm.map(client_app.count_two, range(5))
+    [values] = await aio_farm.gather(job, return_exceptions=True)
+    check_gathered(values)
+    check_gathered(await aio_farm.gather(*await job.futures(), return_exceptions=True))
+    fine = await aio_farm.map(client_app.square, range(500))
+    assert await aio_farm.gather(fine, fine[3], return_exceptions=True) == [[n * n for n in range(500)], 9]
+
+
 def test_failed_tasks_are_retried_as_a_new_job(farm: af.Farm) -> None:
     job = farm.map(client_app.fail_odd, range(6))
     job.wait(10)
@@ -309,9 +336,9 @@ def test_waiting_has_limits(farm: af.Farm, tmp_path: Path) -> None:
     path = tmp_path / "go"
     future = farm.submit(client_app.wait_for, str(path))
     other = farm.submit(client_app.square, 1)
-    with pytest.raises(TimeoutError, match="has not ended within"):
-        future.result(0.1)
-    with pytest.raises(TimeoutError, match="has not ended within"):
+    with pytest.raises(TimeoutError, match=r"^task .*/0 has not ended within 0\.1 s$"):
+        future.result("100ms")
+    with pytest.raises(TimeoutError, match=r"^job .* has not ended within 0\.1 s$"):
         future.job.wait(0.1)
     assert not future.done()
     other.result(10)

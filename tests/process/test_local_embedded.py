@@ -151,6 +151,28 @@ def test_functions_without_a_name_work_on_a_farm_of_ones_own(user: User) -> None
     assert done.returncode == 0
 
 
+def test_values_of_a_notebooks_classes_go_there_and_back(user: User) -> None:
+    notebook = """
+        import dataclasses, enum, typing
+        import antfarm as af
+        @dataclasses.dataclass
+        class Box: x: int
+        class Colour(enum.Enum): RED = 1
+        class Pair(typing.NamedTuple): a: int
+        def same(value): return isinstance(value, (Box, Colour, Pair)), value
+        def make(x): return Box(x)
+        farm = af.connect()
+        for value in (Box(1), Colour.RED, Pair(3)):
+            known, back = farm.submit(same, value).result()
+            print(known, back == value, type(back) is type(value))
+        print(list(farm.map(lambda x, box: x + box.x, [1, 2], box=Box(3)).results()))
+        print(list(farm.map(lambda box: box.x, farm.map(make, [5, 6])).results()))
+    """
+    done = user.run("-", input=textwrap.dedent(notebook))
+    assert done.stdout == "True True True\n" * 3 + "[4, 5]\n[5, 6]\n", done.stderr
+    assert done.returncode == 0
+
+
 def test_a_script_without_the_guard_is_told_what_to_do(user: User) -> None:
     script = user.script("noguard.py", "import antfarm as af\nfarm = af.connect()\n")
     done = user.run(script)

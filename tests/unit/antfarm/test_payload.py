@@ -7,15 +7,17 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import functools
 import hashlib
 import json
 import math
 import pathlib
 import pickle
 import sys
+import types
 import uuid
 import zoneinfo
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -51,6 +53,74 @@ class Point:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "half", self.x / 2)
+
+
+T = TypeVar("T")
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclasses.dataclass
+class Doubled:
+    x: float
+
+    def __post_init__(self) -> None:
+        self.x *= 2
+
+
+@dataclasses.dataclass
+class Shifted(Doubled):
+    by: dataclasses.InitVar[float]
+    note: str = dataclasses.field(default="", init=False)
+
+    def __post_init__(self, by: float) -> None:  # type: ignore[override]
+        self.x += by
+        self.note = f"by {by}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Base:
+    x: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Derived(Base, Generic[T]):
+    y: T | None = None
+
+
+@dataclasses.dataclass
+class Loose(Generic[T]):
+    x: int
+
+    @functools.cached_property
+    def twice(self) -> int:
+        return 2 * self.x
+
+
+@dataclasses.dataclass
+class Listed(list[int]):
+    x: int = 0
+
+
+@dataclasses.dataclass
+class Unset:
+    x: int = dataclasses.field(init=False)
+
+
+class Doubling(NamedTuple("Doubling", [("x", int), ("y", int)])):
+    def __new__(cls, x: int, y: int = 0) -> Doubling:
+        return super().__new__(cls, 2 * x, y)
+
+
+class Reading(np.ndarray):
+    pass
+
+
+class Metres(np.float64):
+    pass
 
 
 class Outer:
@@ -228,9 +298,82 @@ def test_zones_and_other_leaves_come_back() -> None:
         bytearray(b"x"),
         np.float32(1.5),
         np.datetime64("2021-01-01"),
+        np.str_(""),
+        np.bytes_(b""),
+        np.str_("ab"),
     ):
         back = round_trip(value)
         assert (type(back), back) == (type(value), value)
+
+
+def test_what_a_constructor_computes_is_not_computed_again() -> None:
+    for value in (Doubled(2.0), Shifted(2.0, by=1.0), Derived(x=1, y="y"), Derived(x=2), Doubling(1, 2)):
+        back = round_trip(value)
+        assert (type(back), repr(back)) == (type(value), repr(value))
+    assert round_trip(Shifted(2.0, by=1.0)).note == "by 1.0"
+
+
+def test_an_instance_that_holds_what_is_computed_anew_comes_back() -> None:
+    value = Loose[int](3)
+    assert value.twice == 6
+    assert vars(round_trip(value)) == {"x": 3}
+
+
+def loose(**more: Any) -> Loose[Any]:
+    made = Loose[Any](3)
+    vars(made).update(more)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (
+            Access.READ | Access.WRITE,
+            f"{__name__}:Access: <Access.READ|WRITE: 3> cannot be sent, since it is no member; send its value",
+        ),
+        (Access(0), f"{__name__}:Access: <Access: 0> cannot be sent, since it is no member; send its value"),
+        (
+            loose(y=5),
+            f"a value of type {__name__}.Loose cannot be sent: its attribute 'y' is no field of its class; make it one",
+        ),
+        (
+            Listed(1),
+            f"a value of type {__name__}:Listed cannot be sent: its class makes its instances in a way of its own",
+        ),
+        (Unset(), f"a value of type {__name__}:Unset cannot be sent: 'Unset' object has no attribute 'x'"),
+        (np.ndarray((2,), "U0"), "an array of dtype <U0 cannot be sent; convert it to numbers, dates or text"),
+        (
+            np.str_("a\0"),
+            "a numpy text that ends with zeros cannot be sent: numpy drops them; convert it to str or bytes",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_come_back_otherwise_is_refused_with_the_reason(value: Any, reason: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        payload.encode_result([value])
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Doubled,
+        Access.READ | Access.WRITE,
+        np.ma.masked_array([1.0, 2.0, -999.0], mask=[0, 0, 1]),
+        np.zeros(2).view(Reading),
+        pathlib.PureWindowsPath("C:\\a"),
+        pathlib.PurePosixPath("/a"),
+        loose(y=5),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_only_a_pickle_carries_goes_by_one_where_that_is_allowed(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        payload.encode_result(value)
+    back = payload.decode_result(payload.encode_result(value, allow_pickle=True), allow_pickle=True)
+    assert (type(back), repr(back)) == (type(value), repr(value))
 
 
 class Plain:
@@ -247,6 +390,7 @@ class Plain:
         np.array([object()]),
         10**5000,
         dt.time(tzinfo=dt.UTC),
+        Metres(1.5),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -286,6 +430,54 @@ def test_a_field_of_another_version_is_named() -> None:
     data = json.dumps({"$dataclass": [f"{__name__}:Point", {"x": 1.0, "z": 2}]}).encode()
     with pytest.raises(InvalidArgument, match="has no field 'z'"):
         payload.decode_result(data)
+
+
+def test_a_field_that_is_not_told_is_the_classs_own_affair() -> None:
+    """An older version of the class did not know it, or a hand in another language left it to its default."""
+    data = json.dumps({"$dataclass": [f"{__name__}:Point", {"x": 1.0}]}).encode()
+    assert payload.decode_result(data) == Point(1.0)
+    assert payload.decode_result(data).half == 0.5
+    data = json.dumps({"$dataclass": [f"{__name__}:Point", {"y": 1.0}]}).encode()
+    with pytest.raises(
+        InvalidArgument, match=r"^a malformed \$dataclass value: TypeError: .* missing .* argument: 'x'$"
+    ):
+        payload.decode_result(data)
+    assert payload.decode_result(json.dumps({"$namedtuple": [f"{__name__}:Doubling", [1]]}).encode()) == (2, 0)
+
+
+NOTEBOOK = """
+import dataclasses, enum, typing
+@dataclasses.dataclass
+class Box:
+    x: int
+class Colour(enum.Enum):
+    RED = 1
+class Pair(typing.NamedTuple):
+    a: int
+"""
+
+
+def test_classes_of_a_notebook_go_by_pickle_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker can import what it was typed into, so that their names would say nothing there."""
+    notebook: Any = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    exec(NOTEBOOK, vars(notebook))
+    for value in (notebook.Box(1), notebook.Colour.RED, notebook.Pair(3)):
+        with pytest.raises(InvalidArgument, match=r"its class must stand in a module that workers can import$"):
+            payload.encode_call([value])
+        data = payload.encode_call([value], allow_pickle=True)
+        assert data[0] == payload.PICKLE_BYTE
+        assert payload.decode_call(data, allow_pickle=True) == ([value], {})
+
+
+def test_classes_of_a_script_go_by_their_name(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    script: Any = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "boxes.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    exec(NOTEBOOK, vars(script))
+    data = payload.encode_call([script.Box(1), script.Colour.RED])
+    assert data == b'[{"$dataclass":["boxes:Box",{"x":1}]},{"$enum":["boxes:Colour","RED"]}]'
+    assert payload.decode_call(data) == ([script.Box(1), script.Colour.RED], {})
 
 
 def test_pickles_need_the_consent_of_both_ends() -> None:
