@@ -160,7 +160,8 @@ class IteratorContent:
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """See `Content`. Neither too large nor needlessly small."""
         waiting, waiting_bytes = list[bytes](), 0
-        async for item in self._items:
+        async for given in self._items:
+            item = _bytes_of(given)
             waiting.append(item)
             waiting_bytes += len(item)
             if waiting_bytes >= PIECE_BYTES:
@@ -209,6 +210,16 @@ class FileSink:
             await asyncio.to_thread(self._file.close)
 
 
+def _bytes_of(item: bytes | bytearray | memoryview) -> bytes:
+    """An item of an iterator as bytes. A copy where it is a buffer, which its maker may fill again, and whose length may count numbers."""
+    if type(item) is bytes:
+        return item
+    try:
+        return bytes(memoryview(item))
+    except TypeError:
+        raise InvalidArgument(f"content is an iterator of bytes, not of {type(item).__name__}") from None
+
+
 async def content_of(data: Source) -> Content:
     """The content in any of its forms. InvalidArgument for anything else, a path given as text above all."""
     if isinstance(data, bytes | bytearray | memoryview):
@@ -226,7 +237,8 @@ async def items_in_thread(items: Iterable[bytes]) -> AsyncIterator[bytes]:
 
     def some() -> bytes:
         taken, taken_bytes = list[bytes](), 0
-        for item in iterator:
+        for given in iterator:
+            item = _bytes_of(given)
             taken.append(item)
             taken_bytes += len(item)
             if taken_bytes >= PIECE_BYTES:

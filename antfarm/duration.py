@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+from numbers import Real
 
 from antfarm.errors import InvalidArgument
 from antfarm.model import DURATION_NS_MAX, SECOND_NS
@@ -28,7 +29,7 @@ def seconds(value: Duration) -> float:
         found = value.total_seconds()
     elif isinstance(value, str):
         found = _parse(value)
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidArgument(f"{value!r} is not a length of time: give seconds, a timedelta or text such as '10m'")
     else:
         found = float(min(value, 2 * SECONDS_MAX))  # an int may be beyond any float

@@ -7,7 +7,7 @@ Each class that crosses the wire has one `reason`; `antfarm.wire` maps it to a c
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from antfarm.model import Failure, FailureClass, TaskState
 
@@ -16,6 +16,15 @@ class AntFarmError(Exception):
     """Root of all errors of AntFarm. `str(error)` is one line that says what to do."""
 
     reason: ClassVar[str] = "INTERNAL"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are copied and unpickled by calling their class with `args`, which is the text alone and not what the class was made from.
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[AntFarmError], args: tuple[Any, ...]) -> AntFarmError:
+    """A copy of an error before its attributes are set."""
+    return kind.__new__(kind, *args)
 
 
 class UserError(AntFarmError):

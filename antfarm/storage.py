@@ -16,6 +16,7 @@ import random
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -25,8 +26,18 @@ import grpc.aio
 from antfarm import net, wire
 from antfarm.blocking import loop_thread
 from antfarm.content import Content, Digest, FileSink, Source, content_of, items_in_thread, keep_freed_buffers
-from antfarm.errors import AntFarmError, DataLoss, Overloaded, ProtocolUnsupported, Unavailable
+from antfarm.errors import (
+    AntFarmError,
+    DataLoss,
+    InvalidArgument,
+    InvalidKey,
+    OutOfRange,
+    Overloaded,
+    ProtocolUnsupported,
+    Unavailable,
+)
 from antfarm.model import PROTOCOL_MAJOR, BlobRef
+from antfarm.text import is_text
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
 
 UNARY_TIMEOUT_S = 60.0
@@ -34,6 +45,8 @@ UNARY_TIMEOUT_S = 60.0
 _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
 _PAGE_BLOBS = 1000
+_RANGE_BYTES_END = 2**63
+"""Offset and length lie below it, and so does their sum below what a message can carry."""
 
 T = TypeVar("T")
 
@@ -41,7 +54,7 @@ T = TypeVar("T")
 class AsyncStorage:
     """Storage at an address. Belongs to the event loop in which it is first used; end it by `aclose` or `async with`.
 
-    Errors: BlobNotFound, Conflict, InvalidKey, DataLoss, DiskFull, OutOfRange as the calls say; Unavailable when Storage cannot be reached
+    Errors: BlobNotFound, Conflict, InvalidKey, DataLoss, DiskFull, OutOfRange as the calls say; InvalidArgument for a range that is none; Unavailable when Storage cannot be reached
     in about five seconds of trying.
     """
 
@@ -79,6 +92,7 @@ class AsyncStorage:
         Args:
             data: bytes, a file, or an iterator of pieces of any size. Files and iterators are read piece by piece.
         """
+        _check_key(key)
         content = await content_of(data)
         if content.repeatable:
             return await _repeated(lambda: self._write(key, content))
@@ -156,12 +170,14 @@ class AsyncStorage:
 
     async def stat(self, key: str) -> BlobRef:
         """Size and digest. BlobNotFound; DataLoss when the blob's record is damaged."""
+        _check_key(key)
         request = blob_pb2.StatBlobRequest(key=key)
         answer = await self._unary(lambda: self._stub().StatBlob(request, timeout=UNARY_TIMEOUT_S))
         return wire.blob_from_wire(answer.blob)
 
     async def list(self, prefix: str = "") -> AsyncIterator[BlobRef]:
         """All blobs whose key starts with the prefix, in the order of their keys. Those that come or go meanwhile may be missed."""
+        _check_key(prefix)
         token = ""
         while True:
             page = await self._list_page(prefix, token)
@@ -177,12 +193,14 @@ class AsyncStorage:
 
     async def delete(self, key: str) -> bool:
         """Remove a blob; False when there was none. A repeated call may say False for what the first one removed."""
+        _check_key(key)
         request = blob_pb2.DeleteBlobRequest(key=key)
         answer = await self._unary(lambda: self._stub().DeleteBlob(request, timeout=UNARY_TIMEOUT_S))
         return answer.existed
 
     async def verify(self, key: str) -> BlobRef:
         """Have Storage read the blob where it lies and compare it with its digest. BlobNotFound, DataLoss."""
+        _check_key(key)
         request = blob_pb2.VerifyBlobRequest(key=key)
         answer = await self._unary(lambda: self._stub().VerifyBlob(request))
         return wire.blob_from_wire(answer.blob)
@@ -214,6 +232,21 @@ class AsyncStorage:
         return Unavailable(f"storage at {self.address} cannot be reached: {found}")
 
 
+def _check_key(key: object) -> None:
+    """Refuse what no message can carry; the rules for keys are Storage's own."""
+    if not is_text(key):
+        raise InvalidKey(f"key {key!r} is not allowed: it is no text that can be sent")
+
+
+def _bytes_in_range(name: str, value: int) -> int:
+    """The value as a plain number, which cannot overflow when it is added to."""
+    if not isinstance(value, Integral) or value < 0:
+        raise InvalidArgument(f"{name}={value!r}: give a whole number of bytes, zero or more")
+    if value >= _RANGE_BYTES_END:
+        raise OutOfRange(f"{name}={value}: no blob is as long")
+    return int(value)
+
+
 async def _finish(digest: Digest) -> blob_pb2.WriteBlobFinish:
     return blob_pb2.WriteBlobFinish(size_bytes=digest.size_bytes, sha256=await digest.sha256())
 
@@ -242,6 +275,8 @@ class _Read:
     def __init__(self, storage: AsyncStorage, source: str | BlobRef, offset: int, length: int) -> None:
         self._storage = storage
         self._key = source.key if isinstance(source, BlobRef) else source
+        _check_key(self._key)
+        offset, length = _bytes_in_range("offset", offset), _bytes_in_range("length", length)
         self.blob: BlobRef | None = None  # what it must be, then what it is: the same
         if isinstance(source, BlobRef):  # made plain, because a File never equals a BlobRef
             self.blob = BlobRef(key=source.key, size_bytes=source.size_bytes, sha256=source.sha256)

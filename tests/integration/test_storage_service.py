@@ -10,9 +10,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from grpc.aio._call import StreamUnaryCall  # the class behind the public name, which is abstract
 
@@ -135,8 +137,17 @@ async def test_ranges_come_out(client: AsyncStorage) -> None:
         expected = CONTENT[offset : offset + length if length else None]
         assert await client.get("k", offset=offset, length=length) == expected
         assert await client.get(blob, offset=offset, length=length) == expected
+    assert await client.get("k", offset=np.int64(2_499_999), length=np.uint8(1)) == CONTENT[-1:]
     with pytest.raises(OutOfRange):
         await client.get("k", offset=2_500_001)
+    for name in ("offset", "length"):
+        for value in (-1, 1.5, "1", None):
+            with pytest.raises(InvalidArgument) as caught:
+                await client.get("k", **{name: value})
+            assert str(caught.value) == f"{name}={value!r}: give a whole number of bytes, zero or more"
+        with pytest.raises(OutOfRange, match=f"^{name}={2**63}: no blob is as long$"):
+            await client.get("k", **{name: 2**63})
+    assert await client.get("k", offset=2_499_999, length=2**63 - 1) == CONTENT[-1:]
 
 
 async def test_errors_arrive_as_themselves(client: AsyncStorage, tmp_path: Path) -> None:
@@ -161,6 +172,20 @@ async def test_errors_arrive_as_themselves(client: AsyncStorage, tmp_path: Path)
             await client.get(key)
     with pytest.raises(InvalidKey, match="is the start of no key"):
         await anext(client.list("//"))
+    unsendable: list[Any] = ["a\udc80", 5, None]
+    for key in unsendable:
+        for call in (
+            client.put(key, b"content"),
+            client.get(key),
+            client.stat(key),
+            client.verify(key),
+            client.download(key, tmp_path / "x"),
+            client.delete(key),
+            anext(client.list(key)),
+        ):
+            with pytest.raises(InvalidKey) as caught:
+                await call
+            assert str(caught.value) == f"key {key!r} is not allowed: it is no text that can be sent"
     assert await client.delete("none") is False
     assert os.listdir(tmp_path) == ["s"]
 

@@ -7,7 +7,9 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from antfarm.content import PIECE_BYTES, Content, Digest, FileSink, content_of, items_in_thread
@@ -21,7 +23,7 @@ async def pieces_of(content: Content) -> list[bytes]:
         return [piece async for piece in pieces]
 
 
-async def items(*given: bytes) -> AsyncIterator[bytes]:
+async def items(*given: Any) -> AsyncIterator[Any]:
     for item in given:
         yield item
 
@@ -62,6 +64,43 @@ async def test_iterators_come_in_even_pieces(given: list[bytes]) -> None:
     assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)
     assert await content.digest.sha256() == hashlib.sha256(b"".join(given)).digest()
     assert content.digest.size_bytes == sum(map(len, given))
+
+
+async def test_an_item_of_an_iterator_is_all_its_bytes_whatever_it_counts() -> None:
+    """Its length may be one of numbers."""
+    numbers = np.arange(PIECE_BYTES + 3.0)
+    for given in (memoryview(numbers), numbers, memoryview(numbers[::2])):
+        whole = bytes(memoryview(given))
+        pieces = await pieces_of(await content_of(items(given)))
+        assert b"".join(pieces) == whole
+        assert b"".join([piece async for piece in items_in_thread([given])]) == whole  # type: ignore[list-item]
+
+
+async def test_a_buffer_may_be_filled_again_for_the_next_item() -> None:
+    """As by those who read into one."""
+    buffer = bytearray(3)
+
+    def refilled() -> Iterator[bytearray]:
+        for word in (b"one", b"two"):
+            buffer[:] = word
+            yield buffer
+
+    async def refilled_asynchronously() -> AsyncIterator[bytearray]:
+        for item in refilled():
+            yield item
+
+    assert await pieces_of(await content_of(refilled_asynchronously())) == [b"onetwo"]
+    assert [piece async for piece in items_in_thread(refilled())] == [b"onetwo"]
+
+
+@pytest.mark.parametrize("item", ["text", 5, None])
+async def test_an_item_that_is_no_bytes_is_refused(item: Any) -> None:
+    """One line; a number above all, of which Python would make as many zeros."""
+    said = f"^content is an iterator of bytes, not of {type(item).__name__}$"
+    with pytest.raises(InvalidArgument, match=said):
+        await pieces_of(await content_of(items(item)))
+    with pytest.raises(InvalidArgument, match=said):
+        [piece async for piece in items_in_thread([item])]
 
 
 @pytest.mark.parametrize("data", ["/some/path", 5, None, [b"x"]])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -356,6 +358,27 @@ def test_task_errors_say_where_and_how() -> None:
     assert str(error) == "task days/7 attempt 2 on north-1: ValueError: no clouds\n\nTraceback\n  line"
     assert (error.job_id, error.index, error.attempt, error.state) == ("days", 7, 2, model.TaskState.FAILED)
     assert set(errors.TASK_ERRORS) == set(model.FailureClass)
+
+
+def test_every_error_can_be_copied_and_pickled() -> None:
+    """Between processes too: an error that a pool cannot read ends the pool."""
+    classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.AntFarmError)]
+    failure = model.Failure(failure_class=model.FailureClass.APP, kind="ValueError", message="no clouds")
+    for cls in classes:
+        if issubclass(cls, errors.TaskError):
+            error: errors.AntFarmError = cls(
+                failure, state=model.TaskState.EXPIRED, job_id="days", index=7, attempt=2, worker_id="north-1"
+            )
+        else:
+            error = cls("not here", 1.5) if issubclass(cls, errors.Weather) else cls("not here")
+        error.add_note("a note")
+        for again in (
+            copy.copy(error),
+            copy.deepcopy(error),
+            *(pickle.loads(pickle.dumps(error, n)) for n in range(6)),
+        ):
+            assert (type(again), str(again), again.args, vars(again)) == (cls, str(error), error.args, vars(error))
+    assert len(classes) > 30
 
 
 async def test_a_failed_write_on_a_call_that_lives_arrives_as_weather(serve: Serve) -> None:

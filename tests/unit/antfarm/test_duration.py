@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from antfarm.duration import nanoseconds, seconds
@@ -22,15 +24,36 @@ from antfarm.text import show
         (0.5, 0.5),
         (dt.timedelta(days=1), 86400),
         ("1d 2h", 93600),
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (Fraction(1, 4), 0.25),
     ],
 )
 def test_lengths_are_read(value: float | str, length_s: float) -> None:
-    assert seconds(value) == length_s
+    assert (type(seconds(value)), seconds(value)) == (float, length_s)
 
 
 @pytest.mark.parametrize(
     "value",
-    ["", "m", "10 parsecs", "-1s", -1, float("nan"), float("inf"), True, None, "1m?", "1e300", 10**400, "40000d"],
+    [
+        "",
+        "m",
+        "10 parsecs",
+        "-1s",
+        -1,
+        float("nan"),
+        float("inf"),
+        True,
+        np.True_,
+        np.int64(-1),
+        np.float32("nan"),
+        1j,
+        None,
+        "1m?",
+        "1e300",
+        10**400,
+        "40000d",
+    ],
 )
 def test_others_are_refused_in_one_line(value: object) -> None:
     with pytest.raises(InvalidArgument, match="length of time"):
