@@ -24,7 +24,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from antfarm import apps, model
 from antfarm.duration import Duration, nanoseconds, seconds
-from antfarm.errors import InvalidArgument, PermanentError
+from antfarm.errors import DataLoss, InvalidArgument, PermanentError, Weather
 from antfarm.text import is_text
 
 P = ParamSpec("P")
@@ -40,11 +40,12 @@ _AMOUNT_MAX = 1e15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """Retries after failures of the task's own code. Lost nodes and drains are retried anyway and count on nothing here.
+    """Retries after failures of the task's own code. Lost nodes, drains and a Storage that is away are retried anyway, whatever stands here.
 
     Args:
         max_attempts: attempts in all that may fail, the first included.
-        on: exception or exceptions that are worth another attempt; others fail at once. None: all but `PermanentError`.
+        on: exception or exceptions that are worth another attempt; others fail at once. None: all but `PermanentError`. Workers judge by
+            the `on` of the `@task` that they have loaded.
         backoff: first pause; later ones double. The actual pause is drawn evenly from zero to it.
         backoff_max: upper bound of the pause.
 
@@ -223,16 +224,19 @@ class Task(Generic[P, R]):
             raise InvalidArgument(
                 f"{function!r} is no function: write @af.task, or options by keyword, @af.task(name='app.fetch')"
             )
-        self.name = name or task_name(function)
+        if isinstance(function, Task):  # what is not given anew stays as it is
+            name, options = name or function.name, options or function.options_set
+            function = function.function
+        functools.update_wrapper(self, function)  # first: attributes of the function must not pass for the task's own
+        self.name: str = name or task_name(function)
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InvalidArgument(
                 f"{self.name!r} cannot name a task: give @task(name=...) of at most 128 characters of A-Z a-z 0-9 . _ : -"
             )
-        self.function = function
-        self.options_set = options or Options()
+        self.function: Callable[P, R] = function
+        self.options_set: Options = options or Options()
         self.is_async = inspect.iscoroutinefunction(function)
         self.context_parameter = context_parameter(function)
-        functools.update_wrapper(self, function)
 
     @property
     def version(self) -> str:
@@ -250,8 +254,15 @@ class Task(Generic[P, R]):
         return _revive, (self.function, self.name, self.options_set)
 
     def options(self, **changes: Any) -> Task[P, R]:
-        """The same task with some options changed, e.g. `farm.map(fetch.options(retries=9), urls)`."""
+        """The same task with some options changed, e.g. `farm.map(fetch.options(retries=9), urls)`.
+
+        A number of retries changes that number alone; the pauses of a `Retry` and what it is `on` stay.
+        """
         _check_known(changes)
+        retries, before = changes.get("retries"), self.options_set.retries
+        if is_whole(retries) and before is not None:
+            counted = retry_of(retries)
+            changes["retries"] = counted and replace(before, max_attempts=counted.max_attempts)
         return Task(self.function, self.name, replace(self.options_set, **changes))
 
     def template(self, common_payload: bytes = b"", traceparent: str = "") -> model.TaskTemplate:
@@ -259,10 +270,12 @@ class Task(Generic[P, R]):
         return template(self.name, self.options_set, common_payload, traceparent)
 
     def is_permanent(self, error: BaseException) -> bool:
-        """Whether the options say that no retry can help against the error."""
+        """Whether the options say that no retry can help against the error; of the weather they say nothing."""
         retries = self.options_set.retries
         if isinstance(error, PermanentError):
             return True
+        if isinstance(error, Weather | DataLoss):
+            return False
         return retries is not None and retries.on is not None and not isinstance(error, retries.on)
 
 

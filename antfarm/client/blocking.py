@@ -336,16 +336,21 @@ class Farm:
         chosen, shared = chosen_id(job_id, request_id), common_arguments(kwargs, common)
         return self._run(self._plan(function, iterables, shared, options), chosen)
 
-    def starmap(self, function: Function, calls: Any, /, **options: Any) -> Job[Any]:
+    def starmap(
+        self, function: Function, calls: Any, /, *, common: Mapping[str, Any] | None = None, **options: Any
+    ) -> Job[Any]:
         """Run `function(*call)` for each of the calls. Options as in `map`."""
         named = {word: options.pop(word) for word in list(options) if word in aio.MAP_OPTIONS}
-        job_id = chosen_id(named.pop("job_id", ""), named.pop("request_id", ""))
-        return self._run(self._plan(function, (calls,), options, {**named, "star": True}), job_id)
+        job_id, shared = (
+            chosen_id(named.pop("job_id", ""), named.pop("request_id", "")),
+            common_arguments(options, common),
+        )
+        return self._run(self._plan(function, (calls,), shared, {**named, "star": True}), job_id)
 
     def _plan(
         self, function: Function, iterables: Sequence[Any], common: Mapping[str, Any], options: Mapping[str, Any]
     ) -> MapPlan:
-        counts = loop_thread().run(self.aio.counts(iterables))
+        counts = loop_thread().run(self.aio.counts(iterables, common))
         return self.aio.plan_counted(function, iterables, common, counts, **options)
 
     def _run(self, plan: MapPlan, job_id: str) -> Job[Any]:

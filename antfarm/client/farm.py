@@ -16,7 +16,7 @@ from antfarm import apps, model, net
 from antfarm.client.arrival import completed, ended, flat
 from antfarm.client.coalescer import Coalescer
 from antfarm.client.connection import PATIENCE_S, Connection
-from antfarm.client.handle import JobHandle
+from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.client.plan import (
     Function,
@@ -262,18 +262,20 @@ class AsyncFarm:
         )
         return await self.run(plan, chosen)
 
-    async def starmap(self, function: Function, calls: Any, /, **options: Any) -> AsyncJob[Any]:
+    async def starmap(
+        self, function: Function, calls: Any, /, *, common: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncJob[Any]:
         """Run `function(*call)` for each of the calls. Options as in `map`."""
         named = {word: options.pop(word) for word in list(options) if word in MAP_OPTIONS}
         job_id = chosen_id(named.pop("job_id", ""), named.pop("request_id", ""))
-        plan = await self.plan(function, (calls,), options, star=True, **named)
+        plan = await self.plan(function, (calls,), common_arguments(options, common), star=True, **named)
         return await self.run(plan, job_id)
 
     async def plan(
         self, function: Function, iterables: Sequence[Any], common: Mapping[str, Any], **options: Any
     ) -> MapPlan:
         """The job of a map, with what the orchestrator must be asked for."""
-        return self.plan_counted(function, iterables, common, await self.counts(iterables), **options)
+        return self.plan_counted(function, iterables, common, await self.counts(iterables, common), **options)
 
     def plan_counted(
         self,
@@ -296,11 +298,18 @@ class AsyncFarm:
         )
 
     @staticmethod
-    async def counts(things: Iterable[Any]) -> dict[str, int]:
-        """How many tasks the jobs among the things have."""
-        jobs: dict[str, Any] = {thing.job_id: thing for thing in things if isinstance(thing, JobHandle)}
-        jobs = {job_id: getattr(job, "aio", job) for job_id, job in jobs.items()}
-        return {job_id: await job.count() for job_id, job in jobs.items()}
+    async def counts(iterables: Iterable[Any], common: Mapping[str, Any]) -> dict[str, int]:
+        """How many tasks the jobs among the iterables have. Returns when the orchestrator has every job that a job of these arguments depends on."""
+        jobs = [_core(each) for each in iterables if isinstance(each, JobHandle)]
+        futures = [
+            each[0]
+            for each in iterables
+            if isinstance(each, list | tuple) and each and isinstance(each[0], FutureHandle)
+        ]
+        whole = [_core(value) for value in common.values() if isinstance(value, JobHandle)]
+        for job in (*jobs, *whole, *(_core(future).job for future in futures)):
+            await job.ready()
+        return {job.job_id: await job.count() for job in jobs}
 
     async def run(self, plan: MapPlan, job_id: str = "") -> AsyncJob[Any]:
         """Submit a planned job; returns when all of it is durable."""
@@ -444,6 +453,11 @@ class AsyncFarm:
     def jobs(self, *, name: str = "", limit: int | None = None) -> AsyncIterator[JobStatus]:
         """Jobs, newest first."""
         return list_jobs(self.connection, name=name, limit=limit)
+
+
+def _core(handle: Any) -> Any:
+    """The asynchronous handle, of a blocking one too."""
+    return getattr(handle, "aio", handle)
 
 
 MAP_OPTIONS = frozenset({"name", "priority", "max_failures", "key", "labels", "job_id", "request_id"})

@@ -26,9 +26,9 @@ from antfarm.builtin import ShellTask
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.selection import LAST
 from antfarm.errors import InvalidArgument
-from antfarm.form import Input
+from antfarm.form import Input, refuse
 from antfarm.model import Dependency, DependencyKind, JobSpec
-from antfarm.task import Options, Task, check_labels, is_plain_task, is_whole, task_name, template
+from antfarm.task import Options, Retry, Task, check_labels, is_plain_task, is_whole, registry, task_name, template
 from antfarm.text import is_text
 
 Function = Callable[..., Any] | Task[..., Any] | str
@@ -49,6 +49,9 @@ class Runnable:
     def encode(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, allow_pickle: bool) -> bytes:
         """The payload of one call."""
         if self.bind is not None:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, FutureHandle | JobHandle):  # it would be taken for a text
+                    refuse(value)
             return payload.encode_call((), self.bind(args, kwargs))
         return payload.encode_call(args, kwargs, allow_pickle=allow_pickle)
 
@@ -72,7 +75,8 @@ def resolve(function: Function, *, allow_pickle: bool, offered: Container[str] =
         return Runnable(name=function.name, options=function.options_set, bind=function.bind)
     if isinstance(function, Task):
         if allow_pickle and function.name not in offered:
-            return _by_value(function.function, function.options_set)
+            return _by_value(_judging(function), function.options_set)
+        _check_on(function)
         return Runnable(name=function.name, options=function.options_set)
     if not callable(function):
         raise InvalidArgument(f"{function!r} is neither a function, nor a task, nor the name of one")
@@ -86,6 +90,35 @@ def resolve(function: Function, *, allow_pickle: bool, offered: Container[str] =
         f"{shown} has no name that a worker could know: put it at the top level of a module that workers load with --app, "
         "or allow pickles on both ends (connect(allow_pickle=True), workers with --allow-pickle)"
     )
+
+
+def _judging(made: Task[..., Any]) -> Callable[..., Any]:
+    """What travels of a task: the function, and what its retries are `on` where they say it, since the worker judges by that."""
+    retries = made.options_set.retries
+    if retries is None or retries.on is None:
+        return made.function
+    return Task(made.function, made.name, Options(retries=retries))
+
+
+def _check_on(made: Task[..., Any]) -> None:
+    """InvalidArgument when the task's `on` is not that of its decorator: it does not travel, and workers would judge by theirs."""
+    known, retries = registry().get(made.name), made.options_set.retries
+    if (
+        known is not None
+        and retries is not None
+        and retries.max_attempts > 1
+        and _kinds(retries) != _kinds(known.options_set.retries)
+    ):
+        raise InvalidArgument(
+            f"retries={retries!r}: {made.name} runs by its name, and workers judge by the on= of its @af.task: give on= there, "
+            "and here the same, or a number of retries"
+        )
+
+
+def _kinds(retries: Retry | None) -> set[type[BaseException]] | None:
+    """What the retries are `on`, in whatever way it is written."""
+    on = None if retries is None else retries.on
+    return None if on is None else set(on) if isinstance(on, tuple) else {on}
 
 
 def _top_level_name(function: Callable[..., Any]) -> str:
@@ -315,13 +348,13 @@ def _natural_keys(iterables: Sequence[Any], star: bool) -> Sequence[Any] | None:
     """By what people know the tasks: the first argument, where it can be told without running anything."""
     if star:
         return None
-    for each in iterables:
-        if isinstance(each, JobHandle):
-            return each.keys
-        if isinstance(each, range | tuple):
-            return each
-        if isinstance(each, list) and not isinstance(each[0] if each else None, FutureHandle):
-            return list(each)
+    first = iterables[0]
+    if isinstance(first, JobHandle):
+        return first.keys
+    if isinstance(first, range):
+        return first
+    if isinstance(first, list | tuple) and not isinstance(first[0] if first else None, FutureHandle):
+        return list(first)
     return None
 
 

@@ -31,6 +31,16 @@ def add(x: Any, y: Any = 0) -> Any:
 
 
 @af.task
+def same(x: Any) -> Any:
+    return x
+
+
+@af.task
+def sizes(x: int, job: list[Outcome]) -> list[int]:
+    return [*(len(outcome.result()) for outcome in job), x]
+
+
+@af.task
 async def double(x: int) -> int:
     return 2 * x
 

@@ -182,6 +182,27 @@ def test_a_map_over_futures_and_over_two_jobs(farm: af.Farm) -> None:
         farm.map(client_app.add, [numbers[2], numbers[1]])
 
 
+def test_jobs_that_are_still_on_their_way_may_be_mapped_over(farm: af.Farm) -> None:
+    large = b"x" * 3_000_000  # goes to Storage first, and the job of its call waits for that
+    assert list(farm.map(client_app.same, [farm.submit(client_app.same, large)]).results()) == [large]
+    assert list(farm.map(client_app.same, farm.submit(client_app.same, large).job).results()) == [large]
+    assert list(farm.map(client_app.sizes, [3], job=farm.submit(client_app.same, large).job).results()) == [
+        [3_000_000, 3]
+    ]
+    assert list(farm.starmap(client_app.sizes, [(3,)], job=farm.submit(client_app.same, large).job).results()) == [
+        [3_000_000, 3]
+    ]
+    failed = farm.submit("no such type!", 1)
+    with pytest.raises(errors.InvalidArgument, match="no such type"):
+        farm.map(client_app.same, [failed])
+
+
+def test_a_starmap_takes_common_arguments_as_a_map_does(farm: af.Farm) -> None:
+    assert list(farm.starmap(client_app.add, [(1,), (2,)], common={"y": 5}).results()) == [6, 7]
+    with pytest.raises(errors.InvalidArgument, match="common="):
+        farm.starmap(client_app.add, [(1,)], common=[5])  # type: ignore[arg-type]
+
+
 def test_a_generator_is_streamed_in_constant_memory(farm: af.Farm) -> None:
     job = farm.map(client_app.square, (n for n in range(30_000)), name="streamed")
     assert len(job) == 30_000
@@ -418,6 +439,16 @@ def test_a_shell_line_is_a_task(farm: af.Farm) -> None:
         farm.submit(af.shell("echo {a} {b}"), 3)
 
 
+def test_a_shell_line_gets_what_other_tasks_gave(farm: af.Farm) -> None:
+    job = farm.map(client_app.same, ["it's $HOME", "b;c\n"])
+    line = af.shell("printf '[%s]' {} {again} {more}")
+    assert [value["stdout"] for value in farm.map(line, job, job, more="d e").results()] == [
+        "[it's $HOME][it's $HOME][d e]",
+        "[b;c\n][b;c\n][d e]",
+    ]
+    assert farm.submit(line, farm.submit(client_app.square, 5), again="", more=1).result(10)["stdout"] == "[25][][1]"
+
+
 def test_functions_by_value_need_both_ends(programs: LocalFarm, farm: af.Farm) -> None:
     with pytest.raises(errors.InvalidArgument, match="has no name that a worker could know"):
         farm.submit(lambda x: x + 1, 1)
@@ -470,6 +501,14 @@ async def test_the_asynchronous_face_has_the_same_names(aio_farm: af.aio.Farm) -
     with pytest.raises(af.TaskFailed):
         await aio_farm.submit(client_app.fail, 1)
     assert (await (await aio_farm.job(job.job_id)).status()).task_count == 5
+
+
+async def test_the_asynchronous_face_maps_over_what_is_on_its_way(aio_farm: af.aio.Farm) -> None:
+    large = b"x" * 3_000_000
+    job = await aio_farm.map(client_app.same, [aio_farm.submit(client_app.same, large)])
+    assert [value async for value in job.results()] == [large]
+    job = await aio_farm.starmap(client_app.add, [(1,), (2,)], common={"y": 5})
+    assert [value async for value in job.results()] == [6, 7]
 
 
 async def test_asynchronous_sources_are_streamed(aio_farm: af.aio.Farm) -> None:

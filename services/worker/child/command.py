@@ -30,7 +30,7 @@ EXIT_POLL_S = 0.2
 def run_command(
     argv: list[str],
     stdin: str | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, Any] | None = None,
     cwd: str | None = None,
     ctx: Context = None,  # type: ignore[assignment]
 ) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def run_command(
     return {"exit_code": code, **{name: stream.finish(ctx) for name, stream in streams.items()}}
 
 
-def _start(argv: list[str], env: Mapping[str, str] | None, cwd: str | None, ctx: Context) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], env: Mapping[str, Any] | None, cwd: str | None, ctx: Context) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             argv,
@@ -65,7 +65,7 @@ def _start(argv: list[str], env: Mapping[str, str] | None, cwd: str | None, ctx:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=cwd if cwd is not None else ctx.scratch,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **{name: str(value) for name, value in (env or {}).items()}},
         )
     except FileNotFoundError:
         if cwd is not None and not os.path.isdir(cwd):

@@ -11,9 +11,9 @@ from antfarm import builtin, payload
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.plan import chosen_id, common_arguments, plan_map, plan_submit, resolve
 from antfarm.client.writer import BATCH_TASKS_MAX, batches
-from antfarm.errors import InvalidArgument
+from antfarm.errors import InvalidArgument, PermanentError
 from antfarm.model import BATCH_BYTES_MAX, Dependency, DependencyKind, JobId
-from antfarm.task import Options, Retry, Task
+from antfarm.task import Options, Retry, Task, register
 
 
 def plain(x: int) -> int:
@@ -71,6 +71,36 @@ def test_with_pickles_a_name_is_used_only_where_a_worker_offers_it() -> None:
     assert builtin.unpickle_function(by_value.by_value)(3) == 3
     assert resolve(plain, allow_pickle=True, offered={f"{__name__}.plain"}).name == f"{__name__}.plain"
     assert resolve(math.sqrt, allow_pickle=True).name == builtin.CALL
+
+
+def test_by_value_the_worker_judges_errors_by_what_the_retries_are_on() -> None:
+    def fail() -> None:
+        raise KeyError("no")
+
+    made = Task(fail, "demo.fail", Options(retries=Retry(max_attempts=3, on=(OSError,))))
+    by_value = resolve(made, allow_pickle=True).by_value
+    with pytest.raises(KeyError):
+        builtin.CALL_TASK(**{builtin.FUNCTION_KEY: by_value})
+    assert builtin.CALL_TASK.is_permanent(KeyError())
+    assert not builtin.CALL_TASK.is_permanent(FileNotFoundError())
+    with pytest.raises(InvalidArgument, match="the function cannot be read"):
+        builtin.CALL_TASK(**{builtin.FUNCTION_KEY: b"rotten"})
+    assert not builtin.CALL_TASK.is_permanent(KeyError())  # of the attempt before nothing is left
+    assert builtin.CALL_TASK.is_permanent(PermanentError("no"))
+
+
+def test_what_retries_are_on_is_not_changed_for_a_task_that_runs_by_its_name() -> None:
+    made = register(Task(plain, "demo.judged", Options(retries=Retry(max_attempts=3, on=OSError))))
+    changed = made.options(retries=Retry(max_attempts=3, on=KeyError))
+    for same in (made, made.options(retries=9), made.options(retries=0), made.options(version="2")):
+        assert resolve(same, allow_pickle=False).options == same.options_set
+    assert resolve(made.options(retries=Retry(max_attempts=9, on=(OSError,))), allow_pickle=False).name == "demo.judged"
+    assert resolve(changed, allow_pickle=True).name == builtin.CALL
+    for other in (changed, made.options(retries=Retry(max_attempts=9))):
+        with pytest.raises(
+            InvalidArgument, match=r"demo\.judged runs by its name, and workers judge by the on= of its @af\.task"
+        ):
+            resolve(other, allow_pickle=False)
 
 
 @pytest.mark.parametrize("function", [lambda x: x, _hidden, math.sqrt, AJob, TASK.template, 7, None])
@@ -171,6 +201,38 @@ def test_a_shell_line_is_made_whole_for_each_call() -> None:
     assert plan.spec.template.type == builtin.COMMAND
     assert plan.spec.template.common_payload == b""
     assert [payload.decode_call(p)[1]["argv"][2] for p in plan.payloads()] == ["echo 'x y' 1", "echo '$z' 1"]
+
+
+def test_what_another_task_gives_to_a_shell_line_comes_in_a_variable() -> None:
+    line = builtin.shell("echo {} {k} {all}")
+    plan = plan_map(line, (AJob("up"),), {"k": "a b", "all": AJob("c")}, counts={"up": 2})
+    call = {
+        "argv": ["sh", "-c", 'echo "$antfarm_input_0" \'a b\' "$antfarm_input_1"'],
+        "env": {"antfarm_input_0": "<0>", "antfarm_input_1": "<1>"},
+    }
+    assert plan.spec.dependencies == (each("up"), whole("c"))
+    assert [payload.decode_call(p, inputs=["<0>", "<1>"]) for p in plan.payloads()] == [([], call)] * 2
+
+
+@pytest.mark.parametrize("handle", [AFuture("a", 0), AJob("a")])
+def test_a_handle_that_is_no_input_is_not_taken_for_a_text_of_a_shell_line(handle: Any) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be sent"):
+        list(plan_map(builtin.shell("echo {}"), ([(handle,)],), {}, star=True).payloads())
+
+
+@pytest.mark.parametrize(
+    ("iterables", "keys"),
+    [
+        (([7], ["b"]), [7]),
+        (((x for x in [7]), ["b"]), None),
+        (({7: 1}, ["b"]), None),
+        (([AFuture("a", 0)], ["b"]), None),
+        (((AFuture("a", 0),), ["b"]), None),
+        ((range(2), ["a", "b"]), range(2)),
+    ],
+)
+def test_a_task_is_called_by_its_first_argument_or_not_at_all(iterables: Any, keys: Any) -> None:
+    assert plan_map(TASK, iterables, {}).keys == keys
 
 
 # ---- submit ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 import antfarm as af
 from antfarm import apps, model, payload
 from antfarm import task as decorator
-from antfarm.errors import InvalidArgument, PermanentError
+from antfarm.errors import DataLoss, DiskFull, InvalidArgument, PermanentError, Unavailable
 from antfarm.task import Options, Task, _registry
 
 
@@ -93,6 +93,32 @@ def test_retry_on_decides_what_is_permanent() -> None:
     assert made.is_permanent(ValueError())
     assert not Task(double).is_permanent(ValueError())
     assert Task(double, options=Options(retries=af.Retry())).is_permanent(PermanentError("no"))
+
+
+def test_retry_on_says_nothing_of_the_weather() -> None:
+    made = Task(double, options=Options(retries=af.Retry(max_attempts=5, on=(OSError,))))
+    for error in (Unavailable("Storage is away"), DiskFull("no room"), DataLoss("torn")):
+        assert not made.is_permanent(error)
+
+
+def test_a_task_of_a_task_has_the_name_and_the_options_that_are_given_anew() -> None:
+    async def wait(ctx: af.Context) -> None: ...
+
+    first = af.task(name="demo.first", retries=2, version="1")(wait)
+    second = af.task(name="demo.second", version="2")(first)
+    assert (second.name, second.version, second.options_set.retries) == ("demo.second", "2", None)
+    assert (second.function, second.is_async, second.context_parameter) == (wait, True, "ctx")
+    assert (first.name, first.version) == ("demo.first", "1")
+    assert Task(first).template() == first.template()
+
+
+def test_attributes_of_a_function_do_not_pass_for_the_tasks_own() -> None:
+    def named(x: int) -> int:
+        return x
+
+    named.name, named.is_async = "another", True  # type: ignore[attr-defined]
+    made = Task(named, "demo.named")
+    assert (made.name, made.is_async) == ("demo.named", False)
 
 
 def test_a_name_belongs_to_one_function() -> None:
@@ -300,3 +326,11 @@ def test_a_number_of_retries_and_a_single_exception_mean_what_they_say() -> None
     assert made.options(retries=0).template().retry == model.RetryPolicy()
     assert made.options(retries=af.Retry(on=OSError)).is_permanent(ValueError())
     assert not made.options(retries=af.Retry(on=OSError)).is_permanent(FileNotFoundError())
+
+
+def test_a_number_of_retries_leaves_pauses_and_exceptions_as_they_are() -> None:
+    made = Task(double, options=Options(retries=af.Retry(max_attempts=2, on=OSError, backoff=7)))
+    assert made.options(retries=9).options_set.retries == af.Retry(max_attempts=10, on=OSError, backoff=7)
+    assert made.options(retries=0).options_set.retries is None
+    with pytest.raises(InvalidArgument, match="retries=-1"):
+        made.options(retries=-1)

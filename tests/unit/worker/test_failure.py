@@ -58,6 +58,7 @@ def test_a_retry_filter_makes_others_permanent() -> None:
     task = Task(plain).options(retries=Retry(on=(OSError,)))
     assert describe(throw(ValueError()), task)[0] is FailureClass.PERMANENT
     assert describe(throw(FileNotFoundError()), task)[0] is FailureClass.APP
+    assert describe(throw(Unavailable("Storage is away")), task)[0] is FailureClass.INFRA
 
 
 class Hostile(Exception):
