@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,38 +26,46 @@ from antfarm.program import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as sys.stderr: a terminal may lack letters
     parser = _parser()
     options = parser.parse_args(argv)
     try:
         return int(asyncio.run(options.run(options)))
     except TaskError as error:
-        return _say(error, EXIT_TASKS_FAILED)
+        return _say(error, EXIT_TASKS_FAILED, options)
     except UserError as error:
-        return _say(error, EXIT_USAGE)
+        return _say(error, EXIT_USAGE, options)
     except Weather as error:
-        return _say(error, EXIT_CANNOT_CONNECT)
+        return _say(error, EXIT_CANNOT_CONNECT, options)
     except AntFarmError as error:
-        return _say(error, EXIT_TASKS_FAILED)
+        return _say(error, EXIT_TASKS_FAILED, options)
     except TimeoutError as error:
-        return _say(error, EXIT_TIMEOUT)
+        return _say(error, EXIT_TIMEOUT, options)
     except KeyboardInterrupt:
         parting = getattr(options, "parting", "")  # what the subcommand leaves behind, in words
         return _say(AntFarmError(f"interrupted; {parting}" if parting else "interrupted"), EXIT_CANCELLED)
     except UnicodeEncodeError as error:  # the shell's bytes became half characters, and nothing was sent
         if error.encoding != "utf-8":
             raise
-        return _say(InvalidArgument(f"{error.object!r} is not UTF-8: it cannot be sent"), EXIT_USAGE)
+        return _say(InvalidArgument(f"{error.object!r} is not UTF-8: it cannot be sent"), EXIT_USAGE, options)
     except BrokenPipeError:  # `antfarm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        parting = getattr(options, "parting", "")
+        return _say(AntFarmError(parting), EXIT_OK) if parting else EXIT_OK
     except OSError as error:
-        return _say(AntFarmError(f"{error.filename}: {error.strerror}" if error.filename else str(error)), EXIT_USAGE)
+        return _say(
+            AntFarmError(f"{error.filename}: {error.strerror}" if error.filename else str(error)), EXIT_USAGE, options
+        )
 
 
-def _say(error: BaseException, code: int) -> int:
+def _say(error: BaseException, code: int, options: argparse.Namespace | None = None) -> int:
+    """One line for the error, and one for what is left behind: the subcommand knows it better than the library's notes."""
     from antfarm.text import escape
 
-    print(f"antfarm: {escape(' '.join(str(error).split()))}", file=sys.stderr)
+    parting = getattr(options, "parting", "")
+    for text in (str(error), *([parting] if parting else getattr(error, "__notes__", ()))):
+        print(f"antfarm: {escape(' '.join(text.split()))}", file=sys.stderr)
     return code
 
 

@@ -71,8 +71,14 @@ async def put(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _check_target(name: str) -> None:
+    if name != "-" and Path(name).is_dir():
+        raise InvalidArgument(f"{name!r} is a directory: name the file that is to be written")
+
+
 async def get(options: argparse.Namespace) -> int:
     """antfarm blob get."""
+    _check_target(options.file)
     async with _storage(options) as storage:
         if options.file != "-":
             await storage.download(options.key, Path(options.file))

@@ -26,6 +26,9 @@ from antfarm.program import EXIT_OK
 from antfarm.task import template
 from antfarm.text import escape, lines
 
+_INPUT_ERRORS = (InvalidArgument, OSError, UnicodeEncodeError)
+"""What reading the arguments may raise, and writing the outputs. A Conflict, of a job that is not ours, is another error."""
+
 
 def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     """Declare the subcommand."""
@@ -133,7 +136,7 @@ class _Noted:
 
 
 class _Run:
-    """One run: sends the commands, prints what comes back, cancels the job when it is interrupted."""
+    """One run: sends the commands, prints what comes back, cancels the job when it is interrupted, or cannot go on."""
 
     def __init__(self, farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace, noted: _Noted) -> None:
         self._farm = farm
@@ -151,28 +154,43 @@ class _Run:
             job: AsyncJob[Any] = AsyncJob(self._farm.connection, self._writer.job_id)
             watching = asyncio.create_task(self._watch(job))
             try:
-                await self._print(job)
-                await self._sending
+                await self._print_all(job)
                 status = await watching
             finally:
                 watching.cancel()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BrokenPipeError):  # Ctrl-C; `| head`: nobody reads what is left
             self._line.clear()
-            await asyncio.shield(self._cancel())
+            await asyncio.shield(self._cancel("interrupted"))
+            raise
+        except _INPUT_ERRORS:
+            if self._writer.begun:
+                await self._cancel("ended by an error")
             raise
         finally:
             self._sending.cancel()
             self._line.clear()
         return exit_code(status)
 
-    async def _cancel(self) -> None:
+    async def _print_all(self, job: AsyncJob[Any]) -> None:
+        """Print outputs until the job has ended and all is sent; raise at once what keeps the input from being read on, for then it does not end."""
+        printing = asyncio.create_task(self._print(job))
+        try:
+            await asyncio.wait({printing, self._sending}, return_when=asyncio.FIRST_EXCEPTION)
+            if self._sending.done() and isinstance(self._sending.exception(), _INPUT_ERRORS):
+                self._sending.result()
+            await printing
+            await self._sending
+        finally:
+            printing.cancel()
+
+    async def _cancel(self, cause: str) -> None:
         """Cancel the job if there is one, and note what to say of it."""
         job_id = self._writer.job_id
         self._sending.cancel()
         try:
-            await AsyncJob[Any](self._farm.connection, job_id).cancel("interrupted")
-        except JobNotFound:
-            return  # it had not left yet
+            await AsyncJob[Any](self._farm.connection, job_id).cancel(cause)
+        except (JobNotFound, InvalidArgument):
+            return  # it had not left yet, or was refused
         except AntFarmError as error:
             self._options.parting = f"job {job_id} could not be cancelled ({error}): `antfarm job cancel {job_id}`"
         else:

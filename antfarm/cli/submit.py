@@ -20,7 +20,7 @@ from antfarm.cli import stdin
 from antfarm.cli.job import follow, job_row
 from antfarm.cli.option import add_job_flags, declared_options, job_options, job_spec
 from antfarm.cli.session import open_farm, output
-from antfarm.client.farm import AsyncFarm
+from antfarm.client.farm import AsyncFarm, left_open
 from antfarm.client.job import AsyncJob
 from antfarm.client.plan import MapPlan
 from antfarm.errors import InvalidArgument
@@ -66,7 +66,8 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
     calls.add_argument(
         "--from-json",
         metavar="FILE",
-        help="a JSON list, or JSON lines: an object gives keyword arguments, a list positional ones",
+        help="a JSON list of calls, or JSON lines, a call each: an object gives keyword arguments, a list positional ones; "
+        "a file of one line that is a list is a list of calls",
     )
     calls.add_argument(
         "--arg",
@@ -119,11 +120,8 @@ async def _send(farm: AsyncFarm, plan: MapPlan, options: argparse.Namespace) -> 
     try:
         await farm.send(plan, writer)
     except asyncio.CancelledError:
-        if writer.created.is_set():
-            options.parting = (
-                f"job {writer.job_id} stays open with {writer.taken_count:,} tasks or more: submit all of it again with "
-                f"--job-id {writer.job_id}, or `antfarm job cancel {writer.job_id}`"
-            )
+        if writer.begun:
+            options.parting = left_open(writer)
         raise
     return farm.started(plan, writer)
 
@@ -192,7 +190,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise InvalidArgument(f"--arg {text}: write NAME=VALUE")
     try:
-        return name, json.loads(value)
+        return name, _read(value, f"--arg {name}")
     except ValueError:
         return name, value
 
@@ -284,21 +282,33 @@ async def _stdin_json() -> AsyncIterator[Call]:
 
 
 def _json(text: str, path: str) -> Iterator[Any]:
+    lines = text.split("\n")  # a text in JSON may hold what else passes for the end of a line
     try:
-        whole = json.loads(text)
+        whole = _read(text, path)
     except ValueError:
-        yield from (_json_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+        yield from (_json_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
         return
-    if not isinstance(whole, list):
+    if isinstance(whole, list):
+        yield from whole
+    elif sum(bool(line.strip()) for line in lines) == 1:
+        yield whole
+    else:
         raise InvalidArgument(f"{path}: not a JSON list (nor JSON lines)")
-    yield from whole
 
 
 def _json_line(path: str, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return _read(line, f"{path}: line {number}")
     except ValueError as error:
         raise InvalidArgument(f"{path}: line {number} is not JSON: {error}") from None
+
+
+def _read(text: str, where: str) -> Any:
+    """The value of a text in JSON. ValueError when it is none."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InvalidArgument(f"{where}: the value is nested too deeply") from None
 
 
 def _call(value: Any) -> Call:

@@ -8,11 +8,11 @@ A list is what stands after `:::`, or the lines of one file after `::::`.
 from __future__ import annotations
 
 import itertools
+import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from antfarm.cli.submit import read_lines
 from antfarm.errors import InvalidArgument
@@ -100,14 +100,16 @@ def _fill(place: re.Match[str], args: Sequence[str], number: int) -> str:
     position, part = place.group(1), place.group(2)
     if position and not 0 < int(position) <= len(args):
         raise InvalidArgument(f"{place.group(0)} asks for argument {position}, and there are {len(args)}")
-    value = args[int(position) - 1] if position else " ".join(args)
-    path = PurePosixPath(value)
+    return _part(args[int(position) - 1] if position else " ".join(args), part)
+
+
+def _part(value: str, part: str | None) -> str:
+    """What a place asks for, cut out of the argument as it is written: it may be an address, or begin with ./"""
+    if part is None:
+        return value
     if part == ".":
-        return str(path.with_suffix("")) if path.suffix else value
-    if part == "/":
-        return path.name
+        return posixpath.splitext(value)[0]
+    directory, name = posixpath.split(value.rstrip("/") or value)
     if part == "//":
-        return str(path.parent)
-    if part == "/.":
-        return path.stem
-    return value
+        return directory or "."
+    return name if part == "/" else posixpath.splitext(name)[0]

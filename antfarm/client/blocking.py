@@ -360,7 +360,7 @@ class Farm:
         writer = self.aio.writer(plan, job_id)
         if plan.ready:
             try:
-                for batch, last in batches(plan.payloads()):
+                for batch, last in batches(aio.told(plan.payloads(), writer)):
                     run(writer.send(batch, last=last))
                     if writer.stopped:
                         break
@@ -378,7 +378,7 @@ class Farm:
         feed = loop.run(self._make_feed(writer))
         sending = asyncio.run_coroutine_threadsafe(feed.run(), loop.loop)
         try:
-            for encoded in plan.payloads():
+            for encoded in aio.told(plan.payloads(), writer):
                 if feed.put(encoded):
                     loop.run(feed.room())
                 if feed.ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -323,7 +323,7 @@ class AsyncFarm:
             await self._feed(plan, plan.calls, writer)
             return
         try:
-            for batch, last in batches(plan.payloads()):
+            for batch, last in batches(told(plan.payloads(), writer)):
                 await writer.send(batch, last=last)
                 if writer.stopped:
                     break
@@ -338,11 +338,15 @@ class AsyncFarm:
         feed = Feed(writer, asyncio.get_running_loop())
         sending = asyncio.create_task(feed.run())
         try:
-            async for call in calls:
-                if feed.put(plan.encode(call)):
-                    await feed.room()
-                if feed.ended:
-                    break
+            try:
+                async for call in calls:
+                    if feed.put(plan.encode(call)):
+                        await feed.room()
+                    if feed.ended:
+                        break
+            except Exception as error:
+                note_left_open(error, writer)
+                raise
             feed.end()
             await sending
         except BaseException:
@@ -458,6 +462,32 @@ class AsyncFarm:
 def _core(handle: Any) -> Any:
     """The asynchronous handle, of a blocking one too."""
     return getattr(handle, "aio", handle)
+
+
+def told(payloads: Iterator[bytes], writer: JobWriter) -> Iterator[bytes]:
+    """The payloads; when the source of the user's raises, the error says what has become of the job."""
+    try:
+        yield from payloads
+    except Exception as error:
+        note_left_open(error, writer)
+        raise
+
+
+def note_left_open(error: Exception, writer: JobWriter) -> None:
+    """Say with the error of a source what has become of its job, if there may be one already."""
+    if writer.begun:
+        error.add_note(left_open(writer))
+
+
+def left_open(writer: JobWriter) -> str:
+    """What has become of a job that is not sent to its end, and what to do."""
+    job_id = writer.job_id
+    stands = (
+        f"stays open with {writer.taken_count:,} tasks or more"
+        if writer.created.is_set()
+        else "may have been begun, and stays open then"
+    )
+    return f"job {job_id} {stands}: submit all of it again with --job-id {job_id} (in Python job_id=), or `antfarm job cancel {job_id}`"
 
 
 MAP_OPTIONS = frozenset({"name", "priority", "max_failures", "key", "labels", "job_id", "request_id"})

@@ -71,6 +71,8 @@ class JobWriter:
         self._total = total
         self._taken = 0  # tasks that the orchestrator has, as far as it has said
         self._found: job_pb2.Job | None = None  # as it was when it was created
+        self.begun = False
+        """The orchestrator has been asked to make the job, and may have it."""
         self.created = asyncio.Event()
         """Set when the orchestrator has the job."""
         self._connection = connection
@@ -105,6 +107,7 @@ class JobWriter:
         if len(spec.template.common_payload) > model.PAYLOAD_BYTES_MAX:
             spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
         request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
+        self.begun = True
         answer = await self._connection.call(self._connection.jobs.CreateJob, request)
         self._sent = len(batch)
         self._taken = answer.job.task_count

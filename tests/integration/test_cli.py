@@ -138,6 +138,11 @@ def test_run_shows_what_it_would_do(cli: Cli) -> None:
     assert err.startswith("antfarm: no command: write e.g.")
 
 
+def test_letters_that_the_output_lacks_are_escaped(cli: Cli) -> None:
+    cli.environment["PYTHONIOENCODING"] = "latin-1"
+    assert cli("run", "--dry-run", "--", "echo", "{}", ":::", "\u2602")[0] == "echo '\\u2602'\n"
+
+
 def test_run_hands_over_variables_and_refuses_one_that_is_not_set(cli: Cli) -> None:
     out, _ = cli("run", "--env", "GIVEN=1 2", "--env", "HOME", "--", "sh", "-c", "echo $GIVEN $HOME", ":::", "x")
     assert out == f"1 2 {cli.environment['HOME']}\n"
@@ -187,6 +192,38 @@ def test_an_interrupted_run_cancels_its_job_and_ends_with_4(cli: Cli) -> None:
     assert job["state"] == "CANCELLED"
     said = f"job {job['job']} was cancelled (`antfarm job retry {job['job']}` repeats it)"
     assert err == f"antfarm: interrupted; {said}\n"
+
+
+def test_a_run_whose_reader_has_enough_cancels_its_job(cli: Cli) -> None:
+    with cli.start("run", "--name", "enough", "--", "sleep {}; echo done", ":::", "0", *20 * ["0.5"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert process.returncode == 0
+    [job] = cli.json("job", "list", "--name", "enough")
+    assert job["state"] == "CANCELLED"
+    assert err == f"antfarm: job {job['job']} was cancelled (`antfarm job retry {job['job']}` repeats it)\n"
+
+
+def test_a_run_whose_input_breaks_cancels_its_job(cli: Cli) -> None:
+    cli.environment["PYTHONIOENCODING"] = "utf-8:strict"
+    process = cli.start("run", "--name", "torn", "--", "echo", "{}")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "a\n"
+    process.stdin.buffer.write(b"\xff\n")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2
+    [job] = cli.json("job", "list", "--name", "torn")
+    assert job["state"] == "CANCELLED"
+    assert err.splitlines() == [
+        "antfarm: standard input: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        f"antfarm: job {job['job']} was cancelled (`antfarm job retry {job['job']}` repeats it)",
+    ]
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
@@ -287,12 +324,29 @@ def test_a_submission_that_is_interrupted_says_what_became_of_its_job(cli: Cli) 
     _, err = process.communicate(timeout=30)
     assert process.returncode == 4
     found = re.fullmatch(
-        r"antfarm: interrupted; job in-part stays open with [0-9,]+ tasks or more: submit all of it again with --job-id in-part, "
-        r"or `antfarm job cancel in-part`\n",
+        r"antfarm: interrupted; job in-part stays open with [0-9,]+ tasks or more: submit all of it again with --job-id in-part "
+        r"\(in Python job_id=\), or `antfarm job cancel in-part`\n",
         err,
     )
     assert found is not None, err
     cli("job", "cancel", "in-part")
+
+
+def test_a_submission_whose_input_breaks_says_what_became_of_its_job(cli: Cli) -> None:
+    (cli.home / "calls.jsonl").write_text("[1]\n" * 9000 + "[1\n")
+    _, err = cli("submit", "nobody.knows", "--from-json", "calls.jsonl", "--job-id", "broken", code=2)
+    found = re.fullmatch(
+        r"antfarm: calls\.jsonl: line 9001 is not JSON: .*\n"
+        r"antfarm: job broken stays open with [0-9,]+ tasks or more: submit all of it again with --job-id broken "
+        r"\(in Python job_id=\), or `antfarm job cancel broken`\n",
+        err,
+    )
+    assert found is not None, err
+    assert cli.json("job", "show", "broken")[0]["state"] == "OPEN"
+    cli("job", "cancel", "broken")
+    (cli.home / "calls.jsonl").write_text("[1\n")
+    _, err = cli("submit", "nobody.knows", "--from-json", "calls.jsonl", code=2)
+    assert err.count("\n") == 1  # nothing was sent
 
 
 def test_submit_takes_lines_and_json(cli: Cli) -> None:
@@ -506,6 +560,7 @@ def test_blobs_are_put_read_listed_and_removed(cli: Cli) -> None:
         (("put", "../x", "in"), "is not allowed"),
         (("put", "x", "nowhere"), "nowhere: no such file"),
         (("get", "cli/none", "/nonexistent/x"), ""),
+        (("get", "--storage", "127.0.0.1:9", "key", "."), "'.' is a directory: name the file that is to be written"),
     ):
         _, err = cli("blob", *words, code=2)
         assert said in err

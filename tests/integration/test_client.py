@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -221,8 +222,11 @@ def test_a_generator_that_fails_leaves_what_was_sent_to_be_cancelled(farm: af.Fa
             return farm.job(job_id).status is not None
         return False
 
-    with pytest.raises(RuntimeError, match="the source broke"):
+    with pytest.raises(RuntimeError, match="the source broke") as caught:
         farm.map(client_app.square, numbers(), job_id="broken-source")
+    [note] = caught.value.__notes__
+    assert note.startswith("job broken-source ")
+    assert note.endswith("(in Python job_id=), or `antfarm job cancel broken-source`")
     job = farm.job("broken-source")
     assert job.status.state is JobState.OPEN
     assert job.cancel("its source broke").state is JobState.CANCELLED
@@ -501,6 +505,35 @@ async def test_the_asynchronous_face_has_the_same_names(aio_farm: af.aio.Farm) -
     with pytest.raises(af.TaskFailed):
         await aio_farm.submit(client_app.fail, 1)
     assert (await (await aio_farm.job(job.job_id)).status()).task_count == 5
+
+
+async def test_an_asynchronous_source_that_fails_says_what_became_of_its_job(aio_farm: af.aio.Farm) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        while True:
+            with suppress(errors.JobNotFound):
+                await aio_farm.job("broken-stream")
+                break
+            await asyncio.sleep(0.01)
+        raise RuntimeError("the source broke")
+
+    def others() -> Iterator[int]:
+        yield from range(9_000)
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke") as caught:
+        await aio_farm.map(client_app.square, numbers(), job_id="broken-stream")
+    [note] = caught.value.__notes__
+    assert note.startswith("job broken-stream ")
+    await (await aio_farm.job("broken-stream")).cancel()
+    with pytest.raises(RuntimeError, match="the source broke") as caught:
+        await aio_farm.map(client_app.square, others(), job_id="broken-list")
+    [note] = caught.value.__notes__
+    assert re.match("job broken-list stays open with [48],000 tasks or more: ", note)
+    await (await aio_farm.job("broken-list")).cancel()
+    with pytest.raises(errors.InvalidArgument) as refused:
+        await aio_farm.map(client_app.square, [object()])
+    assert not hasattr(refused.value, "__notes__")  # nothing was sent
 
 
 async def test_the_asynchronous_face_maps_over_what_is_on_its_way(aio_farm: af.aio.Farm) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antfarm.cli.__main__ import _parser
-from antfarm.cli.submit import _calls
+from antfarm.cli.submit import _assignment, _calls
 from antfarm.errors import InvalidArgument
 
 
@@ -58,3 +58,41 @@ def test_a_source_without_calls_is_refused(tmp_path: Path, flag: str, text: str)
         list(calls(flag, ""))
     path.write_text("[1]\n[2]\n")
     assert len(list(calls(flag, str(path)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ('{"x":1}', [((), {"x": 1})]),
+        ('\n {"x":1}\n\n', [((), {"x": 1})]),
+        ('"a"\n', [(("a",), {})]),
+        ("[1,2]\n", [((1,), {}), ((2,), {})]),
+        ("[[1,2]]\n", [((1, 2), {})]),
+        ("[1,2]\r\n[3,4]\r\n", [((1, 2), {}), ((3, 4), {})]),
+        (
+            '["a\u2028b"]\n["c\x85d"]\n["e\x0cf"]\n'.replace("\x0c", "\\f"),
+            [(("a\u2028b",), {}), (("c\x85d",), {}), (("e\x0cf",), {})],
+        ),
+    ],
+)
+def test_json_is_a_list_of_calls_or_a_call_a_line(tmp_path: Path, text: str, made: Any) -> None:
+    path = tmp_path / "calls"
+    path.write_bytes(text.encode())
+    assert list(calls("--from-json", str(path))) == made
+
+
+def test_an_object_over_several_lines_is_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "calls"
+    path.write_text('{\n"x": 1}\n')
+    with pytest.raises(InvalidArgument, match="not a JSON list"):
+        calls("--from-json", str(path))
+
+
+def test_values_nested_beyond_reason_are_refused_by_their_place(tmp_path: Path) -> None:
+    path, deep = tmp_path / "calls", 100_000 * "["
+    with pytest.raises(InvalidArgument, match=r"^--arg x: the value is nested too deeply$"):
+        _assignment(f"x={deep}")
+    for text, where in ((deep, ""), (f"[1]\n{deep}", ": line 2")):
+        path.write_text(text)
+        with pytest.raises(InvalidArgument, match=f"{path}{where}: the value is nested too deeply"):
+            list(calls("--from-json", str(path)))

@@ -35,6 +35,28 @@ def test_places_are_filled(words: list[str], args: list[str], argv: list[str]) -
     assert command.argv(args, 7) == argv
 
 
+@pytest.mark.parametrize(
+    ("value", "parts"),  # {.} {/} {//} {/.}
+    [
+        ("http://host/d/a.tar", ["http://host/d/a", "a.tar", "http://host/d", "a"]),
+        ("./b.txt", ["./b", "b.txt", ".", "b"]),
+        ("b.txt", ["b", "b.txt", ".", "b"]),
+        ("/b", ["/b", "b", "/", "b"]),
+        ("x//y.z", ["x//y", "y.z", "x", "y"]),
+        ("d.e/f", ["d.e/f", "f", "d.e", "f"]),
+        ("d.e/", ["d.e/", "d.e", ".", "d"]),
+        (".bashrc", [".bashrc", ".bashrc", ".", ".bashrc"]),
+        ("../.a.b", ["../.a", ".a.b", "..", ".a"]),
+        ("..", ["..", "..", ".", ".."]),
+        ("/", ["/", "", "/", ""]),
+        ("", ["", "", ".", ""]),
+    ],
+)
+def test_parts_are_cut_out_of_the_argument_as_it_is_written(value: str, parts: list[str]) -> None:
+    command, _ = parse(["f", "{.}", "{/}", "{//}", "{/.}", ":::", "x"])
+    assert command.argv([value], 1) == ["f", *parts]
+
+
 def test_lists_multiply_with_the_last_one_fastest() -> None:
     _, lists = parse(["f", ":::", "a", "b", ":::", "1", "2"])
     assert list(combinations(lists)) == [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")]
