@@ -58,6 +58,12 @@ def main_app() -> str:
     return str(script.resolve()) if script is not None else ""
 
 
+def of_main(thing: object) -> bool:
+    """Whether a function or task is of the main program, also where another module has imported that by its name."""
+    module = getattr(thing, "__module__", None)
+    return isinstance(module, str) and public_module(module) == public_module("__main__")
+
+
 def find_module(name: str) -> ModuleType | None:
     """The module of a public name if it is imported already; imports nothing."""
     module = sys.modules.get(name)

@@ -1,6 +1,7 @@
 """The farm of `connect()` without an address: durable, on this machine, one per user and state directory.
 
-The first process that connects runs Storage and an orchestrator; others attach to it. Each brings a worker of its own that knows its script. When the
+The first process that connects runs Storage and an orchestrator; others attach to it. Each brings a worker of its own that knows its script. Scripts of
+one file name have tasks of the same names, so the worker carries a label for the path of its script, and tasks of the script ask for it. When the
 process that runs them ends, another that is still attached takes over under the same addresses: whoever holds the lock runs them. The programs hold
 the lock too, so that a successor waits until they are really gone.
 """
@@ -49,6 +50,14 @@ def running_address(directory: Path | None = None) -> str:
     """Address of this user's embedded farm if a process runs it now, else ""."""
     known = read_note(directory or default_directory())
     return str(known.get("orchestrator", "")) if alive(known.get("pid")) else ""
+
+
+def script_labels() -> dict[str, str]:
+    """The label of a worker that knows this process's script: the script's path. None when it knows no script."""
+    script = apps.main_script()
+    if script is None or not apps.main_app():
+        return {}
+    return {"script": os.fsencode(script.resolve()).decode(errors="backslashreplace")}
 
 
 class EmbeddedFarm:
@@ -200,13 +209,14 @@ class EmbeddedFarm:
     def _start_worker(self) -> None:
         app = apps.main_app()
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(app).stem).strip("-")[:40] or "python"
+        labels = [word for key, value in script_labels().items() for word in ("--label", f"{key}={value}")]
         self._programs.start_worker(
             f"worker-{stem}-{os.getpid()}",
             connect=self.address,
             slots=self._slots,
             app=[app] if app else [],
             allow_pickle=self._allow_pickle,
-            options=["--drain-s", str(_DRAIN_S)],
+            options=["--drain-s", str(_DRAIN_S), *labels],
         )
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------

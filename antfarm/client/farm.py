@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from antfarm import apps, model, net
+from antfarm import apps, builtin, model, net
 from antfarm.client.arrival import completed, ended, flat
 from antfarm.client.coalescer import Coalescer
 from antfarm.client.connection import PATIENCE_S, Connection
@@ -110,7 +111,7 @@ async def connect(
     if address is not None:
         connection = await Connection.open(address, tls, patience_s=patience_s, allow_pickle=bool(allow_pickle))
         return AsyncFarm(connection)
-    from antfarm.client.embedded import EmbeddedFarm
+    from antfarm.client.embedded import EmbeddedFarm, script_labels
 
     may_pickle = allow_pickle is not False
     embedded = await asyncio.to_thread(
@@ -118,18 +119,47 @@ async def connect(
     )
     try:
         connection = await Connection.open(embedded.address, None, patience_s=patience_s, allow_pickle=may_pickle)
+        script = await Script.look(connection, script_labels())
     except BaseException:
         await asyncio.to_thread(embedded.close)
         raise
-    return AsyncFarm(connection, embedded.close)
+    return AsyncFarm(connection, embedded.close, script)
+
+
+class Script:
+    """The main program of this process on the embedded farm, where other scripts may have tasks of the same names."""
+
+    def __init__(self, labels: Mapping[str, str], offered: Container[str]) -> None:
+        self.labels = labels
+        """What the workers that know it carry; empty when none does, as for a notebook."""
+        self.offered = offered
+        """Task types that these workers offer."""
+
+    @classmethod
+    async def look(cls, connection: Connection, labels: Mapping[str, str]) -> Script:
+        """The script whose workers carry the labels."""
+        if not labels:
+            return cls(labels, frozenset())
+        own = [worker async for worker in connection.workers_now() if labels.items() <= dict(worker.labels).items()]
+        return cls(labels, frozenset(offer for worker in own for offer in worker.task_types))
+
+    def labelled(self, template: model.TaskTemplate) -> model.TaskTemplate:
+        """The template of one of its tasks, so that only workers that know it get that. A function by value brings all that it needs."""
+        if template.type == builtin.CALL:
+            return template
+        return replace(template, labels={**template.labels, **self.labels})
 
 
 class AsyncFarm:
     """A connection to a farm. Jobs belong to the orchestrator: closing this ends nothing but the connection."""
 
-    def __init__(self, connection: Connection, on_close: Callable[..., None] | None = None) -> None:
+    def __init__(
+        self, connection: Connection, on_close: Callable[..., None] | None = None, script: Script | None = None
+    ) -> None:
+        """`on_close` ends the embedded farm; `script` is the main program there."""
         self.connection = connection
         self._on_close = on_close
+        self._script = script
         self._loop = asyncio.get_running_loop()
         self._coalescer = Coalescer(connection, self._loop, self.notice)
         self._resolved: dict[Any, tuple[Runnable, model.TaskTemplate]] = {}
@@ -215,13 +245,20 @@ class AsyncFarm:
             known = None
         if known is None:
             may_pickle = self.connection.allow_pickle
-            runnable = resolve(function, allow_pickle=may_pickle, offered=self.connection.offered)
-            known = runnable, runnable.template({}, allow_pickle=may_pickle)
+            script = self._script_of(function)
+            offered = script.offered if script else self.connection.offered
+            runnable = resolve(function, allow_pickle=may_pickle, offered=offered)
+            template = runnable.template({}, allow_pickle=may_pickle)
+            known = runnable, script.labelled(template) if script else template
             if not runnable.by_value:
                 if len(self._resolved) > 1000:  # someone makes tasks in a loop
                     self._resolved.clear()
                 self._resolved[function] = known
         return known
+
+    def _script_of(self, function: Function) -> Script | None:
+        """The script that a function is of, where others may have one of the same name."""
+        return self._script if apps.of_main(function) else None
 
     async def flush(self) -> None:
         """Return when everything that was submitted is durable in the orchestrator."""
@@ -286,16 +323,19 @@ class AsyncFarm:
         **options: Any,
     ) -> MapPlan:
         """As `plan`, when the orchestrator was asked before; may be called from any thread."""
-        connection = self.connection
-        return plan_map(
+        connection, script = self.connection, self._script_of(function)
+        plan = plan_map(
             function,
             iterables,
             common,
             counts=counts,
             allow_pickle=connection.allow_pickle,
-            offered=connection.offered,
+            offered=script.offered if script else connection.offered,
             **options,
         )
+        if script is None:
+            return plan
+        return replace(plan, spec=replace(plan.spec, template=script.labelled(plan.spec.template)))
 
     @staticmethod
     async def counts(iterables: Iterable[Any], common: Mapping[str, Any]) -> dict[str, int]:

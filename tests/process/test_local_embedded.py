@@ -442,3 +442,92 @@ def test_a_script_may_end_without_closing_anything(user: User) -> None:
     done = user.run(script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0 True\n", "")
     assert user.programs() == []
+
+
+RUN = """
+    import sys
+    import antfarm as af
+
+    def work(x):
+        return {said!r}
+
+    @af.task(name="shared.name")
+    def named(x):
+        return {said!r}
+
+    if __name__ == "__main__":
+        def guarded(x):
+            return {said!r}
+
+        with af.connect(slots=1) as farm:
+            print("connected", flush=True)
+            sys.stdin.readline()
+            print(*sorted(set(farm.map(work, range(30)).results())))
+            print(*{{farm.submit(each, 1).result() for each in (work, named, guarded) for _ in range(5)}}, flush=True)
+            sys.stdin.readline()
+"""
+
+
+def test_scripts_of_one_file_name_run_their_own_functions(user: User) -> None:
+    processes = []
+    for said in ("one", "two"):
+        (user.home / said).mkdir()
+        processes.append(user.start(user.script(f"{said}/run.py", RUN.format(said=said))))
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process, said in zip(processes, ("one", "two"), strict=True):
+        assert process.stdout is not None
+        assert (process.stdout.readline(), process.stdout.readline()) == (f"{said}\n", f"{said}\n")
+    for process in processes:
+        out, err = process.communicate("\n", timeout=60)
+        assert (process.returncode, out, err) == (0, "", "")
+
+
+LEFT = """
+    import os, time
+    import antfarm as af
+
+    def work(x):
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return __file__
+
+    if __name__ == "__main__":
+        farm = af.connect(slots=1)
+        farm.map(work, range(3), job_id="left")
+        os._exit(0)
+"""
+LATER = """
+    import sys
+    import antfarm as af
+
+    def work(x):
+        return __file__
+
+    if __name__ == "__main__":
+        with af.connect(slots=1) as farm:
+            job = farm.job("left")
+            try:
+                print(*set(job.wait(timeout=float(sys.argv[1])) and job.results()))
+            except TimeoutError:
+                print(job.explain())
+"""
+
+
+def test_a_job_of_a_script_waits_for_that_script_and_not_for_one_of_its_name(user: User) -> None:
+    for directory in ("mine", "other"):
+        (user.home / directory).mkdir()
+    script = user.script("mine/run.py", LEFT)
+    assert user.run(script).returncode == 0
+    wait_until(lambda: not user.programs(), user.programs)
+    (user.home / "go").touch()
+    other = user.run(user.script("other/run.py", LATER), "2")
+    assert other.stdout.startswith("Job left (run.work) is RUNNING: 0 of 3 tasks ended.\n"), other.stderr
+    assert f"has label script={user.home}/other/run.py, and {script} is asked for" in other.stdout
+    again = user.run(user.script("mine/run.py", LATER), "60")
+    assert again.stdout == f"{script}\n", again.stderr
