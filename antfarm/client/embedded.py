@@ -9,6 +9,7 @@ the lock too, so that a successor waits until they are really gone.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -36,6 +37,8 @@ _HURRY_S = 0.5
 _LOGS_KEPT = 10
 _DEATHS_MAX = 5
 _DEATHS_WITHIN_S = 60.0
+_numbers = itertools.count(1)
+"""One for each farm that this process opens: two at a time have a worker each."""
 
 log = logging.getLogger("antfarm.embedded")
 
@@ -76,6 +79,9 @@ class EmbeddedFarm:
         self._allow_pickle = allow_pickle
         self._programs = LocalFarm(directory)
         self._owns = False
+        self._ready = False
+        """The worker has served: what has its name is of this farm."""
+        self._number = next(_numbers)
         self._closing = threading.Event()
         self._guard = threading.Thread(target=self._watch, name="antfarm-guard", daemon=True)
         self.address = ""
@@ -88,6 +94,7 @@ class EmbeddedFarm:
         made = cls(directory or default_directory(), slots=slots, allow_pickle=allow_pickle)
         try:
             made._join()
+            made._ready = True
             made._guard.start()
         except BaseException:
             made.close()
@@ -111,7 +118,7 @@ class EmbeddedFarm:
                 os.close(self._lock)
                 self._lock = -1
             for name in self._programs.programs:
-                if name.startswith("worker-"):
+                if name.startswith("worker-") and self._ready:
                     shutil.rmtree(self._directory / name, ignore_errors=True)
 
     # ---- joining ----------------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ class EmbeddedFarm:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(app).stem).strip("-")[:40] or "python"
         labels = [word for key, value in script_labels().items() for word in ("--label", f"{key}={value}")]
         self._programs.start_worker(
-            f"worker-{stem}-{os.getpid()}",
+            f"worker-{stem}-{self._number}-{os.getpid()}",
             connect=self.address,
             slots=self._slots,
             app=[app] if app else [],

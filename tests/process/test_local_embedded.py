@@ -531,3 +531,40 @@ def test_a_job_of_a_script_waits_for_that_script_and_not_for_one_of_its_name(use
     assert f"has label script={user.home}/other/run.py, and {script} is asked for" in other.stdout
     again = user.run(user.script("mine/run.py", LATER), "60")
     assert again.stdout == f"{script}\n", again.stderr
+
+
+def test_a_process_may_connect_again_while_it_is_connected(user: User) -> None:
+    script = user.script(
+        "twice.py",
+        """
+        import os, time
+        import antfarm as af
+
+        GO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "go")
+        BEGAN = GO + "-began"
+
+        def keep(ctx):
+            path = ctx.scratch / "kept.txt"
+            path.write_text("kept")
+            open(BEGAN, "w").close()
+            while not os.path.exists(GO):
+                time.sleep(0.01)
+            return path.read_text()
+
+        def square(x):
+            return x * x
+
+        if __name__ == "__main__":
+            first = af.connect(slots=1)
+            kept = first.submit(keep)
+            while not os.path.exists(BEGAN):
+                first.flush()
+            with af.connect(slots=1) as second:
+                print(second.address == first.address, second.submit(square, 3).result())
+            open(GO, "w").close()
+            print(kept.result(), first.submit(square, 4).result())
+        """,
+    )
+    done = user.run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True 9\nkept 16\n", "")
+    assert not list(user.state.glob("worker-*"))
