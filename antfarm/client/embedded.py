@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections import deque
@@ -216,14 +217,16 @@ class EmbeddedFarm:
     def _start_worker(self) -> None:
         app = apps.main_app()
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(app).stem).strip("-")[:40] or "python"
-        labels = [word for key, value in script_labels().items() for word in ("--label", f"{key}={value}")]
+        options = [word for key, value in script_labels().items() for word in ("--label", f"{key}={value}")]
+        if not app:
+            options += ["--env", f"PYTHONPATH={_search_path()}"]
         self._programs.start_worker(
             f"worker-{stem}-{self._number}-{os.getpid()}",
             connect=self.address,
             slots=self._slots,
             app=[app] if app else [],
             allow_pickle=self._allow_pickle,
-            options=["--drain-s", str(_DRAIN_S), *labels],
+            options=["--drain-s", str(_DRAIN_S), *options],
         )
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
@@ -242,6 +245,11 @@ class EmbeddedFarm:
         for path in logs[:-_LOGS_KEPT]:
             if not alive(_pid_of(path)):
                 path.unlink(missing_ok=True)
+
+
+def _search_path() -> str:
+    """Where this process finds modules, for children that load no script which would say so: functions by value name modules beside a notebook."""
+    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if isinstance(entry, str))
 
 
 def _pid_of(path: Path) -> int:

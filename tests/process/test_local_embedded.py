@@ -568,3 +568,21 @@ def test_a_process_may_connect_again_while_it_is_connected(user: User) -> None:
     done = user.run(script)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True 9\nkept 16\n", "")
     assert not list(user.state.glob("worker-*"))
+
+
+def test_functions_of_a_notebook_use_modules_that_it_can_import(user: User) -> None:
+    user.script("helper.py", "def triple(x): return 3 * x\n")
+    (user.home / "further").mkdir()
+    user.script("further/beyond.py", "def halve(x): return x // 2\n")
+    notebook = """
+        import sys
+        import antfarm as af
+        import helper
+        sys.path.append("further")
+        import beyond
+        with af.connect(slots=1) as farm:
+            print(farm.submit(lambda x: helper.triple(x), 2).result(), farm.submit(helper.triple, 3).result())
+            print(farm.submit(beyond.halve, 8).result())
+    """
+    done = user.run("-", input=textwrap.dedent(notebook))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "6 9\n4\n", "")
