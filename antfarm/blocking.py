@@ -7,6 +7,7 @@ one process has one such loop, started on first use and ended with the interpret
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from functools import cache
 from typing import Any, TypeVar
 
+from antfarm.errors import WrongState
 from antfarm.loop import new_event_loop
 
 T = TypeVar("T")
@@ -26,11 +28,28 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = new_event_loop()
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self.loop.run_forever, name="antfarm-loop", daemon=True)
         self._thread.start()
 
+    @property
+    def here(self) -> bool:
+        """False in a process that was forked from the loop's own: threads stay behind."""
+        return os.getpid() == self._pid
+
+    def demand_here(self) -> None:
+        """Raise WrongState in a forked process: nobody turns the loop there. A new loop would be of no use, because gRPC does not survive a fork."""
+        if not self.here:
+            raise WrongState(
+                "this process was forked from one that had connected to a farm, and cannot use that: "
+                'start it by multiprocessing.get_context("spawn") and connect() there'
+            )
+
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result or exception. KeyboardInterrupt cancels it."""
+        """The coroutine's result or exception. KeyboardInterrupt cancels it. WrongState in a forked process."""
+        if not self.here:
+            coroutine.close()
+            self.demand_here()
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking call of AntFarm inside its own event loop; use antfarm.aio there")
@@ -70,7 +89,7 @@ class LoopThread:
                 yield item  # type: ignore[misc]
         finally:
             close = getattr(items, "aclose", None)
-            if close is not None and not sys.is_finalizing():  # at the very end nobody turns the loop
+            if close is not None and self.here and not sys.is_finalizing():  # at the very end nobody turns the loop
                 if threading.current_thread() is self._thread:  # a forgotten iterator, found by the collector just here
                     self.loop.create_task(end(close))
                 else:

@@ -52,6 +52,7 @@ def connect(
         slots: embedded farm: tasks at a time. Default: one per core.
         state_dir: embedded farm: where it keeps its state. Default: ~/.local/state/antfarm/local.
 
+    A process that is forked afterwards cannot use the farm, nor connect: start processes by `multiprocessing.get_context("spawn")`.
     A script that connects needs `if __name__ == "__main__":` around it, because workers import the script to find its functions.
     Raises Unavailable in one line when nobody answers at the address.
 
@@ -282,8 +283,11 @@ class Farm:
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
         What cannot be sent is tried on with patience; with `now` for 2 s, and then a warning says what was not sent.
+        In a process that was forked from the one that connected it does nothing: all of it is that one's.
         """
         atexit.unregister(self.close)
+        if not loop_thread().here:
+            return
         try:
             loop_thread().run(self.aio.disconnect(now=now))
         finally:
@@ -297,6 +301,7 @@ class Farm:
         Futures and jobs among the arguments are waited for by the farm, and their values (of a job: the list of `Outcome`s)
         take their places.
         """
+        loop_thread().demand_here()
         return Future(self.aio.add(self.aio.plan_submit(function, args, kwargs)))
 
     def flush(self) -> None:

@@ -586,3 +586,45 @@ def test_functions_of_a_notebook_use_modules_that_it_can_import(user: User) -> N
     """
     done = user.run("-", input=textwrap.dedent(notebook))
     assert (done.returncode, done.stdout, done.stderr) == (0, "6 9\n4\n", "")
+
+
+def test_a_forked_process_is_told_what_to_do_and_its_end_leaves_the_farm_alone(user: User) -> None:
+    script = user.script(
+        "forked.py",
+        """
+        import os, signal, sys
+        import antfarm as af
+
+        def square(x):
+            return x * x
+
+        def tell(call):
+            try:
+                print(call(), flush=True)
+            except af.AntFarmError as error:
+                print(type(error).__name__, error, flush=True)
+
+        if __name__ == "__main__":
+            with af.connect(slots=1) as farm:
+                values, waits = farm.map(square, range(1000)).results(), farm.submit(square, 3)
+                print(next(values), flush=True)
+                child = os.fork()
+                if child == 0:
+                    signal.alarm(30)
+                    for call in (lambda: farm.submit(square, 5), lambda: waits.result(5), lambda: next(values), af.connect):
+                        tell(call)
+                    del values
+                    sys.exit(3)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                print(next(values), farm.submit(square, 4).result())
+        """,
+    )
+    done = user.run(script)
+    told = (
+        "WrongState this process was forked from one that had connected to a farm, and cannot use that: "
+        'start it by multiprocessing.get_context("spawn") and connect() there\n'
+    )
+    lines = done.stdout.splitlines(keepends=True)
+    assert (done.returncode, lines[0], lines[-2:]) == (0, "0\n", ["3\n", "1 16\n"]), (done.stdout, done.stderr)
+    assert (lines[1:3], lines[-3], done.stderr) == ([told, told], told, "")
+    assert user.programs() == []
