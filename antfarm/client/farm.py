@@ -46,6 +46,8 @@ _LOOK_S = 3.0
 _HURRY_S = 2.0
 """How long a farm that is closed at once may send what was submitted."""
 _SLOTS_MAX = 4096
+_ADDRESS = "ANTFARM_ADDRESS"
+"""Variable that names the farm where the call does not."""
 
 log = logging.getLogger("antfarm.client")
 
@@ -74,6 +76,7 @@ def _check_options(address: Any, *, patience: Any, slots: Any, allow_pickle: Any
     if address and (slots is not None or state_dir is not None):
         raise InvalidArgument(
             f"slots= and state_dir= are for a farm of one's own, not for that at {address}: leave them out"
+            + (f", or unset {_ADDRESS}" if address == os.environ.get(_ADDRESS) else "")
         )
     try:
         return seconds(patience)
@@ -104,8 +107,8 @@ async def connect(
 
     Raises Unavailable in one line when nobody answers at the address.
     """
+    address = address or os.environ.get(_ADDRESS) or None
     patience_s = _check_options(address, patience=patience, slots=slots, allow_pickle=allow_pickle, state_dir=state_dir)
-    address = address or os.environ.get("ANTFARM_ADDRESS") or None
     _check_place(address)
     tls = net.Tls.from_paths(str(tls_cert), str(tls_key), str(tls_ca))
     if address is not None:

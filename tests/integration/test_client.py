@@ -590,6 +590,16 @@ def test_an_option_of_connect_of_another_form_is_refused_by_its_name(options: di
         af.connect(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("options", [{"slots": 2}, {"state_dir": "/nowhere"}], ids=str)
+def test_options_of_an_own_farm_are_refused_where_the_environment_names_another(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTFARM_ADDRESS", "127.0.0.1:9")
+    told = r"not for that at 127\.0\.0\.1:9: leave them out, or unset ANTFARM_ADDRESS$"
+    with pytest.raises(errors.InvalidArgument, match=told):
+        af.connect(**options)  # type: ignore[arg-type]
+
+
 def test_a_closed_farm_says_so_whatever_is_asked_of_it(programs: LocalFarm) -> None:
     farm = af.connect(programs.address)
     job = farm.map(client_app.square, [1])
