@@ -473,6 +473,25 @@ def test_the_executor_runs_calls_like_any_other(farm: af.Farm) -> None:
         pool.submit(client_app.square, 1)
 
 
+def test_an_executor_waits_for_its_maps_and_takes_none_after_its_end(farm: af.Farm, tmp_path: Path) -> None:
+    with farm.executor() as pool:
+        values = pool.map(client_app.wait_for, [str(tmp_path / "go")])
+        threading.Timer(0.3, (tmp_path / "go").touch).start()
+    assert farm.job("last").status.state is JobState.SUCCEEDED
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.map(client_app.square, [1])
+    assert len(list(values)) == 1
+
+
+def test_an_executor_that_cancels_its_maps_as_it_ends_has_cancelled_them(farm: af.Farm) -> None:
+    pool = farm.executor()
+    values = pool.map("nobody.maps", range(3))
+    pool.shutdown(cancel_futures=True)
+    assert farm.job("last").status.state is JobState.CANCELLED
+    with pytest.raises(af.TaskCancelled):
+        next(values)
+
+
 def test_an_executor_that_cancels_its_calls_as_it_ends_has_cancelled_them(programs: LocalFarm, farm: af.Farm) -> None:
     other = af.connect(programs.address)
     pool = other.executor()
