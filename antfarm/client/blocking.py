@@ -282,7 +282,7 @@ class Farm:
         """Send what was submitted, disconnect, and end an embedded farm.
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
-        What cannot be sent is tried on with patience; with `now` for 2 s, and then a warning says what was not sent.
+        What cannot be sent is tried on with patience; with `now` for 2 s. Warnings say what was not taken and nobody asked for.
         In a process that was forked from the one that connected it does nothing: all of it is that one's.
         """
         atexit.unregister(self.close)
@@ -305,7 +305,10 @@ class Farm:
         return Future(self.aio.add(self.aio.plan_submit(function, args, kwargs)))
 
     def flush(self) -> None:
-        """Return when everything that was submitted is durable in the orchestrator."""
+        """Return when everything that was submitted is durable in the orchestrator.
+
+        Raises the first error that kept some of it from that, unless whoever asked for its future was told; warnings tell of further ones.
+        """
         loop_thread().run(self.aio.flush())
 
     def map(

@@ -25,6 +25,8 @@ from antfarm.model import BATCH_BYTES_MAX, Dependency, JobSpec
 
 _STREAMS_FREE = 64
 """Open result streams up to which nothing is held back."""
+_REFUSED_MAX = 100
+"""Refusals that are kept until somebody asks for them or flushes; of the oldest above that a warning tells."""
 
 log = logging.getLogger("antfarm.client")
 
@@ -53,6 +55,8 @@ class Coalescer:
         self._pending: list[_Pending] = []
         self._taken: deque[_Pending] = deque()
         """What is being sent, one after the other."""
+        self._refused: deque[tuple[AsyncJob[Any], str]] = deque()
+        """Jobs that could not be made, with their task types. Perhaps nobody has been told."""
         self._scheduled = False
         self._closed = False
         self._flusher: asyncio.Task[None] | None = None
@@ -103,31 +107,62 @@ class Coalescer:
         try:
             await JobWriter(self._connection, job.job_id, spec).send(pending.payloads, last=True)
         except AntFarmError as error:
-            job.made(error)
+            self._refuse(pending, error)
         except asyncio.CancelledError:
             job.made(Unavailable("the farm was closed before the task was submitted"))
             raise
         except Exception as error:  # a defect of ours must reach those who wait
-            job.made(Internal(f"{type(error).__name__}: {error}"))
+            self._refuse(pending, Internal(f"{type(error).__name__}: {error}"))
         else:
             job.made()
             self._on_job(job, pending.template.type)
 
+    def _refuse(self, pending: _Pending, error: AntFarmError) -> None:
+        pending.job.made(error)
+        self._refused.append((pending.job, pending.template.type))
+        if len(self._refused) > _REFUSED_MAX:
+            self._warn(*self._refused.popleft())
+
+    def _warn(self, job: AsyncJob[Any], task_type: str) -> None:
+        error = job.untold()
+        if error is not None:
+            log.warning(
+                "calls of %s that the farm at %s has not taken: %d (%s)",
+                task_type,
+                self._connection.address,
+                job.task_count,
+                " ".join(str(error).split()),
+            )
+
     async def flush(self) -> None:
+        """Return when everything that was added before is durable. Raises the first error that kept some from it and that nobody was told; warns of the others."""
+        await self._settle()
+        first: AntFarmError | None = None
+        while self._refused:
+            if first is None:
+                first = self._refused.popleft()[0].untold()
+            else:
+                self._warn(*self._refused.popleft())
+        if first is not None:
+            raise first
+
+    async def _settle(self) -> None:
         """Return when everything that was added before is durable, or known to have failed."""
         await asyncio.sleep(0)
         while self._flusher is not None and not self._flusher.done():
             await asyncio.wait({self._flusher})
 
     async def close(self, within_s: float | None = None) -> None:
-        """Take nothing more, and send what is there; with `within_s` what can be sent in that time, and say what was not."""
+        """Take nothing more, and send what is there; with `within_s` what can be sent in that time. Raises nothing of it: warnings say what was not sent."""
         with self._lock:
             self._closed = True
         try:
             async with asyncio.timeout(within_s):
-                await self.flush()
+                await self._settle()
         except TimeoutError:
             await self._give_up()
+        while self._refused:
+            self._warn(*self._refused.popleft())
 
     async def _give_up(self) -> None:
         assert self._flusher is not None

@@ -191,7 +191,7 @@ class AsyncFarm:
         """Send what was submitted, disconnect, and end an embedded farm.
 
         Its running tasks may finish within 10 s; with `now`, as after Ctrl-C, they are stopped. They are run again at the next connect.
-        What cannot be sent is tried on with patience; with `now` for 2 s, and then a warning says what was not sent.
+        What cannot be sent is tried on with patience; with `now` for 2 s. Warnings say what was not taken and nobody asked for.
         """
         try:
             await self.disconnect(now=now)
@@ -264,7 +264,10 @@ class AsyncFarm:
         return self._script if apps.of_main(function) else None
 
     async def flush(self) -> None:
-        """Return when everything that was submitted is durable in the orchestrator."""
+        """Return when everything that was submitted is durable in the orchestrator.
+
+        Raises the first error that kept some of it from that, unless whoever asked for its future was told; warnings tell of further ones.
+        """
         await self._coalescer.flush()
 
     async def map(

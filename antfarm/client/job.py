@@ -175,6 +175,8 @@ class Making:
         self.made = asyncio.Event()
         """The orchestrator has it, or `error` says why not."""
         self.error: AntFarmError | None = None
+        self.told = False
+        """Somebody has been told of the error."""
 
     def end(self, error: AntFarmError | None) -> None:
         """It is there, or never will be."""
@@ -215,6 +217,7 @@ class AsyncJob(JobHandle, Generic[R]):
         if self._making is not None:
             await self._making.made.wait()
             if self._making.error is not None:
+                self._making.told = True
                 raise self._making.error
             self._making = None
 
@@ -229,6 +232,14 @@ class AsyncJob(JobHandle, Generic[R]):
         self._making.end(error)
         if error is not None and self._watcher is not None:
             self._watcher.cancel()  # it waits for a job that will not come
+
+    def untold(self) -> AntFarmError | None:
+        """Why it was not made, the first time that this is asked, and None if somebody was told before."""
+        making = self._making
+        if making is None or making.told:
+            return None
+        making.told = True
+        return making.error
 
     @property
     def unmade(self) -> bool:
@@ -325,6 +336,8 @@ class AsyncJob(JobHandle, Generic[R]):
                 f"job {self.job_id} ended without an outcome of this task; it has no such task"
             )
         waiters, self._waiters = self._waiters, {}
+        if waiters and self._making is not None and self._making.error is not None:
+            self._making.told = True
         for waiter in (waiter for each in waiters.values() for waiter in each):
             if not waiter.done():
                 waiter.set_exception(error)

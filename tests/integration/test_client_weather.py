@@ -10,7 +10,7 @@ import pytest
 from fake_jobs import FakeJobs
 
 from antfarm import aio, connect, errors
-from antfarm.client import connection, writer
+from antfarm.client import coalescer, connection, writer
 from antfarm.client import farm as client_farm
 from antfarm.client.blocking import Farm, Future
 from antfarm.client.job import AsyncJob
@@ -335,13 +335,49 @@ async def test_a_future_whose_submission_is_refused_is_done() -> None:
         future, face = farm.submit("f", 1), blocking.submit("f", 1)
         assert (future.done(), await asyncio.to_thread(face.done)) == (False, False)
         fake.thinking.set()
-        await farm.flush()
-        await asyncio.to_thread(blocking.flush)
+        for flushed in (farm.flush(), asyncio.to_thread(blocking.flush)):
+            with pytest.raises(errors.InvalidArgument, match="not this one"):
+                await flushed
         assert (future.done(), await asyncio.to_thread(face.done)) == (True, True)
         assert (future.state, face.state) == (None, None)
         with pytest.raises(errors.InvalidArgument, match="not this one"):
             await asyncio.to_thread(face.result)
         await asyncio.to_thread(blocking.close)
+
+
+async def test_a_refusal_is_told_once_by_whoever_asks_first(caplog: pytest.LogCaptureFixture) -> None:
+    async with Refuses() as fake:
+        fake.thinking.set()
+        farm = await aio.connect(fake.address)
+        asked = farm.submit("asked", 1)
+        with pytest.raises(errors.InvalidArgument, match="not this one"):
+            await asked
+        await farm.flush()
+        for name in ("raised", "warned"):
+            farm.submit(name, 1)
+        with pytest.raises(errors.InvalidArgument, match="not this one"):
+            await farm.flush()
+        await farm.flush()
+        for n in range(2):
+            farm.submit("forgotten", n)
+        await farm.close()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"calls of warned that the farm at {fake.address} has not taken: 1 (not this one)",
+            f"calls of forgotten that the farm at {fake.address} has not taken: 2 (not this one)",
+        ]
+
+
+async def test_refusals_that_nobody_asks_for_are_kept_up_to_a_number(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(coalescer, "_REFUSED_MAX", 2)
+    async with Refuses() as fake, await aio.connect(fake.address) as farm:
+        fake.thinking.set()
+        for name in "abc":
+            farm.submit(name, 1)
+        with pytest.raises(errors.InvalidArgument, match="not this one"):
+            await farm.flush()
+        assert [record.getMessage().split()[2] for record in caplog.records] == ["a", "c"]
 
 
 async def test_results_of_more_jobs_than_a_connection_carries_streams_are_asked_for_only_when_these_have_left() -> None:
