@@ -276,7 +276,7 @@ class Farm:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(now=kind is not None and not issubclass(kind, Exception))
+        self.close(now=aio.in_a_hurry(kind))
 
     def close(self, *, now: bool = False) -> None:
         """Send what was submitted, disconnect, and end an embedded farm.

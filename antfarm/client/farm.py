@@ -129,6 +129,11 @@ async def connect(
     return AsyncFarm(connection, embedded.close, script)
 
 
+def in_a_hurry(kind: type[BaseException] | None) -> bool:
+    """Whether who leaves a `with` block by this exception waits for nothing more, as after Ctrl-C. Who calls sys.exit() or closes a generator just ends."""
+    return kind is not None and not issubclass(kind, Exception | SystemExit | GeneratorExit)
+
+
 class Script:
     """The main program of this process on the embedded farm, where other scripts may have tasks of the same names."""
 
@@ -185,7 +190,7 @@ class AsyncFarm:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close(now=kind is not None and not issubclass(kind, Exception))
+        await self.close(now=in_a_hurry(kind))
 
     async def close(self, *, now: bool = False) -> None:
         """Send what was submitted, disconnect, and end an embedded farm.

@@ -367,6 +367,46 @@ def test_ctrl_c_ends_it_at_once_and_leaves_no_program(user: User, waiting: str) 
     wait_until(lambda: not user.programs(), user.programs)
 
 
+@pytest.mark.parametrize("face", ["blocking", "asynchronous"])
+def test_who_exits_lets_running_tasks_finish(user: User, face: str) -> None:
+    script = user.script(
+        "exits.py",
+        """
+        import asyncio, os, sys, time
+        import antfarm as af
+
+        HERE = os.path.dirname(os.path.abspath(__file__))
+
+        def slow(x):
+            open(f"{HERE}/began", "w").close()
+            time.sleep(2)
+            open(f"{HERE}/ended", "w").close()
+
+        def await_begin():
+            while not os.path.exists(f"{HERE}/began"):
+                time.sleep(0.01)
+
+        async def main():
+            async with await af.aio.connect(slots=1) as farm:
+                farm.submit(slow, 1)
+                await asyncio.to_thread(await_begin)
+                sys.exit(3)
+
+        if __name__ == "__main__":
+            if sys.argv[1] == "asynchronous":
+                asyncio.run(main())
+            with af.connect(slots=1) as farm:
+                farm.submit(slow, 1)
+                await_begin()
+                sys.exit(3)
+        """,
+    )
+    done = user.run(script, face)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    assert (user.home / "ended").exists()
+    assert user.programs() == []
+
+
 def test_a_worker_that_dies_is_started_again(user: User) -> None:
     script = user.script(
         "my squares.py",
