@@ -529,18 +529,16 @@ def test_scripts_of_one_file_name_run_their_own_functions(user: User) -> None:
 
 
 LEFT = """
-    import os, time
+    import time
     import antfarm as af
 
     def work(x):
-        while not os.path.exists("go"):
-            time.sleep(0.01)
+        time.sleep(0.01)
         return __file__
 
     if __name__ == "__main__":
-        farm = af.connect(slots=1)
-        farm.map(work, range(3), job_id="left")
-        os._exit(0)
+        with af.connect(slots=1) as farm:
+            farm.map(work, range(2000), job_id="left").pause()
 """
 LATER = """
     import sys
@@ -552,6 +550,7 @@ LATER = """
     if __name__ == "__main__":
         with af.connect(slots=1) as farm:
             job = farm.job("left")
+            job.resume()
             try:
                 print(*set(job.wait(timeout=float(sys.argv[1])) and job.results()))
             except TimeoutError:
@@ -564,10 +563,8 @@ def test_a_job_of_a_script_waits_for_that_script_and_not_for_one_of_its_name(use
         (user.home / directory).mkdir()
     script = user.script("mine/run.py", LEFT)
     assert user.run(script).returncode == 0
-    wait_until(lambda: not user.programs(), user.programs)
-    (user.home / "go").touch()
     other = user.run(user.script("other/run.py", LATER), "2")
-    assert other.stdout.startswith("Job left (run.work) is RUNNING: 0 of 3 tasks ended.\n"), other.stderr
+    assert other.stdout.startswith("Job left (run.work) is RUNNING: "), other.stdout + other.stderr
     assert f"has label script={user.home}/other/run.py, and {script} is asked for" in other.stdout
     again = user.run(user.script("mine/run.py", LATER), "60")
     assert again.stdout == f"{script}\n", again.stderr
