@@ -75,7 +75,7 @@ class Link:
             handler: whom to tell.
             tls: files of mutual TLS; None on loopback.
             outbox: where unacked reports outlive the process; None keeps them in memory.
-            queue: whose queue the attempts are of that will be held before `run`, as a Welcome said it; empty: not known, or not kept.
+            queue: whose queue the attempts are of that will be held before `run`, as a Welcome said it; empty: not known, and the first Welcome says it.
             on_other_queue: told who answers instead of that one; until `queue` says otherwise its Welcome is not taken.
             dice: for the pauses between dials; given by tests.
         """
@@ -83,10 +83,11 @@ class Link:
         self._identity = identity
         self._handler = handler
         self._tls = tls
-        self.queue = queue
+        self._queue = queue
         self._on_other_queue = on_other_queue
         self._session = Session(incarnation=os.urandom(16), dice=dice or random.SystemRandom(), window=identity.window)
-        self._reports = Reports(self._session, MemoryOutbox() if outbox is None else outbox)
+        self._outbox = MemoryOutbox() if outbox is None else outbox
+        self._reports = Reports(self._session, self._outbox)
         self._wake = asyncio.Event()  # the writer of the Work Queue, or the pause between two dials
         self._ended = asyncio.Event()
         self._first_attached = asyncio.Event()
@@ -119,6 +120,17 @@ class Link:
         return self._channel
 
     @property
+    def queue(self) -> str:
+        """Whose queue the attempts are of, by the orchestrator's id; empty while none has said it."""
+        return self._queue
+
+    @queue.setter
+    def queue(self, orchestrator_id: str) -> None:
+        # The one before may have answered once more meanwhile, and its epoch says nothing of the other one's.
+        self.forget_all()
+        self._queue = orchestrator_id
+
+    @property
     def held_count(self) -> int:
         """Attempts that this worker answers for."""
         return len(self._session.held)
@@ -139,7 +151,7 @@ class Link:
     def forget_all(self) -> list[Token]:
         """Give up every attempt with its report: they are of another queue than that of the orchestrator which answers now. Those that were held."""
         tokens = self._session.forget_all()
-        self._reports.forget(tokens)
+        self._reports.forget_all()
         return tokens
 
     @property
@@ -293,7 +305,7 @@ class Link:
             orchestrator=identity.orchestrator,
             host=identity.host,
             software=f"antfarm {__version__}",
-            orchestrator_id=self.queue,
+            orchestrator_id=self._queue,
         )
         self._hello_ns = now_ns()
         await work.write(work_queue_pb2.PullTasksRequest(hello=hello))
@@ -306,7 +318,7 @@ class Link:
         return welcome
 
     def _begin(self, welcome: work_queue_pb2.Welcome, channel: grpc.aio.Channel) -> None:
-        if self.queue and welcome.orchestrator_id not in ("", self.queue):
+        if self._queue and welcome.orchestrator_id not in ("", self._queue):
             self._on_other_queue(welcome.orchestrator_id)
             raise Unavailable("another orchestrator answers than before: what is of that one's queue is given up first")
         session = self._session
@@ -320,6 +332,8 @@ class Link:
         )
         if not taken:
             raise Unavailable(f"its epoch {welcome.epoch} is below {session.max_epoch_seen}, which was seen before")
+        self._queue = self._queue or welcome.orchestrator_id
+        self._outbox.belong(self._queue)
         self._heard_ns = now
         self._channel = channel
         self._complained, self._id_in_use_since_ns = False, None
@@ -355,7 +369,7 @@ class Link:
         """Strike what is not to be run from a group. False: nothing is left."""
         kept = self._session.assigned(group.job_id, group.epoch, [(a.index, a.attempt) for a in group.assignments])
         if kept is None:
-            return True
+            return bool(group.assignments)
         log.debug("job %s: %d of %d assignments taken", group.job_id, len(kept), len(group.assignments))
         for position in sorted(set(range(len(group.assignments))) - set(kept), reverse=True):
             del group.assignments[position]

@@ -22,6 +22,10 @@ class Outbox(Protocol):
         """What an earlier process left, in order. A torn end is left out."""
         ...
 
+    def belong(self, queue: str) -> None:
+        """What is appended from now on is of the queue of that orchestrator. The same one is said at every Welcome."""
+        ...
+
     def append(self, message: bytes) -> None:
         """Keep one more message; written, though not synced, when this returns."""
         ...
@@ -39,6 +43,9 @@ class MemoryOutbox:
     def load(self) -> Iterable[bytes]:
         """Nothing."""
         return ()
+
+    def belong(self, queue: str) -> None:
+        """Nothing is kept of it."""
 
     def append(self, message: bytes) -> None:
         """Forget it."""

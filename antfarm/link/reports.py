@@ -174,10 +174,11 @@ class Reports:
         self._connected = False
         self._ready.clear()
 
-    def forget(self, tokens: Iterable[Token]) -> None:
-        """The session has forgotten these attempts with their reports: nothing is said of them any more."""
-        for token in tokens:
-            self._words.pop(token, None)
+    def forget_all(self) -> None:
+        """The session has forgotten all attempts with their reports: nothing is said of them any more, nor kept for an heir of this process."""
+        self._fresh.clear()
+        self._words.clear()
+        self._outbox.replace(())
         self.note_verdicts()
 
     def take_due(self, now_ns: int) -> None:

@@ -138,7 +138,6 @@ class Upstream:
         """
         if self._moving is not None:
             raise Unavailable("what is of another orchestrator's queue is given up first")
-        self._link.queue = self._link.queue or welcome.orchestrator_id
         if self._link.queue != self._above.orchestrator_id:
             self._spawn(self._keep(orchestrator_id=self._link.queue))
         if self._inputs.learn(welcome.storage_address):

@@ -60,6 +60,8 @@ async def run_worker(settings: WorkerSettings) -> int:
             handler=driver,
             tls=tls,
             outbox=outbox,
+            queue=outbox.queue,
+            on_other_queue=driver.on_other_queue,
         )
         driver.use(link, InputReader(place.inputs, lambda: link.channel))
         await _serve(place.worker_id, driver, link, leave, defect, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Recorder:
     def __init__(self) -> None:
         self.welcomes: list[work_queue_pb2.Welcome] = []
         self.tokens: list[Token] = []
+        self.groups = 0
         self.revoked: list[tuple[Token, str]] = []
         self.drains: list[float] = []
 
@@ -37,6 +38,7 @@ class Recorder:
         self.welcomes.append(welcome)
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
+        self.groups += len(groups)
         self.tokens.extend((g.job_id, a.index, g.epoch, a.attempt) for g in groups for a in g.assignments)
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
@@ -52,6 +54,7 @@ class Kept(Outbox):
     def __init__(self, messages: list[bytes] | None = None) -> None:
         self.messages = messages or []
         self.writes = 0
+        self.queues: list[str] = []
 
     @property
     def size_bytes(self) -> int:
@@ -59,6 +62,9 @@ class Kept(Outbox):
 
     def load(self) -> list[bytes]:
         return list(self.messages)
+
+    def belong(self, queue: str) -> None:
+        self.queues.append(queue)
 
     def append(self, message: bytes) -> None:
         self.writes += 1
@@ -70,7 +76,12 @@ class Kept(Outbox):
 
 @asynccontextmanager
 async def linked(
-    orchestrator: FakeOrchestrator, *, window: int = 8, outbox: Outbox | None = None, dice: Dice | None = None
+    orchestrator: FakeOrchestrator,
+    *,
+    window: int = 8,
+    outbox: Outbox | None = None,
+    dice: Dice | None = None,
+    on_other_queue: Callable[[str], None] = lambda orchestrator_id: None,
 ) -> AsyncIterator[tuple[Link, Recorder]]:
     handler = Recorder()
     identity = WorkerIdentity(worker_id="w", slots=2, window=window, task_types=("t",), labels={"zone": "a"})
@@ -80,6 +91,7 @@ async def linked(
         handler=handler,
         outbox=outbox,
         dice=dice or random.Random(1),
+        on_other_queue=on_other_queue,
     )
     run = asyncio.create_task(link.run())
     try:
@@ -221,6 +233,64 @@ async def test_an_orchestrator_of_a_lower_epoch_is_not_obeyed() -> None:
 
 
 @pytest.mark.slow
+async def test_the_first_welcome_says_whose_queue_it_is_and_one_that_says_nothing_changes_nothing() -> None:
+    kept = Kept()
+    async with FakeOrchestrator() as farm, linked(farm, outbox=kept) as (link, _):
+        connection = await farm.attached()
+        await link.first_attached()
+        assert (connection.hello.orchestrator_id, link.queue) == ("", "fake")
+        farm.orchestrator_id = ""  # an older one
+        farm.hang_up()
+        again = await farm.attached(2)
+        await until(lambda: again.heartbeats)
+        assert (again.hello.orchestrator_id, link.queue) == ("fake", "fake")
+        assert kept.queues == ["fake", "fake"], "told before anything of that queue is kept"
+
+
+async def test_another_orchestrator_is_obeyed_when_the_owner_says_so_and_hears_of_nothing_before() -> None:
+    """The one before answers once more meanwhile: its high epoch does not keep the link from the other one."""
+    others: list[str] = []
+    kept = Kept()
+    async with FakeOrchestrator() as farm, linked(farm, outbox=kept, on_other_queue=others.append) as (link, handler):
+        farm.epoch = 9
+        await farm.attached()
+        farm.verdict = lambda token, outcome: None
+        tokens = farm.give("t", [b"[]"] * 2)
+        await until(lambda: handler.tokens == tokens)
+        link.report(*succeeded(tokens[0]))
+        await farm.outcome(tokens[0])
+        farm.epoch, farm.orchestrator_id = 1, "other"
+        farm.hang_up()
+        await until(lambda: others)
+        assert (link.attached, len(handler.welcomes), link.held_count) == (False, 1, 2)
+        assert link.forget_all() == tokens
+        assert kept.messages == []
+        farm.epoch, farm.orchestrator_id = 9, "fake"
+        await until(lambda: len(handler.welcomes) == 2)
+        farm.epoch, farm.orchestrator_id = 1, "other"
+        link.queue = others[0]
+        farm.hang_up()
+        await until(lambda: len(handler.welcomes) == 3)
+        hello = farm.now.hello
+        assert (hello.orchestrator_id, hello.max_epoch_seen, list(hello.held), list(hello.unacked)) == (
+            "other",
+            0,
+            [],
+            [],
+        )
+        assert kept.queues == ["fake", "fake", "other"]
+        assert len(farm.outcomes[tokens[0]]) == 1
+
+
+async def test_a_group_without_assignments_is_no_work() -> None:
+    async with FakeOrchestrator() as farm, linked(farm) as (_, handler):
+        await farm.attached()
+        farm.send(tasks=work_queue_pb2.Tasks(groups=[work_queue_pb2.TaskGroup(job_id="empty", epoch=1)]))
+        [token] = farm.give("t", [b"[]"])
+        await until(lambda: handler.tokens == [token])
+        assert handler.groups == 1
+
+
 async def test_a_welcome_that_took_long_leaves_what_is_left_of_the_own_lease_and_a_beat_follows_at_once() -> None:
     """0.75 of 2 s from the Hello: 0.5 s after the Welcome nothing else would have kept it, and a beat from 0.9 s after it comes too late."""
     async with FakeOrchestrator(heartbeat_s=0.9, lease_s=2.0) as farm:

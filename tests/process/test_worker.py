@@ -695,6 +695,26 @@ async def test_reports_survive_the_worker_and_are_sent_by_its_next_process(
         assert farm.now.hello.incarnation != farm.connections[0].hello.incarnation
 
 
+async def test_a_worker_that_is_started_for_another_farm_brings_it_no_report_of_the_one_before(tmp_path: Path) -> None:
+    """That has a task of the same name, and its token is the same."""
+    async with FakeOrchestrator() as before, FakeOrchestrator() as after:
+        before.verdict = lambda token, outcome: None
+        after.orchestrator_id = "other"
+        async with WorkerProcess(before.address, tmp_path, "--worker-id", "w") as first:
+            [token] = before.give("add", [b"[1, 1]"], job_id="nightly")
+            await before.outcome(token)
+            first.signal(signal.SIGKILL)
+            await first.exit()
+        async with WorkerProcess(after.address, tmp_path, "--worker-id", "w") as second:
+            connection = await after.attached(2)
+            assert (after.connections[0].hello.orchestrator_id, connection.hello.orchestrator_id) == ("fake", "other")
+            assert list(connection.hello.held) == []
+            assert after.give("add", [b"[2, 2]"], job_id="nightly") == [token]
+            assert value(await after.outcome(token)) == 4
+            assert "another orchestrator answers than before: 1 tasks of that one's queue are given up" in second.log
+        assert len(after.outcomes[token]) == 1
+
+
 async def test_a_worker_that_is_stopped_while_its_orchestrator_restarts_brings_its_reports_first(
     farm: FakeOrchestrator, worker: WorkerProcess
 ) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from antfarm.errors import InvalidArgument
+from antfarm.errors import InvalidArgument, Unavailable
 from antfarm.link import Link
 from antfarm.link.estimate import Estimate
 from antfarm.link.stream import now_ns
@@ -89,6 +89,8 @@ class Driver:
         """The orchestrator's process, as its last Welcome names it."""
         self._drain_asked_by: bytes | None = None
         """The one that asked for a drain."""
+        self._next_queue = ""
+        """Who answers instead of the orchestrator whose attempts are being given up; empty: none are."""
         self._stop_running_at_ns: int | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -164,7 +166,12 @@ class Driver:
     # ---- from the link ----------------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: work_queue_pb2.Welcome) -> None:
-        """Attached; Storage may have moved, and an orchestrator that was restarted does not know what has started."""
+        """Attached; Storage may have moved, and an orchestrator that was restarted does not know what has started.
+
+        Unavailable while what is of another queue is given up.
+        """
+        if self._next_queue:
+            raise Unavailable("what is of another orchestrator's queue is given up first")
         self._owner = welcome.owner
         if self._drain_asked_by == welcome.owner:
             # Over, or asked for once more in a moment. An orchestrator that was restarted has only forgotten it. Not told by the epoch, which also
@@ -176,6 +183,22 @@ class Driver:
         # An orchestrator that was restarted below another one may not know yet, and what runs here needs it all the same.
         if address := self._manner.storage_override or welcome.storage_address:
             self._crew.set_storage(address)
+
+    def on_other_queue(self, orchestrator_id: str) -> None:
+        """Tokens are of a queue, and another one may have tasks of the same names: give up all that is of the one before, and take the other one when it has ended."""
+        if self._next_queue:
+            return
+        tokens = self._link.forget_all()
+        log.warning("another orchestrator answers than before: %d tasks of that one's queue are given up", len(tokens))
+        self._next_queue = orchestrator_id
+        # What comes of it is reported to nobody: the link does not hold them any more.
+        self.on_revoke(tokens, "it is of another queue than that of the orchestrator that answers")
+
+    def _take_next_queue(self) -> None:
+        """Once nothing is left here that could be reported under a token of the other queue."""
+        if self._next_queue and self._board.idle and self._intake.idle:
+            self._intake.forget_queue()
+            self._link.queue, self._next_queue = self._next_queue, ""
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         """New attempts."""
@@ -359,6 +382,7 @@ class Driver:
             self._start_child(is_loop=is_loop)
         self._watch()
         self._note_idle()
+        self._take_next_queue()
 
     @property
     def _must_try_again(self) -> bool:

@@ -92,6 +92,10 @@ class Intake:
             del self._groups[group.job_id, group.epoch]
         self._inputs.forget(group)
 
+    def forget_queue(self) -> None:
+        """Another queue is served from now on: its jobs may have the names of those of the one before. No attempt is left."""
+        self._groups.clear()
+
     async def close(self) -> None:
         """Stop reading."""
         for task in self._fetches:

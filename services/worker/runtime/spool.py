@@ -2,10 +2,14 @@
 
 Append-only records of length, CRC and one serialised `Reports` message; a torn end is left out when it is loaded. Written, not synced: the
 death of the process loses nothing, the loss of the whole machine loses reports of attempts that the orchestrator then runs again.
+
+Beside it a note says whose queue the reports are of: another orchestrator may have tasks of the same names. The note is durable before the first report of
+that queue is kept.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import struct
@@ -15,10 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
+from antfarm.files import sync, write_durably
 
 log = logging.getLogger("antfarm.worker")
 
 _HEAD = struct.Struct("<II")
+_UNNOTED = "whose reports they are cannot be noted, so they are kept in memory only"
 _UNKEPT = "reports are kept in memory only"
 _UNREPLACED = "it cannot be written anew, so some reports are kept in memory only"
 _UNCUT = "it cannot be shortened, so reports that have their verdict may be sent again"
@@ -32,9 +38,12 @@ class FileOutbox:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._note = path.with_name("queue.json")
         with self._at_the_start():
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._fd).st_size
+            self._queue = _read_note(self._note)
+        self._noted = True  # what is appended belongs to whom the note names
         self._torn = False  # behind _size lies what is no message, and what was appended to it would not be found again
         self._complaints: set[str] = set()
 
@@ -42,6 +51,24 @@ class FileOutbox:
     def size_bytes(self) -> int:
         """Size of the file."""
         return self._size
+
+    @property
+    def queue(self) -> str:
+        """Id of the orchestrator whose queue the reports are of; empty when none has said it."""
+        return self._queue
+
+    def belong(self, queue: str) -> None:
+        """Note it before anything is kept. Blocks for one sync, when it is another one than before. Where it cannot be noted nothing is kept."""
+        if queue != self._queue:
+            try:
+                write_durably(self._note, json.dumps(queue) + "\n")
+                sync(self._note.parent)
+            except OSError as error:
+                self._complain(_UNNOTED, error.strerror)
+                self._queue, self._noted = "", False  # nobody knows what the note says now
+                return
+            self._complaints.discard(_UNNOTED)
+        self._queue, self._noted = queue, True
 
     def load(self) -> Iterator[bytes]:
         """The messages of an earlier process."""
@@ -61,6 +88,8 @@ class FileOutbox:
 
     def append(self, message: bytes) -> None:
         """Keep one more message: one write."""
+        if not self._noted:
+            return
         if self._torn and not self._truncate(self._size):
             return
         data = _HEAD.pack(len(message), zlib.crc32(message)) + message
@@ -73,6 +102,8 @@ class FileOutbox:
         """Keep exactly these; atomically. Where the disk does not let it, what was kept before stays."""
         if not messages:
             self._truncate(0)
+            return
+        if not self._noted:
             return
         aside = self._path.with_suffix(".new")
         data = b"".join(_HEAD.pack(len(m), zlib.crc32(m)) + m for m in messages)
@@ -143,3 +174,17 @@ class FileOutbox:
             return
         self._complaints.add(consequence)
         log.warning("%s: %s; %s", self._path, cause, consequence)
+
+
+def _read_note(path: Path) -> str:
+    """Whom the note names; empty when there is none. OSError when it is there and cannot be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return ""
+    except ValueError as error:
+        log.warning(
+            "%s is no note of ours: %s; whoever answers is taken for the orchestrator of the reports", path, error
+        )
+        return ""
+    return found if isinstance(found, str) else ""

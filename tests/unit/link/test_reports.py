@@ -105,15 +105,20 @@ async def test_a_new_connection_gets_all_that_is_unacked_and_nothing_else() -> N
     assert [o.report_no for o in found[0].outcomes[0].outcomes] == [2, 4]
 
 
-async def test_of_attempts_that_were_forgotten_nothing_is_said_any_more() -> None:
-    session, reports, _ = make(tasks=2)
+async def test_of_attempts_that_were_forgotten_nothing_is_said_or_kept_any_more() -> None:
+    """Neither what is in the outbox, nor what was reported in this turn of the loop and would be written at its end."""
+    session, reports, kept = make(tasks=2)
     reports.add("job", 1, outcome(0))
     await asyncio.sleep(0)
     for index in range(2):
         reports.say(rq.Running(job_id="job", epoch=1, index=index, attempt=1))
-    assert not reports.settled.is_set()
-    reports.forget(session.forget(list(session.held)))
+    reports.add("job", 1, outcome(1))
+    assert (reports.settled.is_set(), len(kept.messages)) == (False, 1)
+    session.forget_all()
+    reports.forget_all()
+    await asyncio.sleep(0)
     assert reports.settled.is_set()
+    assert kept.messages == []
     reports.connected()
     assert frames(reports) == []
 

@@ -89,6 +89,52 @@ def test_a_full_disk_is_complained_about_once_and_loses_nothing_that_was_written
     assert reloaded(path) == [b"before", b"after"]
 
 
+# ---- whose reports they are -------------------------------------------------------------------------------------------
+
+
+def test_whose_reports_they_are_is_noted_beside_them_before_the_first_is_kept(outbox: FileOutbox, path: Path) -> None:
+    assert outbox.queue == ""
+    outbox.belong("")  # an orchestrator that says nothing
+    outbox.append(b"somebody's")
+    assert [p.name for p in path.parent.iterdir()] == ["outbox"]
+    outbox.belong("farm A")
+    outbox.belong("farm A")
+    again = FileOutbox(path)
+    assert (again.queue, list(again.load())) == ("farm A", [b"somebody's"])
+    again.close()
+
+
+def test_a_note_that_cannot_be_written_stops_nothing_and_keeps_no_reports_under_a_wrong_name(
+    outbox: FileOutbox, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    outbox.belong("farm A")
+    monkeypatch.setattr(os, "fsync", broken)
+    for _ in range(2):
+        outbox.belong("farm B")
+        outbox.append(b"of B")
+        outbox.replace([b"of B"])
+    line = "Input/output error; whose reports they are cannot be noted, so they are kept in memory only"
+    assert [record.message for record in caplog.records] == [f"{path}: {line}"]
+    assert reloaded(path) == []
+    monkeypatch.undo()
+    outbox.belong("farm B")
+    outbox.append(b"of B")
+    again = FileOutbox(path)
+    assert (again.queue, list(again.load())) == ("farm B", [b"of B"])
+    again.close()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe\xfd"])
+def test_a_note_that_says_nothing_is_as_good_as_none(path: Path, content: bytes) -> None:
+    path.with_name("queue.json").write_bytes(content)
+    outbox = FileOutbox(path)
+    assert outbox.queue == ""
+    outbox.close()
+
+
 CALLS = ("write", "ftruncate", "replace", "open")
 
 
