@@ -12,7 +12,7 @@ from typing import Any
 from antfarm import model, payload
 from antfarm.context import use_context
 from services.worker.child.output import AttemptLog
-from services.worker.child.protocol import IN_CANCEL, IN_STORAGE, IN_TASKS, IN_TEMPLATE
+from services.worker.child.protocol import CURRENT, IN_CANCEL, IN_STORAGE, IN_TASKS, IN_TEMPLATE
 from services.worker.child.runner import AttemptContext, Job, Runner
 
 _log: contextvars.ContextVar[AttemptLog | None] = contextvars.ContextVar("antfarm_log", default=None)
@@ -104,6 +104,8 @@ class LoopChild:
     async def _attempt(
         self, job: Job, context: AttemptContext, seq: int, data: bytes, inputs: list[Any] | None
     ) -> None:
+        page = self.runner.channel.page
+        page[CURRENT] = max(page[CURRENT], seq)  # coroutines begin in the order of their seqs; all above have not
         runner, started = self.runner, perf_counter_ns()
         log = AttemptLog(runner.channel, seq)
         _log.set(log)

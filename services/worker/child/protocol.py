@@ -24,6 +24,9 @@ round must not happen: a task that the agent takes for started is started, or no
 
 CURRENT also says what has ended: all before it. A signal meant for one task must not hit the next, so the agent takes back what waits behind it, and
 sends the signal only while CURRENT has not gone beyond it. Should the child start another one in the same instant, that was taken back and runs elsewhere.
+
+A loop child begins its coroutines in order too, but many run at once, and what it was given is never taken back: there CURRENT says nothing of what has ended, and
+only the end of the process makes use of it. Those above it had not begun.
 """
 
 from __future__ import annotations

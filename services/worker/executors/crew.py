@@ -152,7 +152,7 @@ class Crew:
         self._children[lane.number].kill()
 
     def remove(self, number: int) -> int:
-        """The child is dead. Seq of the task that it started last."""
+        """The child is dead. Seq of the task that it started last, in both kinds of lanes."""
         del self._feeders[number]
         return self._children.pop(number).started_last
 

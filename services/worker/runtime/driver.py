@@ -327,7 +327,7 @@ class Driver:
                 self._all_dead.set()
             return
         if lane.is_loop:
-            self._blame_loop(lane, left, code, noise)
+            self._blame_loop(lane, left, code, started_last, noise)
         else:
             self._blame_plain(left, code, started_last)
         self._pump()
@@ -353,15 +353,22 @@ class Driver:
                 self._reporter.released([attempt], never_started=False)
         self._board.put_back(left[len(begun) :])
 
-    def _blame_loop(self, lane: Lane, left: list[Attempt], code: int, noise: str) -> None:
-        """Alone it is to blame; among several nobody knows, unless we killed the process because of one of them."""
+    def _blame_loop(self, lane: Lane, left: list[Attempt], code: int, started_last: int, noise: str) -> None:
+        """Of those that had begun one alone is to blame; among several nobody knows, unless we killed the process because of one. The others are run by another child."""
+        begun = [attempt for attempt in left if attempt.seq <= started_last]
         for attempt in left:
-            if attempt.stop is not None or len(left) == 1:
-                self._reporter.died(attempt, code)
-            elif lane.doomed:
+            if attempt.stop is not None:
+                self._reporter.stopped(attempt)
+        for attempt in begun:
+            if attempt.stop is not None:
+                continue
+            if lane.doomed:
                 self._reporter.released([attempt], never_started=False)
+            elif len(begun) == 1:
+                self._reporter.died(attempt, code)
             else:
-                self._reporter.suspected(attempt, code, len(left), noise)
+                self._reporter.suspected(attempt, code, len(begun), noise)
+        self._board.put_back([attempt for attempt in left[len(begun) :] if attempt.stop is None])
 
     # ---- doing ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from antfarm.task import Task
 from services.worker.child.loop import LoopChild, LoopRunner
-from services.worker.child.protocol import IN_CANCEL, IN_TASKS, OUT_DONE, OUT_FAILED, Setup, Template
+from services.worker.child.protocol import CURRENT, IN_CANCEL, IN_TASKS, OUT_DONE, OUT_FAILED, Setup, Template
 from services.worker.child.runner import Job
 
 PATIENCE_S = 10.0
@@ -68,6 +68,22 @@ async def test_one_that_is_cancelled_before_it_has_begun_ends_and_its_neighbour_
     assert sorted(said.endings()) == [(OUT_DONE, 2, b"2"), (OUT_FAILED, 1, CANCELLED)]
     assert begun == [2]
     assert child._tasks == {}
+
+
+async def test_the_page_says_which_have_begun(tmp_path: Path) -> None:
+    """Fed is not begun: a neighbour may block the loop, or end the process, before their turn comes."""
+    seen = []
+
+    async def function(number: int) -> None:
+        seen.append((number, said.page[CURRENT]))
+
+    child, said = child_of(function, tmp_path)
+    feed(child, 1, 2, 3)
+    tasks = [task for task, _ in child._tasks.values()]
+    assert said.page[CURRENT] == 0
+    child._handle([IN_CANCEL, 3])
+    await ended(*tasks)
+    assert (seen, said.page[CURRENT]) == ([(1, 1), (2, 2)], 2)
 
 
 async def test_one_that_is_cancelled_while_it_runs_is_answered_once(tmp_path: Path) -> None:
