@@ -7,12 +7,15 @@ that the program may end in its own way within the grace that the agent gives.
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, Any
 
 from antfarm.context import Context
@@ -25,6 +28,8 @@ SPOOL_BYTES_MAX = 1024 * 1024 * 1024
 """Of each stream on this node's disk."""
 EXIT_POLL_S = 0.2
 """How soon after its end a program is given up whose output stays open."""
+READ_BYTES = 64 * 1024
+STDIN_BYTES = 32 * 1024
 
 
 def run_command(
@@ -112,35 +117,65 @@ class _Kept:
 
 
 def _pump(process: subprocess.Popen[bytes], stdin: bytes, ctx: Context) -> dict[str, _Kept]:
-    """Feed stdin and take both outputs until they are closed."""
+    """Feed stdin and take both outputs until they are closed, or the program has ended and something that it left behind keeps them open."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     streams = {"stdout": _Kept("stdout", ctx), "stderr": _Kept("stderr", ctx)}
+    give_up_at: float | None = None  # once it is seen to have ended
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, streams["stdout"])
         selector.register(process.stderr, selectors.EVENT_READ, streams["stderr"])
         if stdin:
+            # A pipe with little room is called writable, and a program that waits for us to read must not find us waiting for it.
+            os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
         else:
             process.stdin.close()
         while selector.get_map():
-            events = selector.select(EXIT_POLL_S)
-            if not events and process.poll() is not None:
-                break  # something that it left behind keeps its output open
-            for key, _ in events:
-                if key.fileobj is process.stdin:
-                    try:
-                        stdin = stdin[os.write(key.fd, stdin[:32768]) :]
-                    except BrokenPipeError:  # it does not want the rest
-                        stdin = b""
-                    if not stdin:
-                        selector.unregister(process.stdin)
-                        process.stdin.close()
+            now = time.monotonic()
+            if give_up_at is None and process.poll() is not None:
+                give_up_at = now + EXIT_POLL_S
+            if give_up_at is not None and now >= give_up_at:
+                _take_rest(selector)
+                break
+            for key, _ in selector.select(EXIT_POLL_S if give_up_at is None else give_up_at - now):
+                if key.fileobj is not process.stdin:
+                    if not _take_some(key):
+                        selector.unregister(key.fileobj)
                     continue
-                data = os.read(key.fd, 65536)
-                if data:
-                    key.data.take(data)
-                else:
-                    selector.unregister(key.fileobj)
+                stdin = stdin[_feed(key.fd, stdin) :]
+                if not stdin:
+                    selector.unregister(process.stdin)
+                    process.stdin.close()
     return streams
+
+
+def _feed(fd: int, data: bytes) -> int:
+    """Write what there is room for now. How much of it needs no writing any more."""
+    try:
+        return os.write(fd, data[:STDIN_BYTES])
+    except BlockingIOError:
+        return 0
+    except BrokenPipeError:  # it does not want the rest
+        return len(data)
+
+
+def _take_some(key: selectors.SelectorKey, size_max: int = READ_BYTES) -> int:
+    """Read from an output that has something. How much that was; 0 at its end."""
+    data = os.read(key.fd, min(size_max, READ_BYTES))
+    if data:
+        key.data.take(data)
+    return len(data)
+
+
+def _take_rest(selector: selectors.BaseSelector) -> None:
+    """What the program had written before its end: no more than a pipe holds, however much its survivors go on to write."""
+    for key in selector.get_map().values():
+        if key.data is None:
+            continue
+        os.set_blocking(key.fd, False)
+        left = fcntl.fcntl(key.fd, fcntl.F_GETPIPE_SZ)
+        with suppress(BlockingIOError):
+            while left > 0 and (size := _take_some(key, left)):
+                left -= size
