@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ import msgpack
 from services.worker.child.protocol import FRAME_BYTES_MAX, PAGE_BYTES
 
 READ_BYTES = 1024 * 1024
+LATE_MAX = 1_024
+"""Records of signal handlers that wait until their thread has written another one. They are text and progress: of too many the newest stay."""
 
 
 class Channel:
@@ -32,7 +35,9 @@ class Channel:
         self._unpacker = msgpack.Unpacker(max_buffer_size=FRAME_BYTES_MAX, strict_map_key=False)
         self.waiting: list[list[Any]] = []
         """Frames that came with the first one: to be handled before any other."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may send in the middle of what its thread sends
+        self._sending = False
+        self._late: deque[tuple[Any, ...]] = deque(maxlen=LATE_MAX)
         self._pack: Callable[[object], bytes] = msgpack.Packer(unicode_errors="backslashreplace").pack
 
     def receive_first(self) -> list[Any] | None:
@@ -52,12 +57,29 @@ class Channel:
         return list(self._unpacker)
 
     def send(self, record: tuple[Any, ...]) -> None:
-        """Write one record. The process ends when the agent has gone."""
+        """Write one record. The process ends when the agent has gone.
+
+        What a signal's handler sends while its own thread is in here is written afterwards: into the middle of a record it must not go.
+        """
         with self._lock:
-            data = self._pack(record)
-            try:
-                written = os.write(self._out_fd, data)
-                while written < len(data):
-                    written += os.write(self._out_fd, data[written:])
-            except BrokenPipeError:
-                os._exit(0)
+            if self._sending:
+                self._late.append(record)
+                return
+            while True:
+                self._sending = True
+                try:
+                    self._write(record)
+                finally:  # a handler may raise
+                    self._sending = False
+                if not self._late:  # looked at last: from here on a handler writes by itself
+                    return
+                record = self._late.popleft()
+
+    def _write(self, record: tuple[Any, ...]) -> None:
+        data = self._pack(record)
+        try:
+            written = os.write(self._out_fd, data)
+            while written < len(data):
+                written += os.write(self._out_fd, data[written:])
+        except BrokenPipeError:
+            os._exit(0)
