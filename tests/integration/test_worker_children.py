@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -208,3 +210,68 @@ async def test_a_templates_place_is_used_again_and_tasks_still_find_their_own(nu
         wanted.append(f'["job{number}",{number},1,1]'.encode())
     await until(lambda: len(nursery.records) == 200)
     assert [record[3] for record in nursery.records] == wanted
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    """A process group that does nothing."""
+    return subprocess.Popen(["sleep", "600"], start_new_session=True)
+
+
+async def test_when_the_warden_dies_another_one_is_told_of_all_that_live(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It kills them at the agent's end, which is here that of its input."""
+    monkeypatch.setattr(process, "WARDEN_PAUSE_S", 0.0)
+    groups = [sleeper() for _ in range(3)]
+    warden = Warden()
+    try:
+        for group in groups[:2]:
+            warden.watch(group.pid)
+        warden.release(groups[1].pid)
+        first = warden._process
+        assert first is not None
+        first.kill()
+        await until(lambda: warden._process not in (None, first))
+        assert caplog.messages == ["the warden of this worker's processes has ended; another one is started"]
+        warden.watch(groups[2].pid)
+        warden.close()
+        assert [groups[0].wait(10), groups[2].wait(10)] == [-9, -9]
+        assert groups[1].poll() is None
+    finally:
+        warden.close()
+        for group in groups:
+            group.kill()
+            group.wait()
+
+
+async def test_a_warden_that_cannot_be_started_again_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "WARDEN_PAUSE_S", 0.0)
+    refusals = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), OSError(errno.EMFILE, os.strerror(errno.EMFILE))]
+    start, pidfd_open = subprocess.Popen, os.pidfd_open
+    warden = Warden()
+    try:
+        first = warden._process
+        assert first is not None
+
+        def refused_once(*args: Any, **more: Any) -> Any:
+            if len(refusals) == 2:
+                raise refusals.pop(0)
+            return start(*args, **more)
+
+        def not_opened_once(pid: int) -> int:
+            if len(refusals) == 1:
+                raise refusals.pop(0)
+            return pidfd_open(pid)
+
+        monkeypatch.setattr(process.subprocess, "Popen", refused_once)
+        monkeypatch.setattr(process.os, "pidfd_open", not_opened_once)
+        first.kill()
+        await until(lambda: warden._process not in (None, first))
+        assert caplog.messages[1:] == [
+            f"no warden could be started: {os.strerror(number)}; trying again"
+            for number in (errno.EAGAIN, errno.EMFILE)
+        ]
+    finally:
+        warden.close()

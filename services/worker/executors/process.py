@@ -36,6 +36,8 @@ the orchestrator and one commit serve them all."""
 PAUSE_SHARE = 0.6
 """Nor for more than this share of the time that what waits in it takes, so that it does not run dry; with nothing waiting there is no pause."""
 NOISE_BYTES = 64 * 1024
+WARDEN_PAUSE_S = 0.5
+"""From the end of a warden to the next one."""
 _PIPE_BYTES = 1024 * 1024
 _PASSED = [
     "PATH",
@@ -99,11 +101,35 @@ def child_environment(environment: Mapping[str, str], more: Sequence[str] = ()) 
 
 
 class Warden:
-    """The agent's end of the warden."""
+    """The agent's end of the warden. When that dies, killed by an operator or for want of memory, another one takes over."""
 
     def __init__(self) -> None:
+        """Start it. OSError when the system refuses another process."""
+        self._loop = asyncio.get_running_loop()
+        self._groups: set[int] = set()
+        self._process: subprocess.Popen[bytes] | None = None  # None: it has ended, and another one is due
+        self._restart: asyncio.TimerHandle | None = None
+        self._start()
+
+    def watch(self, group: int) -> None:
+        """A process group that is to be killed when the agent dies."""
+        self._groups.add(group)
+        self._tell(f"+{group}")
+
+    def release(self, group: int) -> None:
+        """It is gone, and its number may soon be somebody else's."""
+        self._groups.discard(group)
+        self._tell(f"-{group}")
+
+    def close(self) -> None:
+        """End it."""
+        if self._restart is not None:
+            self._restart.cancel()
+        self._part()
+
+    def _start(self) -> None:
         path = Path(__file__).with_name("warden.py")
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(path), str(os.getpid())],  # the pid is for people who read ps
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -111,18 +137,45 @@ class Warden:
             env={},
             start_new_session=True,
         )
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.communicate()  # its input is closed, so it ends
+            raise
+        self._process = process
+        self._loop.add_reader(self._pidfd, self._ended)
+        for group in self._groups:
+            self._tell(f"+{group}")
 
-    def tell(self, line: str) -> None:
-        """`+GROUP` or `-GROUP`."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # dead: children still have their death signal
-            os.write(self._process.stdin.fileno(), f"{line}\n".encode())
+    def _tell(self, line: str) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # it is dead: the next one is told of all
+                os.write(self._process.stdin.fileno(), f"{line}\n".encode())
 
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+    def _ended(self) -> None:
+        log.warning("the warden of this worker's processes has ended; another one is started")
+        self._part()
+        self._restart_later()
+
+    def _restart_later(self) -> None:
+        # After a pause: whatever ends it may end the next one too, and until then the children still have their death signal.
+        self._restart = self._loop.call_later(WARDEN_PAUSE_S, self._start_again)
+
+    def _start_again(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            log.warning("no warden could be started: %s; trying again", error.strerror)
+            self._restart_later()
+
+    def _part(self) -> None:
+        """It ends when its input is closed, if it has not."""
+        process, self._process = self._process, None
+        if process is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            process.communicate()
 
 
 def _pipe(read: ExitStack, write: ExitStack) -> tuple[int, int]:
@@ -191,7 +244,7 @@ class ChildProcess:
                 os.set_blocking(fd, False)
             self._process = _start(mode, spec.env, in_read, out_write, page_fd, noise_write)
             self.pid = self._process.pid
-            warden.tell(f"+{self.pid}")
+            warden.watch(self.pid)
             ours.callback(self._give_up)
             self._pidfd = os.pidfd_open(self.pid)
             ours.pop_all()
@@ -223,7 +276,7 @@ class ChildProcess:
         """It was started and cannot be watched."""
         self.kill()
         self._process.wait()
-        self._warden.tell(f"-{self.pid}")
+        self._warden.release(self.pid)
 
     # ---- in ---------------------------------------------------------------------------------------------------------
 
@@ -343,7 +396,7 @@ class ChildProcess:
         for _ in range(16):  # a survivor outside its group may write for ever
             if not self._read_noise():
                 break
-        self._warden.tell(f"-{self.pid}")
+        self._warden.release(self.pid)
         code = self._process.wait()
         for fd in (self._pidfd, self._out, self._noise, self._in):
             self._loop.remove_reader(fd)

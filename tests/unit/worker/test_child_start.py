@@ -20,8 +20,11 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def tell(self, line: str) -> None:
-        self.lines.append(line)
+    def watch(self, group: int) -> None:
+        self.lines.append(f"+{group}")
+
+    def release(self, group: int) -> None:
+        self.lines.append(f"-{group}")
 
 
 def descriptors() -> list[str]:
