@@ -15,7 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
@@ -39,7 +39,9 @@ class FileOutbox:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._note = path.with_name("queue.json")
+        self._aside = path.with_suffix(".new")
         with self._at_the_start():
+            self._aside.unlink(missing_ok=True)  # of a process that died while it wrote it
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._fd).st_size
             self._queue = _read_note(self._note)
@@ -105,19 +107,20 @@ class FileOutbox:
             return
         if not self._noted:
             return
-        aside = self._path.with_suffix(".new")
         data = b"".join(_HEAD.pack(len(m), zlib.crc32(m)) + m for m in messages)
         try:
-            fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self._complain(_UNREPLACED, error.strerror)
             return
-        if self._write(fd, data, _UNREPLACED) and self._rename(aside):
+        if self._write(fd, data, _UNREPLACED) and self._rename():
             os.close(self._fd)
             self._fd, self._size, self._torn = fd, len(data), False
             self._complaints.clear()
         else:
             os.close(fd)
+            with suppress(OSError):  # it would keep the room that the disk lacks
+                self._aside.unlink()
 
     def close(self) -> None:
         """Close the file."""
@@ -132,9 +135,9 @@ class FileOutbox:
                 f"{self._path}: {error.strerror}; reports may be in it: mend the disk, or give another --state"
             ) from None
 
-    def _rename(self, aside: Path) -> bool:
+    def _rename(self) -> bool:
         try:
-            os.replace(aside, self._path)
+            os.replace(self._aside, self._path)
         except OSError as error:
             self._complain(_UNREPLACED, error.strerror)
             return False

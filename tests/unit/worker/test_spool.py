@@ -84,9 +84,16 @@ def test_a_full_disk_is_complained_about_once_and_loses_nothing_that_was_written
     outbox.append(b"neither")
     outbox.replace([b"nor this"])
     assert [record.message for record in caplog.records] == [f"{path}: no space left; reports are kept in memory only"]
+    assert [p.name for p in path.parent.iterdir()] == ["outbox"], "what was written aside takes no room"
     monkeypatch.undo()
     outbox.append(b"after")
     assert reloaded(path) == [b"before", b"after"]
+
+
+def test_what_a_process_that_died_wrote_aside_goes_at_the_next_start(path: Path) -> None:
+    path.with_name("outbox.new").write_bytes(b"half of it")
+    assert reloaded(path) == []
+    assert [p.name for p in path.parent.iterdir()] == ["outbox"]
 
 
 # ---- whose reports they are -------------------------------------------------------------------------------------------
