@@ -101,10 +101,13 @@ class OrchestratorSettings(ProgramSettings):
         """Where the journal lies. A PostgreSQL address is refused by name, not taken for a directory."""
         if self.state.startswith("postgresql:"):
             raise InvalidArgument("--state postgresql://...: this version keeps its journal in a directory; give one")
-        if self.state:
-            return Path(self.state).expanduser()
-        state_home = os.environ.get("XDG_STATE_HOME", "")
-        base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+        try:
+            if self.state:
+                return Path(self.state).expanduser()
+            state_home = os.environ.get("XDG_STATE_HOME", "")
+            base = Path(state_home) if state_home.startswith("/") else Path.home() / ".local" / "state"
+        except RuntimeError:  # a service's user has no home
+            raise InvalidArgument("this user has no home directory: give --state, without ~") from None
         return base / "antfarm" / f"orchestrator-{self.port}"
 
     @property

@@ -53,8 +53,11 @@ class Place:
 
 
 def default_state(environment: dict[str, str]) -> Path:
-    """`$XDG_STATE_HOME/antfarm/worker`, by default below ~/.local/state."""
-    base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    """`$XDG_STATE_HOME/antfarm/worker`, by default below ~/.local/state. InvalidArgument where nobody is at home."""
+    try:
+        base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:  # a service's user has no home
+        raise InvalidArgument("this user has no home directory: give --state") from None
     return Path(base) / "antfarm" / "worker"
 
 

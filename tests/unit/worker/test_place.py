@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,17 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> No
         InvalidArgument, match=r"^--state .*file: Not a directory; give a directory that can be written$"
     ):
         claim(tmp_path / "file")
+
+
+def test_a_user_without_a_home_is_told_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(InvalidArgument, match=r"^this user has no home directory: give --state$"):
+        default_state({})
+    assert default_state({"XDG_STATE_HOME": "/var/lib"}) == Path("/var/lib/antfarm/worker")
 
 
 def test_the_sweep_removes_what_attempts_left_and_keeps_the_outbox(tmp_path: Path) -> None:
