@@ -61,16 +61,23 @@ class FileOutbox:
 
     def belong(self, queue: str) -> None:
         """Note it before anything is kept. Blocks for one sync, when it is another one than before. Where it cannot be noted nothing is kept."""
-        if queue != self._queue:
-            try:
-                write_durably(self._note, json.dumps(queue) + "\n")
-                sync(self._note.parent)
-            except OSError as error:
-                self._complain(_UNNOTED, error.strerror)
-                self._queue, self._noted = "", False  # nobody knows what the note says now
-                return
-            self._complaints.discard(_UNNOTED)
-        self._queue, self._noted = queue, True
+        self._noted = queue == self._queue or (self._emptied() and self._note_down(queue))
+
+    def _emptied(self) -> bool:
+        """Whether nothing is kept of another queue. Something is where the file could not be emptied when that was given up."""
+        return not self._queue or not self._size or self._truncate(0)
+
+    def _note_down(self, queue: str) -> bool:
+        try:
+            write_durably(self._note, json.dumps(queue) + "\n")
+            sync(self._note.parent)
+        except OSError as error:
+            self._complain(_UNNOTED, error.strerror)
+            self._queue = ""  # nobody knows what the note says now
+            return False
+        self._complaints.discard(_UNNOTED)
+        self._queue = queue
+        return True
 
     def load(self) -> Iterator[bytes]:
         """The messages of an earlier process."""

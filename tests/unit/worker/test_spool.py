@@ -134,6 +134,29 @@ def test_a_note_that_cannot_be_written_stops_nothing_and_keeps_no_reports_under_
     again.close()
 
 
+def test_a_file_that_cannot_be_emptied_keeps_its_name_and_takes_nothing_of_another_queue(
+    outbox: FileOutbox, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    outbox.belong("farm A")
+    outbox.append(b"of A")
+    monkeypatch.setattr(os, "ftruncate", broken)
+    outbox.replace(())
+    outbox.belong("farm B")
+    outbox.append(b"of B")
+    again = FileOutbox(path)
+    assert (again.queue, list(again.load())) == ("farm A", [b"of A"])
+    again.close()
+    monkeypatch.undo()
+    outbox.belong("farm B")  # at the next Welcome
+    outbox.append(b"of B")
+    again = FileOutbox(path)
+    assert (again.queue, list(again.load())) == ("farm B", [b"of B"])
+    again.close()
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe\xfd"])
 def test_a_note_that_says_nothing_is_as_good_as_none(path: Path, content: bytes) -> None:
     path.with_name("queue.json").write_bytes(content)
