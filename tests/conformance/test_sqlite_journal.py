@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -478,12 +480,40 @@ def test_a_first_start_on_a_full_disk_says_so(small_disk: Path) -> None:
     assert records_in(small_disk / "state") == []
 
 
-def test_a_restore_that_finds_no_room_says_so_in_one_line(small_disk: Path, tmp_path: Path) -> None:
-    """However little is missing: for the copy, for opening it, or for the record of the new epoch."""
-    journal = SqliteJournal(tmp_path / "journal")
-    journal.append([(1, EpochStarted(epoch=1, wall_ns=0))])
+def epochs(directory: Path, last: int = 0) -> SqliteJournal:
+    """A journal of starts: so many, or as many as there are when the file needs another page."""
+    journal, seq, pages = SqliteJournal(directory), 0, []
+    while seq < last or not last:
+        seq += 1
+        journal.append([(seq, EpochStarted(epoch=seq, wall_ns=1 << 60))])
+        pages += journal._db.execute("PRAGMA page_count").fetchone()
+        if not last and pages[-1] > pages[0]:
+            break
+    return journal
+
+
+@pytest.fixture
+def full_backup(tmp_path: Path) -> tuple[Path, int]:
+    """A backup to whose file the record of a new epoch adds pages; the number of its last record."""
+    journal = epochs(tmp_path / "until it grows")
+    last = max(seq for seq, _ in journal.replay()) - 1
+    journal.close()
+    journal = epochs(tmp_path / "live", last)
     backup = journal.back_up()
     journal.close()
+    return backup, last
+
+
+def restored_rows(last: int) -> list[Row]:
+    """The last records of a journal that was restored from `full_backup`."""
+    return [(last + SEQS_SKIPPED, EpochStarted(epoch=last + EPOCHS_SKIPPED, wall_ns=0, history_gap=True))]
+
+
+def test_a_restore_that_finds_no_room_says_so_in_one_line_and_leaves_nothing(
+    small_disk: Path, full_backup: tuple[Path, int]
+) -> None:
+    """However little is missing: for the copy, for opening it, for the record of the new epoch, or for that in the main file."""
+    backup, last = full_backup
     state, lines, room = small_disk / "state", set(), 0
     while not (state / MAIN).exists():
         shutil.rmtree(state, ignore_errors=True)
@@ -497,13 +527,67 @@ def test_a_restore_that_finds_no_room_says_so_in_one_line(small_disk: Path, tmp_
             assert line.startswith(f"--restore {backup}")
             assert "\n" not in line
             lines.add(line.rpartition(": ")[2])
+        assert not (state / "restoring").exists()
     assert lines == {
         "No space left on device; make room on the disk of --state",
         "database or disk is full; make room on the disk of --state",
     }
-    assert records_in(state)[1:] == [
-        (1 + SEQS_SKIPPED, EpochStarted(epoch=1 + EPOCHS_SKIPPED, wall_ns=0, history_gap=True))
-    ]
+    (small_disk / "filler").unlink()
+    assert records_in(state)[last:] == restored_rows(last)
+
+
+@contextmanager
+def no_writes() -> Iterator[None]:
+    """Whatever this process writes to a file fails, as on a broken disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fails_when_the_restored_journal_is_closed_takes_nothing_from_it(
+    tmp_path: Path, full_backup: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says nothing of what fails while it closes a file: by then the new epoch is in the file that is put in place."""
+    backup, last = full_backup
+    close = SqliteJournal.close
+
+    def fail(self: SqliteJournal) -> None:
+        with no_writes():
+            close(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteJournal, "close", fail)
+        restore(backup, tmp_path / "state", 0)
+    assert records_in(tmp_path / "state")[last:] == restored_rows(last)
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteJournal, "close", fail)
+        patch.setattr(SqliteJournal, "into_one_file", lambda _: None)
+        with pytest.raises(InvalidArgument) as caught:
+            restore(backup, tmp_path / "other", 0)
+    assert str(caught.value) == (
+        f"--restore {backup}: the record of the new epoch did not get into the journal; look at the disk of --state"
+    )
+    assert os.listdir(tmp_path / "other") == ["lock"]
+
+
+def test_a_disk_that_fails_when_the_new_epoch_gets_into_the_file_restores_nothing(
+    tmp_path: Path, full_backup: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = SqliteJournal.into_one_file
+
+    def fail(self: SqliteJournal) -> None:
+        with no_writes():
+            move(self)
+
+    monkeypatch.setattr(SqliteJournal, "into_one_file", fail)
+    with pytest.raises(
+        InvalidArgument, match=r"cannot be written: disk I/O error; look at its disk, then start again$"
+    ):
+        restore(full_backup[0], tmp_path / "state", 0)
+    assert os.listdir(tmp_path / "state") == ["lock"]
 
 
 # ---- wrong hands ---------------------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def test_what_is_no_whole_backup_is_refused_and_leaves_no_journal(tmp_path: Path
     done = command("restore", str(backup), "--state", str(state))
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert not (state / "journal.sqlite").exists()
+    assert not (state / "restoring").exists()
     if harm in ("other", "empty"):
         assert done.stderr == f"antfarm: {backup} is not a backup of an orchestrator; `antfarm backup FILE` makes one\n"
         assert not state.exists()

@@ -26,6 +26,7 @@ SEQS_SKIPPED = 1 << 40
 """More than any orchestrator recorded since a backup: at a million records a second that takes twelve days of nothing else. SQLite's numbers, and those
 that every language holds exactly (2^53), have room for eight thousand restores."""
 _ROOM = "make room on the disk of --state"
+_LOOK = "look at the disk of --state"
 
 
 def restore(backup: Path, directory: Path, wall_ns: int) -> State:
@@ -40,11 +41,13 @@ def restore(backup: Path, directory: Path, wall_ns: int) -> State:
             raise InvalidArgument(f"--state {directory} has a journal: move it away, or give another directory")
         making = directory / "restoring"
         shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        state = _made(backup, making, wall_ns)
-        os.link(making / journal.name, journal)  # never in place of another
-        sync(directory)
-        shutil.rmtree(making)
+        try:
+            making.mkdir()
+            state = _made(backup, making, wall_ns)
+            os.link(making / journal.name, journal)  # never in place of another
+            sync(directory)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
         return state
     finally:
         lock.close()
@@ -71,6 +74,7 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         epoch = EpochStarted(epoch=state.epoch + EPOCHS_SKIPPED, wall_ns=wall_ns, history_gap=True)
         state.apply(state.seq + SEQS_SKIPPED, epoch)
         journal.append([(state.seq, epoch)])
+        journal.into_one_file()  # only this one is put in place
     except JournalBroken as error:
         raise InvalidArgument(f"--restore {backup}: {error}") from None
     except JournalFull as error:
@@ -81,5 +85,8 @@ def _made(backup: Path, making: Path, wall_ns: int) -> State:
         ) from None
     finally:
         journal.close()
+    log = making / "journal.sqlite-wal"
+    if log.exists() and log.stat().st_size:
+        raise InvalidArgument(f"--restore {backup}: the record of the new epoch did not get into the journal; {_LOOK}")
     sync(making / "journal.sqlite")
     return state

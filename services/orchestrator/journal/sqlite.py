@@ -223,13 +223,16 @@ class SqliteJournal:
             failpoint("journal.after_commit")
         except _TROUBLE as error:
             self._roll_back()
-            if _code(error) == sqlite3.SQLITE_FULL:
-                raise JournalFull(str(error)) from None
             raise self._failed(error) from None
         self._log_pages += 4 + max(deleted, 0) + sum(1 + len(row[4]) // _PAGE_BYTES for row in rows)
 
-    def _failed(self, error: object) -> JournalBroken:
-        """When a write or sync failed, nothing is written to these files again by this process: a sync that is repeated may lie."""
+    def _failed(self, error: object) -> JournalFull | JournalBroken:
+        """When a write or sync failed, nothing is written to these files again by this process: a sync that is repeated may lie.
+
+        Where there was no room, nothing was lost by trying.
+        """
+        if _code(error) == sqlite3.SQLITE_FULL:
+            return JournalFull(str(error))
         self._broken = self._broken or not isinstance(error, sqlite3.IntegrityError)
         return JournalBroken(f"journal {self._path} cannot be written: {error}; {_LOOK}")
 
@@ -238,11 +241,21 @@ class SqliteJournal:
         if self._log_pages < _LOG_PAGES_MAX:
             return
         self._log_pages = 0
+        with contextlib.suppress(JournalFull):
+            self._checkpoint("PASSIVE")
+
+    def into_one_file(self) -> None:
+        """Move all of the log into the main file, which then is the journal, alone and synced. JournalFull, JournalBroken.
+
+        Closing does that too, but keeps to itself what went wrong.
+        """
+        self._checkpoint("TRUNCATE")
+
+    def _checkpoint(self, how: str) -> None:
         try:
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._db.execute(f"PRAGMA wal_checkpoint({how})").fetchone()
         except _TROUBLE as error:
-            if _code(error) != sqlite3.SQLITE_FULL:
-                raise self._failed(error) from None
+            raise self._failed(error) from None
 
     def _roll_back(self) -> None:
         try:
