@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,37 @@ def test_whatever_a_crash_leaves_everything_acknowledged_is_there(
         assert found in (rows(1, acknowledged + 1), rows(1, after + 1)), f"image {number}, commit {at}"
         lost += len(found) < after
     assert 0 < lost < IMAGES, "some commits were cut off, others stood"
+
+
+HOT = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + struct.pack(">5I", 0, 7, 0, SECTOR, 4096).ljust(SECTOR - 8, b"\0")
+"""SQLite's own journal of the first write into a new file: before it the file was empty."""
+
+
+def test_whatever_a_crash_leaves_of_a_first_start_it_starts(tmp_path: Path) -> None:
+    """The main file's first page is synced, then the log is made: header, sync, the first transaction. No part of that is taken for damage."""
+    journal = SqliteJournal(tmp_path / "live")
+    main, log = (tmp_path / "live" / MAIN).read_bytes(), (tmp_path / "live" / WAL).read_bytes()
+    journal.close()
+    assert len(main) == 4096
+    assert len(log) > HEADER + 4096
+    target, undo = tmp_path / "image", f"{MAIN}-journal"
+    images: list[dict[str, bytes]] = [
+        {},
+        *({MAIN: content} for content in (b"", main)),
+        *({MAIN: content, undo: HOT} for content in (b"", bytes(4096), main[:SECTOR], main)),
+        *({MAIN: main, undo: HOT, WAL: content} for content in (b"", bytes(HEADER), log[:HEADER])),
+        {MAIN: b"", WAL: b""},
+        {MAIN: b"", WAL: log[:HEADER]},  # undone by a start that was killed in its turn
+        *({MAIN: main, WAL: log[:length]} for length in range(0, len(log) + 1, SECTOR // 8)),
+    ]
+    for number, image in enumerate(images):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for name, content in image.items():
+            (target / name).write_bytes(content)
+        journal = SqliteJournal(target)
+        journal.append(rows(1, 2))
+        journal.close()
+        journal = SqliteJournal(target)
+        assert list(journal.replay()) == rows(1, 2), f"image {number}"
+        journal.close()

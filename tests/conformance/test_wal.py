@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from journal_records import append_batches
 
+from antfarm.errors import InvalidArgument
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.sqlite import SqliteJournal
 
@@ -47,12 +49,34 @@ def test_what_sqlite_takes_is_not_summed_again_and_nothing_is_changed(left: Path
     assert {path.name: path.read_bytes() for path in left.iterdir()} == before
 
 
-def test_without_the_main_file_every_frame_is_summed(left: Path, summed: list[int]) -> None:
+def test_where_sqlite_cannot_read_the_main_file_every_frame_is_summed(left: Path, summed: list[int]) -> None:
     frames = (len((left / LOG).read_bytes()) - 32) // PAGE_BYTES
     (left / MAIN).unlink()
+    (left / MAIN / "no database").mkdir(parents=True)
     wal.check(left / LOG)
     assert summed == [24] + [PAGE_BYTES - 16] * frames
-    assert not (left / MAIN).exists()
+
+
+@pytest.mark.parametrize("state", ["missing", "empty"])
+def test_a_log_whose_main_file_is_gone_is_refused_and_kept(left: Path, state: str) -> None:
+    """SQLite would throw it away, and begin a new journal in which nothing was ever acknowledged."""
+    log, main = (left / LOG).read_bytes(), (left / MAIN).read_bytes()
+    if state == "missing":
+        (left / MAIN).unlink()
+    else:
+        os.truncate(left / MAIN, 0)
+    for _ in range(2):
+        with pytest.raises(InvalidArgument) as caught:
+            SqliteJournal(left)
+        assert str(caught.value) == (
+            f"journal {left / MAIN}: journal.sqlite is {state}, but journal.sqlite-wal beside it has records;"
+            " restore it from a backup or give another --state"
+        )
+        assert (left / LOG).read_bytes() == log
+    (left / MAIN).write_bytes(main)
+    journal = SqliteJournal(left)
+    assert len(list(journal.replay())) > 10
+    journal.close()
 
 
 def test_damage_after_what_sqlite_takes_is_found_where_it_is(left: Path, summed: list[int]) -> None:

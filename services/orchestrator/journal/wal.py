@@ -10,6 +10,9 @@ not. Several wrong bits in the last commit are cut off like a torn tail.
 The sums are the slow part in Python, 0.1 ms a page. SQLite itself makes them first, in a connection that can change nothing, and says in its index of
 the log how far it would take it: only what follows is looked at here.
 
+A log that has frames beside a main file that is missing or empty is no crash either, and SQLite would delete it: the first page of the main file, and
+its name, are synced before the log is made.
+
 Formats: https://www.sqlite.org/fileformat2.html#the_write_ahead_log and https://www.sqlite.org/walformat.html#the_wal_index_file_format
 """
 
@@ -53,6 +56,7 @@ def check(path: Path) -> None:
     log = path.read_bytes() if path.exists() else b""
     if len(log) < _HEADER.size or not any(log[: _HEADER.size]):
         return  # the header is synced before the first frame: there is none
+    _check_main(path, log)
     form = _Form(log, path.name)
     torn_at, before = form.scan(log, _frames_taken(path, log))
     if not torn_at:
@@ -72,6 +76,13 @@ def check(path: Path) -> None:
         logger.warning(
             "%s: one wrong bit in the last commit, at byte %d, was put right; look at the disk", path, bit // 8
         )
+
+
+def _check_main(path: Path, log: bytes) -> None:
+    main = path.with_name(path.name.removesuffix("-wal"))
+    if len(log) > _HEADER.size and not (main.exists() and main.stat().st_size):
+        state = "empty" if main.exists() else "missing"
+        raise WalDamaged(f"{main.name} is {state}, but {path.name} beside it has records")
 
 
 def _frames_taken(path: Path, log: bytes) -> int:
