@@ -24,7 +24,7 @@ from antfarm.errors import InvalidArgument
 from services.orchestrator.core.records import EpochStarted
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.backup import EPOCHS_SKIPPED, SEQS_SKIPPED, restore
-from services.orchestrator.journal.base import JournalBroken, JournalFull
+from services.orchestrator.journal.base import BackupStopped, JournalBroken, JournalFull
 from services.orchestrator.journal.sqlite import SqliteJournal
 
 ROOT = Path(__file__).parents[2]
@@ -588,6 +588,54 @@ def test_a_disk_that_fails_when_the_new_epoch_gets_into_the_file_restores_nothin
     ):
         restore(full_backup[0], tmp_path / "state", 0)
     assert os.listdir(tmp_path / "state") == ["lock"]
+
+
+def test_a_disk_that_fills_while_a_backup_is_made_is_full_and_not_broken(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = small_disk / "state"
+    journal = SqliteJournal(state)
+    journal.append(rows(1, 40, 3000))
+    fill(small_disk)
+    with pytest.raises(JournalFull, match="no room for a copy"):
+        journal.back_up()
+    monkeypatch.setattr(journal, "free_bytes", lambda: (1 << 40, 1 << 40))  # it was not full a moment ago
+    with pytest.raises(JournalFull) as caught:
+        journal.back_up()
+    assert str(caught.value) == f"no backup of {state / MAIN} was made: database or disk is full"
+    (small_disk / "filler").unlink()
+    assert not list(state.glob("backup-*"))
+    journal.append(rows(40, 41))
+    assert journal.back_up().exists()
+    journal.close()
+
+
+def test_a_backup_that_is_not_wanted_any_more_ends_soon_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it looks: while it copies, and while it reads the copy to verify it."""
+    monkeypatch.setattr("services.orchestrator.journal.sqlite._BACKUP_PAGES", 16)
+    monkeypatch.setattr("services.orchestrator.journal.sqlite._LOOK_STEPS", 1_000)
+    journal = SqliteJournal(tmp_path)
+    journal.append(rows(1, 200, 3000))
+    looks, asked, made = 0, 0, None
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > looks
+
+    while made is None:
+        asked = 0
+        try:
+            made = journal.back_up(stopped)
+        except BackupStopped:
+            assert asked <= looks + 3, "it went on"
+            assert not list(tmp_path.glob("backup-*"))
+            looks += 1
+    assert looks > 10
+    assert list(tmp_path.glob("backup-*")) == [made.parent]
+    journal.close()
 
 
 # ---- wrong hands ---------------------------------------------------------------------------------------------------------

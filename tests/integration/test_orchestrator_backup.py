@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ async def test_commits_go_on_while_a_backup_is_made_and_it_holds_what_was_acknow
     held, go_on = threading.Event(), threading.Event()
     made = SqliteJournal.back_up
 
-    def slowly(self: SqliteJournal) -> Path:
+    def slowly(self: SqliteJournal, stopped: Callable[[], bool]) -> Path:
         held.set()
         assert go_on.wait(20)
-        return made(self)
+        return made(self, stopped)
 
     monkeypatch.setattr(SqliteJournal, "back_up", slowly)
     async with orchestrator(tmp_path / "state") as running:
@@ -78,8 +79,8 @@ async def test_a_caller_that_goes_away_leaves_no_copy_behind(tmp_path: Path, mon
     held, go_on = threading.Event(), threading.Event()
     made = SqliteJournal.back_up
 
-    def slowly(self: SqliteJournal) -> Path:
-        path = made(self)
+    def slowly(self: SqliteJournal, stopped: Callable[[], bool]) -> Path:
+        path = made(self, stopped)
         held.set()
         assert go_on.wait(20)
         return path
@@ -104,7 +105,7 @@ async def test_a_caller_that_goes_away_leaves_no_copy_behind(tmp_path: Path, mon
 async def test_why_no_backup_was_made_is_told_and_the_orchestrator_serves_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, told: type[Exception]
 ) -> None:
-    def fails(self: SqliteJournal) -> Path:
+    def fails(self: SqliteJournal, stopped: Callable[[], bool]) -> Path:
         raise error
 
     monkeypatch.setattr(SqliteJournal, "back_up", fails)

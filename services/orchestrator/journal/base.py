@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,10 @@ class JournalBroken(Exception):
 
     The message says where and what to do.
     """
+
+
+class BackupStopped(Exception):
+    """It is not wanted any more, and nothing is left of it."""
 
 
 LOOSE_RECORDS_MAX = 4_000
@@ -45,10 +49,10 @@ class Journal(Protocol):
         """The records of these sequence numbers, in the order asked for; purged ones are left out."""
         ...
 
-    def back_up(self) -> Path:
+    def back_up(self, stopped: Callable[[], bool] = ...) -> Path:
         """A file with all that is durable now, verified, alone in a directory that the caller removes. JournalFull without room, JournalBroken.
 
-        May run in a thread of its own, while another appends.
+        May run in a thread of its own, while another appends. Ends soon when `stopped` is true, which it asks often: BackupStopped.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from services.orchestrator.core.records import JobPurged, Record
@@ -48,7 +48,7 @@ class MemoryJournal:
         """Records by sequence number."""
         return [(seq, decode(*self.rows[seq][1:])) for seq in seqs if seq in self.rows]
 
-    def back_up(self) -> Path:
+    def back_up(self, stopped: Callable[[], bool] = bool) -> Path:
         """There is no file to copy."""
         raise JournalBroken("a journal in memory has no backup")
 

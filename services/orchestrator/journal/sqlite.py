@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -26,7 +27,7 @@ from services.orchestrator.core.records import JobPurged, Record
 from services.orchestrator.core.standing import superseded
 from services.orchestrator.journal import wal
 from services.orchestrator.journal.ballast import Ballast, reserve_bytes
-from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, JournalBroken, JournalFull
+from services.orchestrator.journal.base import LOOSE_RECORDS_MAX, BackupStopped, JournalBroken, JournalFull
 from services.orchestrator.journal.codec import ATTEMPT_KINDS, decode, encode, job_of
 
 FORMAT = "1"
@@ -59,6 +60,8 @@ _BACKUP_PAGES = 256
 """Pages that a backup copies at a time, about a millisecond."""
 _BACKUP_PAUSE_S = 0.002
 """How long it waits when a commit is under way."""
+_LOOK_STEPS = 10_000
+"""SQLite's own steps between two looks whether what it does is still wanted: less than a millisecond."""
 _LOG_BYTES_KEPT = 64 << 20
 """What the log's file is cut to after one large commit."""
 
@@ -66,8 +69,11 @@ _LOG_BYTES_KEPT = 64 << 20
 class SqliteJournal:
     """The journal of one orchestrator in `directory`/journal.sqlite."""
 
-    def __init__(self, directory: Path, ballast_bytes: int = 0) -> None:
-        """Open or make it. InvalidArgument in one line when the directory cannot be used, another process has it, or it is damaged."""
+    def __init__(self, directory: Path, ballast_bytes: int = 0, stopped: Callable[[], bool] | None = None) -> None:
+        """Open or make it. InvalidArgument in one line when the directory cannot be used, another process has it, or it is damaged.
+
+        Where `stopped` is given, whatever is under way fails once it is true.
+        """
         self._path = directory / "journal.sqlite"
         self._log_pages = 0
         """Pages written to the log since it was last moved, as far as can be told from outside."""
@@ -82,6 +88,7 @@ class SqliteJournal:
             wal.check(self._path.with_name("journal.sqlite-wal"))
             # One thread uses it at a time, but not always the same: opened in the main thread, written in the journal's.
             self._db = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._db.set_progress_handler(stopped, _LOOK_STEPS)
         except (wal.WalDamaged, sqlite3.Error, OSError) as error:
             self._lock.close()
             raise self._unusable(error) from None
@@ -273,8 +280,13 @@ class SqliteJournal:
             found.extend((seq, by_seq[seq]) for seq in part if seq in by_seq)
         return found
 
-    def back_up(self) -> Path:
+    def back_up(self, stopped: Callable[[], bool] = bool) -> Path:
         """See `Journal`. Some pages at a time, so that a commit never waits for more than these; what it changes meanwhile is in the copy too."""
+
+        def look(*_: int) -> None:
+            if stopped():
+                raise BackupStopped
+
         free, total = self.free_bytes()
         if free < self._path.stat().st_size + reserve_bytes(total):
             raise JournalFull(f"there is no room for a copy of {self._path} beside it")
@@ -283,10 +295,14 @@ class SqliteJournal:
             directory.mkdir()
             path = directory / self._path.name
             with contextlib.closing(sqlite3.connect(path)) as target:
-                self._db.backup(target, pages=_BACKUP_PAGES, sleep=_BACKUP_PAUSE_S)
-            verify(directory)
+                self._db.backup(target, pages=_BACKUP_PAGES, progress=look, sleep=_BACKUP_PAUSE_S)
+            verify(directory, stopped)
         except BaseException as error:
             shutil.rmtree(directory, ignore_errors=True)
+            if stopped():
+                raise BackupStopped from None
+            if _is_full(error):
+                raise JournalFull(f"no backup of {self._path} was made: {error}") from None
             if isinstance(error, (*_TROUBLE, OSError, InvalidArgument)):
                 raise JournalBroken(f"no backup of {self._path} was made: {error}") from None
             raise
@@ -321,9 +337,9 @@ class SqliteJournal:
         self._lock.close()
 
 
-def verify(directory: Path) -> None:
-    """Open the journal there and read all of it. InvalidArgument or JournalBroken names the damage."""
-    journal = SqliteJournal(directory)
+def verify(directory: Path, stopped: Callable[[], bool]) -> None:
+    """Open the journal there and read all of it. InvalidArgument or JournalBroken names the damage, or that it was stopped."""
+    journal = SqliteJournal(directory, stopped=stopped)
     try:
         for _ in journal.replay():
             pass
@@ -341,6 +357,13 @@ def _advice(error: object) -> str:
 def _code(error: object) -> int:
     """SQLite's primary code of an error, 0 where it gave none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _is_full(error: object) -> bool:
+    """True for an error that says no more than that there is no room."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _code(error) == sqlite3.SQLITE_FULL
 
 
 def _crc(seq: int, job: int, kind: int, body: bytes) -> int:

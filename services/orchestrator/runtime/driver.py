@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -17,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from antfarm.errors import DiskFull, Internal, Overloaded
+from antfarm.errors import DiskFull, Internal, Overloaded, Unavailable
 from antfarm.failpoint import failpoint
 from services.orchestrator.core import events
 from services.orchestrator.core.effects import Audit, Effect, Reply
 from services.orchestrator.core.machine import Core, Step
 from services.orchestrator.core.records import Record
 from services.orchestrator.journal.ballast import reserve_bytes
-from services.orchestrator.journal.base import Journal, JournalBroken, JournalFull
+from services.orchestrator.journal.base import BackupStopped, Journal, JournalBroken, JournalFull
 from services.orchestrator.runtime.results import ResultCache
 
 log = logging.getLogger("antfarm.orchestrator")
@@ -50,6 +51,32 @@ class Answer:
     """What became of a request."""
 
     existed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Backup:
+    """A copy of the journal that is made, or there."""
+
+    making: asyncio.Future[Path]
+    stopped: threading.Event
+    """Set when nobody wants it any more."""
+
+    async def end(self) -> None:
+        """Stop the thread that makes it, wait until it has ended, and remove the copy, however often the caller is cancelled meanwhile.
+
+        The loop cancels whoever is left when it closes, and a thread that goes on would use a journal that is closed.
+        """
+        self.stopped.set()
+        cancelled = None
+        while not self.making.done():
+            try:
+                await asyncio.wait((self.making,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if self.making.exception() is None:
+            shutil.rmtree(self.making.result().parent, ignore_errors=True)
+        if cancelled is not None:
+            raise cancelled
 
 
 class Driver:
@@ -78,7 +105,7 @@ class Driver:
         self._watchers: dict[int, set[asyncio.Event]] = {}
         self.dismissed = False
         self._disk_low = False
-        self._backing_up = False
+        self._backup: _Backup | None = None
         self.stalled = False
         """True while the journal has no room: time stands still for the core, so that nothing expires that could not be reported."""
         self._closing = False
@@ -256,22 +283,25 @@ class Driver:
 
     @asynccontextmanager
     async def backup(self) -> AsyncIterator[Path]:
-        """A verified copy of the journal, removed at the end. DiskFull without room for it, Overloaded while another is made, Internal."""
-        if self._backing_up:
+        """A verified copy of the journal, removed at the end. DiskFull without room for it, Overloaded while another is made, Internal; Unavailable at the end of the program."""
+        if self._backup is not None:
             raise Overloaded("another backup is under way; try again", retry_after_s=5.0)
-        self._backing_up = True
-        making = self._loop.run_in_executor(None, self._journal.back_up)
+        stopped = threading.Event()
+        making = self._loop.run_in_executor(None, self._journal.back_up, stopped.is_set)
+        self._backup = backup = _Backup(making=making, stopped=stopped)
         try:
             yield await asyncio.shield(making)
+        except BackupStopped:
+            raise Unavailable("the orchestrator is stopping: try again") from None
         except JournalFull as error:
             raise DiskFull(str(error)) from None
         except JournalBroken as error:
             raise Internal(str(error)) from None
         finally:
-            await asyncio.wait((making,))  # also when the caller went away: the thread goes on
-            if making.exception() is None:
-                shutil.rmtree(making.result().parent, ignore_errors=True)
-            self._backing_up = False
+            try:
+                await backup.end()
+            finally:
+                self._backup = None
 
     async def read_history(self, job: int, first: int, last: int) -> list[tuple[int, Record]]:
         """Durable records of single attempts of a job, as `Journal.history`; commits go on between two calls."""
@@ -322,8 +352,10 @@ class Driver:
                 event.set()
 
     async def close(self) -> None:
-        """Commit what is waiting, unless the disk is full, and let go of the journal's thread. The caller closes the journal."""
+        """Commit what is waiting, unless the disk is full, and let go of the journal, and of a backup of it. The caller closes the journal."""
         self._closing = True
+        if self._backup is not None:
+            await self._backup.end()
         while self._scheduled or self._committing:
             if self.failed.done():
                 break

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from orchestrator_harness import create_event
 
-from antfarm.errors import Conflict, DiskFull
+from antfarm.errors import Conflict, DiskFull, Unavailable
 from antfarm.model import SECOND_NS, JobId, JobSpec, SessionId, TaskTemplate, Timeouts, WorkerId
 from services.orchestrator.core import effects, events
 from services.orchestrator.core.effects import Effect
 from services.orchestrator.core.machine import Core
 from services.orchestrator.core.records import Record
 from services.orchestrator.core.turn import CoreConfig
-from services.orchestrator.journal.base import JournalBroken, JournalFull
+from services.orchestrator.journal.base import BackupStopped, JournalBroken, JournalFull
 from services.orchestrator.journal.memory import MemoryJournal
 from services.orchestrator.runtime import driver as driver_module
 from services.orchestrator.runtime import timers
@@ -426,3 +427,70 @@ async def test_whoever_has_been_read_counts_before_the_time_is_looked_at(bench: 
     bench.driver.post(replace(hello("s2"), worker_id=WorkerId("s1")))
     await until(lambda: worker.session == "s2")
     assert not worker.lost
+
+
+class Copier(Disk):
+    """A journal whose copy takes until it is `whole`, or until it is not wanted any more."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.copy = directory / "copy" / "journal"
+        self.whole = threading.Event()
+        self.heeds = True
+        self.running = False
+
+    def back_up(self, stopped: Callable[[], bool] = bool) -> Path:
+        self.running = True
+        self.copy.parent.mkdir()
+        try:
+            while not self.whole.wait(0.01):
+                if self.heeds and stopped():
+                    self.copy.parent.rmdir()
+                    raise BackupStopped
+            return self.copy
+        finally:
+            self.running = False
+
+
+@pytest.fixture
+def copier(bench: Bench, tmp_path: Path) -> Iterator[Copier]:
+    disk = bench.driver._journal = Copier(tmp_path)
+    yield disk
+    disk.whole.set()
+
+
+async def back_up(driver: Driver) -> Path:
+    async with driver.backup() as path:
+        assert path.parent.exists()
+        return path
+
+
+async def test_a_stop_ends_a_backup_at_once_and_lets_go_of_the_journal_after_it(bench: Bench, copier: Copier) -> None:
+    asked = asyncio.create_task(back_up(bench.driver))
+    await until(copier.copy.parent.exists)
+    await bench.driver.close()
+    assert (copier.running, copier.copy.parent.exists()) == (False, False)
+    with pytest.raises(Unavailable, match="the orchestrator is stopping"):
+        await asked
+
+
+async def test_a_backup_whose_caller_is_cancelled_over_and_over_is_removed_when_its_thread_has_ended(
+    bench: Bench, copier: Copier
+) -> None:
+    """The loop cancels once more whoever is left when it closes."""
+    copier.heeds = False
+    asked = asyncio.create_task(back_up(bench.driver))
+    await until(copier.copy.parent.exists)
+    closing = asyncio.create_task(bench.driver.close())
+    await asyncio.sleep(0.01)
+    for _ in range(3):
+        asked.cancel()
+        closing.cancel()
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        assert not closing.done()
+    copier.whole.set()
+    await asyncio.wait((asked, closing))
+    assert asked.cancelled()
+    assert closing.cancelled()
+    assert (copier.running, copier.copy.parent.exists()) == (False, False)
