@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from journal_records import rows
 
+from antfarm.errors import InvalidArgument
 from services.orchestrator.journal import ballast as ballast_module
 from services.orchestrator.journal.ballast import Ballast, reserve_bytes
 from services.orchestrator.journal.base import JournalBroken, JournalFull
@@ -74,6 +77,51 @@ def test_ballast_is_given_up_once_and_made_again_when_there_is_room(
     disk.free = 1 << 39
     ballast.keep()
     assert path.exists()
+
+
+@pytest.mark.parametrize("made", [0, MIB - 1])
+def test_ballast_that_was_cut_short_by_a_kill_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    path = tmp_path / "ballast"
+    path.write_bytes(bytes(made))
+    disk = Disk(monkeypatch, total=1 << 40, free=0)
+    ballast = Ballast(path, MIB)
+    assert (ballast.there, path.exists()) == (False, False)
+    disk.free = 1 << 39
+    ballast.keep()
+    assert (ballast.there, path.stat().st_size) == (True, MIB)
+    path.write_bytes(bytes(2 * MIB))  # made when more was asked for
+    assert Ballast(path, MIB).there
+    assert Ballast(path, 0).give_up()
+
+
+def test_a_disk_that_cannot_be_looked_at_stops_the_journal_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = SqliteJournal(tmp_path, ballast_bytes=MIB)
+    journal.append(rows(1, 2))
+    assert journal._ballast.give_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", fail)
+        with pytest.raises(JournalBroken) as caught:
+            journal.append(rows(2, 3))
+    told = f"journal {tmp_path / 'journal.sqlite'}"
+    trouble = "[Errno 5] Input/output error; look at its disk, then start again"
+    assert str(caught.value) == f"{told} cannot be written: {trouble}"
+    journal._broken = False
+    journal.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", fail)
+        with pytest.raises(InvalidArgument) as refused:
+            SqliteJournal(tmp_path, ballast_bytes=MIB)
+    assert str(refused.value) == f"{told}: {trouble}"
+    journal = SqliteJournal(tmp_path, ballast_bytes=MIB)
+    assert list(journal.replay()) == rows(1, 3)
+    journal.close()
 
 
 def test_a_full_disk_has_room_for_outcomes_because_the_ballast_goes(tmp_path: Path) -> None:

@@ -294,6 +294,7 @@ def test_a_disk_that_cannot_be_read_is_no_damage_to_restore(tmp_path: Path, monk
             lambda: journal.history(1, 1, 9),
             lambda: journal.newest(1, 9),
             lambda: list(journal.replay()),
+            lambda: journal._jobs_between(1, 9),
         ):
             with pytest.raises(JournalBroken) as caught:
                 read()

@@ -28,17 +28,26 @@ class Ballast:
     """The file, there or not."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
-        """Nothing is made yet. `size_bytes` 0: there never is any."""
+        """Nothing is made yet. `size_bytes` 0: there never is any. OSError when its disk cannot be looked at."""
         self._path = path
         self._size_bytes = size_bytes
         self.there = path.exists()
+        if self.there and path.stat().st_size < self._size(shutil.disk_usage(path.parent).total):
+            path.unlink()  # cut short by a kill while it was made: it would count as whole for ever
+            self.there = False
+
+    def _size(self, total: int) -> int:
+        return int(min(self._size_bytes, total * SHARE_MAX))
 
     def keep(self) -> None:
-        """Make it when it is missing and fits above the reserve. A disk that does not allow it is as good as one without room."""
+        """Make it when it is missing and fits above the reserve. A disk that does not allow it is as good as one without room.
+
+        OSError when the disk cannot be looked at.
+        """
         if self.there or not self._size_bytes:
             return
         usage = shutil.disk_usage(self._path.parent)
-        size = int(min(self._size_bytes, usage.total * SHARE_MAX))
+        size = self._size(usage.total)
         if size == 0 or usage.free - size < reserve_bytes(usage.total):
             return
         try:

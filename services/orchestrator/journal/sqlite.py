@@ -65,6 +65,9 @@ _LOOK_STEPS = 10_000
 _LOG_BYTES_KEPT = 64 << 20
 """What the log's file is cut to after one large commit."""
 
+_Row = tuple[int, int, int, int, bytes]
+"""Number, job, kind, checksum and content of a record."""
+
 
 class SqliteJournal:
     """The journal of one orchestrator in `directory`/journal.sqlite."""
@@ -94,14 +97,14 @@ class SqliteJournal:
             raise self._unusable(error) from None
         try:
             self.orchestrator_id = self._open()
+            self._ballast = Ballast(directory / "journal.ballast", ballast_bytes)
+            self._ballast.keep()
         except InvalidArgument:
             self.close()
             raise
         except (*_TROUBLE, OSError) as error:
             self.close()
             raise self._unusable(error) from None
-        self._ballast = Ballast(directory / "journal.ballast", ballast_bytes)
-        self._ballast.keep()
 
     def _unusable(self, error: object, advice: str = "") -> InvalidArgument:
         return InvalidArgument(f"journal {self._path}: {error}; {advice or _advice(error)}")
@@ -159,9 +162,14 @@ class SqliteJournal:
         return self._select("ORDER BY seq")
 
     def _select(self, which: str, arguments: Sequence[int] = ()) -> Iterator[tuple[int, Record]]:
-        try:
+        with self._reading():
             for row in self._db.execute(f"SELECT seq, job, kind, crc, body FROM record {which}", arguments):
                 yield row[0], self._checked(*row)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except _TROUBLE as error:
             if _code(error) == sqlite3.SQLITE_IOERR:  # which says nothing about the content
                 raise JournalBroken(f"journal {self._path} cannot be read: {error}; {_LOOK}") from None
@@ -190,6 +198,12 @@ class SqliteJournal:
             rows.append((seq, job, kind, _crc(seq, job, kind, body), body))
         purged = [(record.job,) for _, record in records if isinstance(record, JobPurged)]
         try:
+            self._append(rows, purged)
+        except OSError as error:  # of the ballast
+            raise self._failed(error) from None
+
+    def _append(self, rows: Sequence[_Row], purged: Sequence[tuple[int]]) -> None:
+        try:
             self._commit(rows, purged)
         except JournalFull:
             if not self._ballast.give_up():
@@ -211,12 +225,11 @@ class SqliteJournal:
         self._look_at = max(LOOSE_RECORDS_MAX, 2 * self._loose)
 
     def _jobs_between(self, first: int, last: int) -> bool:
-        found = self._db.execute("SELECT 1 FROM record WHERE seq > ? AND seq < ? AND +job > 0 LIMIT 1", (first, last))
-        return found.fetchone() is not None
+        between = "SELECT 1 FROM record WHERE seq > ? AND seq < ? AND +job > 0 LIMIT 1"
+        with self._reading():
+            return self._db.execute(between, (first, last)).fetchone() is not None
 
-    def _commit(
-        self, rows: Sequence[tuple[int, int, int, int, bytes]], purged: Sequence[tuple[int]], gone: Sequence[int] = ()
-    ) -> None:
+    def _commit(self, rows: Sequence[_Row], purged: Sequence[tuple[int]], gone: Sequence[int] = ()) -> None:
         """Keep rows; drop those of purged jobs, and single ones."""
         if self._broken:
             raise JournalBroken(f"journal {self._path} failed before: start again")
@@ -383,10 +396,15 @@ def lock_directory(directory: Path) -> IO[str]:
         raise InvalidArgument(f"--state {directory}: {error.strerror}; give a directory that can be written") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.close()
         raise InvalidArgument(
             f"--state {directory} is used by another orchestrator: stop it or give another directory"
+        ) from None
+    except OSError as error:
+        lock.close()
+        raise InvalidArgument(
+            f"--state {directory}: {lock.name} cannot be locked: {error.strerror}; give a directory of a local disk"
         ) from None
     os.set_inheritable(lock.fileno(), False)
     return lock

@@ -92,6 +92,11 @@ def _locked(path: Path) -> int:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
         raise InvalidArgument(f"--backend file:{path}: another storage (process {owner}) uses this directory") from None
+    except OSError as error:
+        os.close(fd)
+        raise InvalidArgument(
+            f"--backend file:{path}: {path / 'lock'} cannot be locked: {error.strerror}; give a directory of a local disk"
+        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

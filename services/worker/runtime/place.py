@@ -92,9 +92,14 @@ def _try(state: Path, name: str) -> Place | None:
         raise InvalidArgument(f"--state {state}: {error.strerror}; give a directory that can be written") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(fd)
         return None
+    except OSError as error:
+        os.close(fd)
+        raise InvalidArgument(
+            f"--state {state}: {directory / 'lock'} cannot be locked: {error.strerror}; give a directory of a local disk"
+        ) from None
     return Place(worker_id=name, directory=directory, lock_fd=fd)
 
 
