@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,8 @@ class StorageSettings(ProgramSettings):
         """Check what types alone do not say."""
         if not 0 <= self.port <= 65535:
             raise InvalidArgument(f"--port {self.port} is not a port; give 0 to 65535")
-        if self.drain_s < 0:
-            raise InvalidArgument(f"--drain-s {self.drain_s} is negative")
+        if not 0 <= self.drain_s < math.inf:
+            raise InvalidArgument(f"--drain-s {self.drain_s:g}: give a number of seconds, 0 or more")
         if self.streams_max < 1:
             raise InvalidArgument(f"--streams-max {self.streams_max} would serve nobody; give at least 1")
         for address in self.orchestrators:

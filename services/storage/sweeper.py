@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import AntFarmError, WrongState
-from antfarm.files import write_durably
+from antfarm.files import sync, write_durably
 from services.storage.backends.base import Backend
 from services.storage.core import sweep
 from services.storage.record import Record
@@ -119,6 +119,7 @@ class Sweeper:
 
     def _remember(self, found: list[str], *, top: bool) -> None:
         write_durably(self._known, json.dumps({"orchestrators": found} | ({"top": True} if top else {})) + "\n")
+        sync(self._known.parent)  # what was deleted on its word must not outlive it
 
     async def _check_identities(self) -> list[str]:
         """The ids of the journals, which are those that were asked before. WrongState otherwise."""

@@ -78,6 +78,7 @@ class Tree:
         self._changed = threading.Condition(self._lock)
         # All below: read and changed under the lock only.
         self._committing: set[str] = set()  # keys whose file is linked but perhaps not durable: invisible
+        self._removing: set[str] = set()  # keys whose file is gone but perhaps not durably
         self._unsynced: set[tuple[str, ...]] = set()  # directories whose entry in their parent is perhaps not durable
         # Remembered directories with their sorted entries; the one used last stands last.
         self._entries: OrderedDict[tuple[str, ...], list[str]] = OrderedDict()
@@ -147,17 +148,27 @@ class Tree:
         return True
 
     def remove(self, key: str) -> bool:
-        """Remove a blob and the directories that are empty then, durably. False when there is none."""
+        """Remove a blob and the directories that are empty then, durably. False when there is none, which is durable as well."""
         directories, name = _path_of(key)
         with self._lock:
+            while key in self._removing:
+                self._changed.wait()
             if key in self._committing:
                 return False
             try:
                 with _nothing_else(key):
                     lowest = self._unlink(directories, name)
             except FileNotFoundError:
+                if self._failed:  # nobody knows whether it stays away
+                    raise Unavailable(self._failed) from None
                 return False
-        self._sync([(lowest, None)])
+            self._removing.add(key)
+        try:
+            self._sync([(lowest, None)])
+        finally:
+            with self._lock:
+                self._removing.discard(key)
+                self._changed.notify_all()
         return True
 
     def _unlink(self, directories: list[str], name: str) -> int:

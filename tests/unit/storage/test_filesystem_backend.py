@@ -294,6 +294,41 @@ async def test_after_a_failed_sync_of_a_directory_nothing_is_written(
     assert await get(backend, "before") == b"content"
 
 
+async def test_a_second_delete_waits_until_the_first_is_durable(
+    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That there is no such blob is told only when no loss of power brings it back."""
+    await put(backend, "d/k")
+    reached, release = threading.Event(), threading.Event()
+    tape = Tape(monkeypatch)
+
+    def hold(path: str) -> None:
+        reached.set()
+        assert release.wait(10)
+
+    tape.hold = hold
+    first = asyncio.create_task(backend.delete("d/k"))
+    await asyncio.to_thread(reached.wait, 10)
+    second = asyncio.create_task(backend.delete("d/k"))
+    done, _ = await asyncio.wait((first, second), timeout=0.1)
+    release.set()
+    assert not done
+    assert (await first, await second) == (True, False)
+
+
+async def test_a_delete_that_was_not_synced_is_not_told_as_done(
+    backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(backend, "k")
+    tape = Tape(monkeypatch)
+    tape.fail = lambda path: True
+    with pytest.raises(Unavailable, match="the disk of storage failed"):
+        await backend.delete("k")
+    tape.fail = lambda path: False
+    with pytest.raises(Unavailable, match="mend the disk, restart storage"):
+        await backend.delete("k")
+
+
 # ---- a full disk ------------------------------------------------------------------------------------------------------
 
 
