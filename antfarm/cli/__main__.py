@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TimeoutError as error:
         return _say(error, EXIT_TIMEOUT, options)
     except KeyboardInterrupt:
-        parting = getattr(options, "parting", "")  # what the subcommand leaves behind, in words
+        parting = getattr(options, "parting", "")  # what becomes of what the subcommand has begun, in words
         return _say(AntFarmError(f"interrupted; {parting}" if parting else "interrupted"), EXIT_CANCELLED)
     except UnicodeEncodeError as error:  # the shell's bytes became half characters, and nothing was sent
         if error.encoding != "utf-8":
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(InvalidArgument(f"{error.object!r} is not UTF-8: it cannot be sent"), EXIT_USAGE, options)
     except BrokenPipeError:  # `antfarm ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parting = getattr(options, "parting", "")
-        return _say(AntFarmError(parting), EXIT_OK) if parting else EXIT_OK
+        left = getattr(options, "left", "")
+        return _say(AntFarmError(left), EXIT_OK) if left else EXIT_OK
     except OSError as error:
         return _say(
             AntFarmError(f"{error.filename}: {error.strerror}" if error.filename else str(error)), EXIT_USAGE, options
@@ -63,8 +63,8 @@ def _say(error: BaseException, code: int, options: argparse.Namespace | None = N
     """One line for the error, and one for what is left behind: the subcommand knows it better than the library's notes."""
     from antfarm.text import escape
 
-    parting = getattr(options, "parting", "")
-    for text in (str(error), *([parting] if parting else getattr(error, "__notes__", ()))):
+    left = getattr(options, "left", "")
+    for text in (str(error), *([left] if left else getattr(error, "__notes__", ()))):
         print(f"antfarm: {escape(' '.join(text.split()))}", file=sys.stderr)
     return code
 

@@ -192,10 +192,12 @@ class _Run:
         except (JobNotFound, InvalidArgument):
             return  # it had not left yet, or was refused
         except AntFarmError as error:
-            self._options.parting = f"job {job_id} could not be cancelled ({error}): `antfarm job cancel {job_id}`"
+            self._options.parting = self._options.left = (
+                f"job {job_id} could not be cancelled ({error}): `antfarm job cancel {job_id}`"
+            )
         else:
             again = f" (`antfarm job retry {job_id}` repeats it)" if given_address(self._options) else ""
-            self._options.parting = f"job {job_id} was cancelled{again}"
+            self._options.parting = self._options.left = f"job {job_id} was cancelled{again}"
 
     async def _created(self) -> None:
         """Wait until there is a job, or sending failed."""

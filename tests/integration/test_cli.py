@@ -417,7 +417,7 @@ def test_jobs_are_listed_shown_and_waited_for(cli: Cli) -> None:
 def test_waiting_too_long_ends_with_5_and_cancelled_with_4(cli: Cli) -> None:
     cli("submit", "client_app.wait_for", "--arg", f"path={cli.home / 'never'}", "--job-id", "never")
     _, err = cli("job", "wait", "never", "--timeout", "0.2s", code=5)
-    assert err == "antfarm: job never has not ended within 0.2 s\n"
+    assert err == "antfarm: job never has not ended within 0.2s\n"
     cli("job", "pause", "never")
     cli("job", "resume", "never")
     out, _ = cli("job", "cancel", "never", "--cause", "tired of it")
