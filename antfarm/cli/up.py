@@ -106,7 +106,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _default_state() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "antfarm" / "up"
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise InvalidArgument("this user has no home directory: give --state") from None
+    return Path(base) / "antfarm" / "up"
 
 
 def _start(farm: LocalFarm, options: argparse.Namespace) -> None:
