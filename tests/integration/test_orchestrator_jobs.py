@@ -672,10 +672,14 @@ async def test_what_is_not_there_cannot_be_explained(farm: Running) -> None:
 
 
 async def test_a_quarantine_is_shown_with_its_reason_until_an_operator_ends_it(farm: Running) -> None:
-    bad = farm.worker("w1", slots=3)
-    others = [farm.worker(name, window=0) for name in ("w2", "w3")]
-    for worker in (bad, *others):
+    others = [farm.worker(name, slots=1, window=1) for name in ("w2", "w3")]
+    for worker in others:
         await worker.attach()
+    await farm.create("busy", 2)
+    for worker in others:
+        await worker.tasks(1)
+    bad = farm.worker("w1", slots=3)
+    await bad.attach()
     await farm.create("j", 9)
     failure = common_pb2.Failure(failure_class=common_pb2.FAILURE_CLASS_APP, kind="OSError", message="no disk")
     await bad.report(*await bad.tasks(3), ending=FAILED, failure=failure)
