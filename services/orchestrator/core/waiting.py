@@ -132,7 +132,7 @@ def _no_fit(scene: Scene, job: Job, index: int) -> Iterator[Finding]:
 
 
 def _value(value: str | float) -> str:
-    return one_line(value, 80) if isinstance(value, str) else f"{value:g}"
+    return one_line(value, 256) if isinstance(value, str) else f"{value:g}"
 
 
 def _lack(misfit: Misfit) -> str:

@@ -21,7 +21,7 @@ from services.worker.child.runner import AttemptContext, Job, Runner
 APP, PERMANENT = FailureClass.APP, FailureClass.PERMANENT
 ERRORS = {
     error.__class__.__name__: error
-    for error in (InvalidArgument("no"), AttributeError("no"), SystemExit("no"), asyncio.CancelledError("no"))
+    for error in (InvalidArgument("no"), RuntimeError("no"), SystemExit("no"), asyncio.CancelledError("no"))
 }
 ERRORS["long"] = InvalidArgument("no" * 10**6)
 TEMPLATE = Template(job_id="job", epoch=1, type="t")
@@ -67,7 +67,7 @@ async def in_loop_child(said: Said, setup: Setup, error: str) -> None:
     ("error", "failure_class", "kind"),
     [
         ("InvalidArgument", PERMANENT, "unencodable result"),
-        ("AttributeError", APP, "AttributeError"),
+        ("RuntimeError", APP, "RuntimeError"),
         ("SystemExit", APP, "SystemExit"),
         ("CancelledError", APP, "asyncio.exceptions.CancelledError"),
     ],
