@@ -341,6 +341,7 @@ class Orchestrator:
                 self.post(events.Credit(session=SessionId(wire.session), window=window))
             case ("goodbye",) if wire.session:
                 self.post(events.Goodbye(session=SessionId(wire.session)))
+                self._end_session(wire.session)
             case ("reports", job_id, epoch, outcomes) if wire.session in self._sessions:
                 self.post(
                     events.Outcomes(
