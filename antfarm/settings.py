@@ -11,7 +11,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -220,3 +220,11 @@ def _from_file(cls: type[Any], hints: dict[str, Any], path: str | None, table: s
         if spec is not None:
             found[spec.name] = _checked(spec, _convert(spec.name, hints[spec.name], value, path), path)
     return found
+
+
+def state_home(environment: Mapping[str, str]) -> Path:
+    """Where programs of a user keep their state: `$XDG_STATE_HOME`, by default ~/.local/state. InvalidArgument where nobody is at home."""
+    try:
+        return Path(environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    except RuntimeError:  # a service's user has no home
+        raise InvalidArgument("this user has no home directory: give --state") from None

@@ -17,6 +17,7 @@ from antfarm import net, program
 from antfarm.claim import claim
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm
+from antfarm.settings import state_home
 
 _CHECK_S = 0.5
 _SLOTS_MAX = 4096
@@ -106,11 +107,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _default_state() -> Path:
-    try:
-        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError:
-        raise InvalidArgument("this user has no home directory: give --state") from None
-    return Path(base) / "antfarm" / "up"
+    return state_home(os.environ) / "antfarm" / "up"
 
 
 def _start(farm: LocalFarm, options: argparse.Namespace) -> None:

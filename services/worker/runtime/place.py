@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
+from antfarm.settings import state_home
 
 SLOTS_MAX = 1_000
 """Workers of one node that get a name by themselves."""
@@ -54,11 +55,7 @@ class Place:
 
 def default_state(environment: dict[str, str]) -> Path:
     """`$XDG_STATE_HOME/antfarm/worker`, by default below ~/.local/state. InvalidArgument where nobody is at home."""
-    try:
-        base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    except RuntimeError:  # a service's user has no home
-        raise InvalidArgument("this user has no home directory: give --state") from None
-    return Path(base) / "antfarm" / "worker"
+    return state_home(environment) / "antfarm" / "worker"
 
 
 def claim(state: Path, worker_id: str = "") -> Place:

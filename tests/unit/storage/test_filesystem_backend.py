@@ -168,6 +168,17 @@ class Tape:
         for name in ("fsync", "link", "unlink", "mkdir", "rmdir"):
             monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
 
+    def hold_back(self) -> tuple[threading.Event, threading.Event]:
+        """Syncs wait from now on: (set when one has come, to be set for them to go on)."""
+        reached, release = threading.Event(), threading.Event()
+
+        def hold(path: str) -> None:
+            reached.set()
+            assert release.wait(10)
+
+        self.hold = hold
+        return reached, release
+
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def recorded(target: Any, *args: Any, **kwargs: Any) -> Any:
             shown = os.path.basename(os.readlink(f"/proc/self/fd/{target}")) if name == "fsync" else str(target)
@@ -299,14 +310,7 @@ async def test_a_second_delete_waits_until_the_first_is_durable(
 ) -> None:
     """That there is no such blob is told only when no loss of power brings it back."""
     await put(backend, "d/k")
-    reached, release = threading.Event(), threading.Event()
-    tape = Tape(monkeypatch)
-
-    def hold(path: str) -> None:
-        reached.set()
-        assert release.wait(10)
-
-    tape.hold = hold
+    reached, release = Tape(monkeypatch).hold_back()
     first = asyncio.create_task(backend.delete("d/k"))
     await asyncio.to_thread(reached.wait, 10)
     second = asyncio.create_task(backend.delete("d/k"))
@@ -386,14 +390,7 @@ async def test_a_commit_whose_caller_is_cancelled_ends_before_the_abort_returns(
     backend: FilesystemBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The file is never taken from under the thread that syncs it; afterwards the blob is either whole or not there."""
-    reached, release = threading.Event(), threading.Event()
-    tape = Tape(monkeypatch)
-
-    def hold(path: str) -> None:
-        reached.set()
-        assert release.wait(10)
-
-    tape.hold = hold
+    reached, release = Tape(monkeypatch).hold_back()
     task = asyncio.create_task(put(backend, "k"))
     await asyncio.to_thread(reached.wait, 10)
     task.cancel()

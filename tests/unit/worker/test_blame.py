@@ -45,10 +45,7 @@ class Loop(Farm):
 async def farm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Loop]:
     made = Loop(monkeypatch)
     yield made
-    for number, lane in list(made.driver._board.lanes.items()):
-        made.driver._board.close_lane(lane)
-        made.driver._crew.remove(number)
-    await made.driver.close()
+    await made.close()
 
 
 async def test_one_that_began_alone_is_to_blame_and_what_had_not_begun_waits_again(farm: Loop) -> None:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stop_running import GRACE_NS, KILL, TERM, Dummies
+from test_stop_running import GRACE_NS, KILL, TERM, Dummies, driver_of_dummies
 
 from antfarm.errors import Unavailable
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.model import SECOND_NS
 from antfarm.v1 import common_pb2, work_queue_pb2
 from services.worker.child.protocol import OUT_DONE, OUT_READY, may_start
-from services.worker.executors.process import ChildSpec
-from services.worker.runtime import driver as module
-from services.worker.runtime import intake
-from services.worker.runtime.driver import Driver, Manner
+from services.worker.runtime.driver import Driver
 
 
 class Watched(Link):
@@ -55,14 +51,7 @@ class Moved:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ns = SECOND_NS
-        monkeypatch.setattr(module, "Crew", Dummies)
-        for user in (module, intake):
-            monkeypatch.setattr(user, "now_ns", lambda: self.now_ns)
-        monkeypatch.setattr(module, "TICK_S", 0.001)
-        manner = Manner(slots=1, capacity={"cpu": 1.0}, grace_ns=GRACE_NS)
-        self.driver = Driver(
-            manner, ChildSpec(apps=(), scratch=Path("/nowhere"), env={}), on_drain=lambda limit_s: None
-        )
+        self.driver = driver_of_dummies(monkeypatch, lambda: self.now_ns)
         self.link = Watched(self.driver)
 
     @property

@@ -114,15 +114,19 @@ class Farm:
     def the_pause_is_over(self) -> None:
         self.now_ns += crew_module.START_PAUSE_MAX_NS
 
+    async def close(self) -> None:
+        """Its children are gone without a word."""
+        for number, lane in list(self.driver._board.lanes.items()):
+            self.driver._board.close_lane(lane)
+            self.driver._crew.remove(number)
+        await self.driver.close()
+
 
 @pytest.fixture
 async def farm(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Farm]:
     made = Farm(monkeypatch)
     yield made
-    for number, lane in list(made.driver._board.lanes.items()):
-        made.driver._board.close_lane(lane)
-        made.driver._crew.remove(number)
-    await made.driver.close()
+    await made.close()
 
 
 async def test_the_first_child_is_started_as_soon_as_the_system_lets_it(

@@ -108,18 +108,22 @@ class Upward:
         return None if outcome is None else outcome["ending"]
 
 
+def driver_of_dummies(monkeypatch: pytest.MonkeyPatch, now_ns: Callable[[], int]) -> Driver:
+    """A driver of one slot whose children are dummies, by that clock."""
+    monkeypatch.setattr(module, "Crew", Dummies)
+    for user in (module, intake):
+        monkeypatch.setattr(user, "now_ns", now_ns)
+    monkeypatch.setattr(module, "TICK_S", 0.001)
+    manner = Manner(slots=1, capacity={"cpu": 1.0}, grace_ns=GRACE_NS)
+    return Driver(manner, ChildSpec(apps=(), scratch=Path("/nowhere"), env={}), on_drain=lambda limit_s: None)
+
+
 class Farm:
     """A driver with one child that was fed FIRST, SECOND and THIRD; the index of each is its seq."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ns = SECOND_NS
-        monkeypatch.setattr(module, "Crew", Dummies)
-        for user in (module, intake):
-            monkeypatch.setattr(user, "now_ns", lambda: self.now_ns)
-        monkeypatch.setattr(module, "TICK_S", 0.001)
-        spec = ChildSpec(apps=(), scratch=Path("/nowhere"), env={})
-        manner = Manner(slots=1, capacity={"cpu": 1.0}, grace_ns=GRACE_NS)
-        self.driver = Driver(manner, spec, on_drain=lambda limit_s: None)
+        self.driver = driver_of_dummies(monkeypatch, lambda: self.now_ns)
         self.link = Upward()
 
     async def fed(self, timeouts: common_pb2.Timeouts | None = None, *, exclusive: bool = False) -> Farm:
