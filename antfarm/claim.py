@@ -5,7 +5,6 @@ The embedded farm keeps the same two files, so that neither takes the other's di
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from antfarm import files
 from antfarm.errors import InvalidArgument, WrongState
 
 _LOCK, _NOTE = "lock", "farm.json"
@@ -39,10 +39,8 @@ def claim(directory: Path) -> Iterator[Claim]:
     except OSError as error:
         raise InvalidArgument(f"{error.filename}: {error.strerror}; choose another state directory") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WrongState(_taken(directory)) from None
+        if not files.lock(lock, directory / _LOCK, f"the state directory {directory}"):
+            raise WrongState(_taken(directory))
         (directory / _NOTE).unlink(missing_ok=True)  # of one that was killed
         try:
             yield Claim(directory=directory, lock=lock)

@@ -1,9 +1,12 @@
-"""Files that must survive a loss of power."""
+"""Files that must survive a loss of power, and locks that keep other processes out."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+
+from antfarm.errors import InvalidArgument
 
 
 def sync(path: Path | str) -> None:
@@ -24,3 +27,19 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(path)
+
+
+def lock(fd: int, path: Path, where: str) -> bool:
+    """Lock an open file for as long as it or a copy of it is open, in whatever process. False when another process has it.
+
+    InvalidArgument, told as of `where`, when its file system has no locks.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise InvalidArgument(
+            f"{where}: {path} cannot be locked: {error.strerror}; give a directory of a local disk"
+        ) from None
+    return True

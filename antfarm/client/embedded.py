@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from antfarm import apps, net
+from antfarm import apps, files, net
 from antfarm.claim import alive, read_note, write_note
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm, Program
@@ -143,12 +143,8 @@ class EmbeddedFarm:
             time.sleep(_POLL_S)
 
     def _take_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        self._owns = True
-        return True
+        self._owns = files.lock(self._lock, self._directory / "lock", f"the embedded farm in {self._directory}")
+        return self._owns
 
     def _run(self) -> None:
         """Start Storage and the orchestrator, under their former addresses where these are free, and this process's worker if it has none."""

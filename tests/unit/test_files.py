@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from antfarm.claim import claim
+from antfarm.client.embedded import EmbeddedFarm
 from antfarm.errors import InvalidArgument
 from services.orchestrator.journal.sqlite import lock_directory
 from services.storage.backends.statedir import open_state_dir
-from services.worker.runtime.place import claim
+from services.worker.runtime import place
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
@@ -22,9 +24,11 @@ from services.worker.runtime.place import claim
     [
         (lock_directory, "--state {}", "lock"),
         (open_state_dir, "--backend file:{}", "lock"),
-        (lambda path: claim(path, "w"), "--state {}", "w/lock"),
+        (lambda path: place.claim(path, "w"), "--state {}", "w/lock"),
+        (lambda path: claim(path).__enter__(), "the state directory {}", "lock"),
+        (EmbeddedFarm.open, "the embedded farm in {}", "lock"),
     ],
-    ids=["orchestrator", "storage", "worker"],
+    ids=["orchestrator", "storage", "worker", "up", "embedded"],
 )
 def test_a_file_system_without_locks_is_named_and_no_other_process_is_blamed(
     tmp_path: Path,

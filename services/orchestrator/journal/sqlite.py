@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
-import os
 import secrets
 import shutil
 import sqlite3
@@ -21,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from antfarm import files
 from antfarm.errors import InvalidArgument
 from antfarm.failpoint import failpoint
 from services.orchestrator.core.records import JobPurged, Record
@@ -395,16 +394,11 @@ def lock_directory(directory: Path) -> IO[str]:
     except OSError as error:
         raise InvalidArgument(f"--state {directory}: {error.strerror}; give a directory that can be written") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if not files.lock(lock.fileno(), directory / "lock", f"--state {directory}"):
+            raise InvalidArgument(
+                f"--state {directory} is used by another orchestrator: stop it or give another directory"
+            )
+    except InvalidArgument:
         lock.close()
-        raise InvalidArgument(
-            f"--state {directory} is used by another orchestrator: stop it or give another directory"
-        ) from None
-    except OSError as error:
-        lock.close()
-        raise InvalidArgument(
-            f"--state {directory}: {lock.name} cannot be locked: {error.strerror}; give a directory of a local disk"
-        ) from None
-    os.set_inheritable(lock.fileno(), False)
+        raise
     return lock

@@ -12,7 +12,6 @@ A directory with other things in it is refused, so that a wrong path does no har
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antfarm.errors import InvalidArgument
-from antfarm.files import sync, write_durably
+from antfarm.files import lock, sync, write_durably
 
 FORMAT = 1
 _MARK = "storage.json"
@@ -87,16 +86,12 @@ def _open(path: Path, make_parents: bool) -> StateDir:
 def _locked(path: Path) -> int:
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        if not lock(fd, path / "lock", f"--backend file:{path}"):
+            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise InvalidArgument(f"--backend file:{path}: another storage (process {owner}) uses this directory")
+    except InvalidArgument:
         os.close(fd)
-        raise InvalidArgument(f"--backend file:{path}: another storage (process {owner}) uses this directory") from None
-    except OSError as error:
-        os.close(fd)
-        raise InvalidArgument(
-            f"--backend file:{path}: {path / 'lock'} cannot be locked: {error.strerror}; give a directory of a local disk"
-        ) from None
+        raise
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

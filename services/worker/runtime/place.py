@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -10,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from antfarm import files
 from antfarm.errors import InvalidArgument
 from antfarm.settings import state_home
 
@@ -88,15 +88,13 @@ def _try(state: Path, name: str) -> Place | None:
     except OSError as error:
         raise InvalidArgument(f"--state {state}: {error.strerror}; give a directory that can be written") from None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        is_ours = files.lock(fd, directory / "lock", f"--state {state}")
+    except InvalidArgument:
+        os.close(fd)
+        raise
+    if not is_ours:
         os.close(fd)
         return None
-    except OSError as error:
-        os.close(fd)
-        raise InvalidArgument(
-            f"--state {state}: {directory / 'lock'} cannot be locked: {error.strerror}; give a directory of a local disk"
-        ) from None
     return Place(worker_id=name, directory=directory, lock_fd=fd)
 
 
