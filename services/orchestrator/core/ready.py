@@ -47,12 +47,13 @@ class Ready:
 
     def take(self, count: int, states: bytearray) -> list[int]:
         """Up to `count` QUEUED tasks, removed from here. Fewer only when there are no more."""
-        taken: list[int] = []
+        back: dict[int, None] = {}
         returned = self._returned
-        while returned and len(taken) < count:
+        while returned and len(back) < count:
             index = returned.popleft()
-            if states[index] == _QUEUED and index not in taken:
-                taken.append(index)
+            if states[index] == _QUEUED:
+                back[index] = None
+        taken = list(back)
         ranges = self._ranges
         while ranges and len(taken) < count:
             start, end = ranges.popleft()
