@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # must precede the first import of grpc
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In the background of a script Ctrl-C is ignored, and so would be by every program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 from typing import Any
