@@ -525,6 +525,7 @@ def durable_parts(state: State) -> dict[str, Any]:
         "seq": state.seq,
         "epoch": state.epoch,
         "history_gap": state.history_gap,
+        "lost_epochs": list(state.lost_epochs),
         "next_job": state.next_job,
         "seen": dict(state.seen),
         "kept_bytes": state.kept_bytes,

@@ -85,6 +85,10 @@ class Ledger:
     births: dict[Key, int] = field(default_factory=dict)
     """Task -> epoch in which it was added: tokens of earlier epochs are of one of that name that is no more, or never became durable."""
     issued: dict[Token, str] = field(default_factory=dict)
+    content: dict[Token, bytes] = field(default_factory=dict)
+    """What was to be done under a token."""
+    payloads: dict[Key, bytes] = field(default_factory=dict)
+    """What is to be done for a task."""
     stopped_ns: dict[Token, int] = field(default_factory=dict)
     """Attempt -> when its worker said that upon which it was decided that it should stop and forget it."""
     recalled: dict[Token, int] = field(default_factory=dict)
@@ -113,6 +117,12 @@ class Ledger:
     restored: int = 0
     restored_ns: int = 0
     restored_epoch: int = 0
+    undone: list[tuple[int, int]] = field(default_factory=list)
+    """First and last of each row of epochs that a restored backup has undone."""
+
+    def is_undone(self, token: Token) -> bool:
+        """Whether nobody knows any more of which job it was."""
+        return any(first <= token[2] <= last for first, last in self.undone)
 
 
 class Checks:
@@ -179,7 +189,7 @@ class Checks:
         """Assignments leave for a worker."""
         ledger = self.ledger(owner.name)
         demand(epoch <= ledger.epoch, "I12", "an assignment of epoch", epoch, "leaves before that is durable")
-        for index, attempt, _, _, _ in assignments:
+        for index, attempt, payload, _, _ in assignments:
             token, key = (job.job_id, index, epoch, attempt), (job.job_id, index)
             demand(token not in ledger.issued, "I7", token, "is issued twice")
             newest = ledger.newest.get(key, (0, 0))
@@ -196,7 +206,7 @@ class Checks:
                 demand(not others, "I11", token, "although these may have started:", others)
             for dependency in job.spec.dependencies:
                 self._needs(ledger, dependency, index, token)
-            ledger.issued[token] = worker_id
+            ledger.issued[token], ledger.content[token] = worker_id, payload
             ledger.newest[key] = (epoch, attempt)
         self.did["assigned"] += len(assignments)
 
@@ -325,7 +335,7 @@ class Checks:
                 case VerdictCode.FENCED:
                     demand(token not in ledger.issued, "I8", token, "was issued and is FENCED")
                 case VerdictCode.UNKNOWN_TASK:
-                    demand(task is None, "I1", token, "was told that its task is unknown")
+                    demand(task is None or ledger.is_undone(token), "I1", token, "was told that its task is unknown")
         elif outcome.ending in (Ending.FAILED, Ending.TIMED_OUT) and code is VerdictCode.ACCEPTED:
             ended = gone or (task is not None and (task.state is not None or token[2:] in task.failed))
             spec = ledger.specs.get(token[0])
@@ -396,6 +406,8 @@ class Checks:
         match record:
             case records.EpochStarted():
                 demand(record.epoch > ledger.epoch, "I12", "epoch", record.epoch, "after", ledger.epoch)
+                if record.history_gap:
+                    ledger.undone.append((ledger.epoch + 1, record.epoch - 1))
                 ledger.epoch = record.epoch
                 self.did["history gaps"] += record.history_gap
             case records.JobCreated():
@@ -464,9 +476,9 @@ class Checks:
         demand(record.first_index == ledger.sizes[job_id], "I1", job_id, "has a gap at", record.first_index)
         demand(job_id not in ledger.cancelled, "I16", job_id, "takes tasks after its cancel was told")
         ledger.sizes[job_id] += len(record.payloads)
-        for index in range(record.first_index, ledger.sizes[job_id]):
+        for index, payload in enumerate(record.payloads, record.first_index):
             ledger.tasks.setdefault((job_id, index), Task()).durable = True
-            ledger.births[job_id, index] = ledger.epoch
+            ledger.births[job_id, index], ledger.payloads[job_id, index] = ledger.epoch, payload
             self.did["submitted"] += 1
 
     def _ended(
@@ -481,6 +493,9 @@ class Checks:
             demand(job_id not in ledger.cancelled, "I16", token, "succeeded after its cancel was told")
             demand(token in ledger.issued, "I2", token, "succeeded and was never issued")
             demand(ledger.issued[token] == worker_id, "I8", token, "is not of", worker_id)
+            demand(
+                ledger.content[token] == ledger.payloads[key], "I8", token, "was issued for another task of its name"
+            )
             demand(task.failed.get((ended.epoch, ended.attempt)) is not False, "I8", token, "had failed already")
             taken_back = ledger.recalled.get(token) == owner.process.life
             demand(not taken_back, "I8", token, "was taken back from a worker in quarantine")
@@ -599,6 +614,7 @@ class Checks:
         ledger = self.ledger(owner.name)
         fresh = Ledger(
             issued=ledger.issued,
+            content=ledger.content,
             newest=ledger.newest,
             sent=ledger.sent,
             starts=ledger.starts,
@@ -713,7 +729,7 @@ class Checks:
             fenced = token in ledger.recalled or (template.fence_late_results and not kept)
             # What was written before a backup was restored stands for what the operator took back.
             before = link.wire is not None and link.wire.opened_ns < ledger.restored_ns
-            allowed = newer or given_up or unknown or fenced or before
+            allowed = newer or given_up or unknown or fenced or before or ledger.is_undone(token)
             demand(allowed, "I6", link.worker_id, "is told to forget the success of", token)
             self.did["late successes revoked"] += 1
         self._owes(link, reports)

@@ -348,6 +348,12 @@ MUTANTS = (
         "after=after, app_failures={}",
     ),
     Mutant(
+        "what a restored backup has undone counts",
+        f"{CORE}.reports",
+        "if turn.state.has_lost_epoch(epoch):",
+        "if False:",
+    ),
+    Mutant(
         "tokens of earlier epochs of this life are not known",
         f"{CORE}.reports",
         "if turn.state.knows_epoch(epoch) or not",

@@ -39,6 +39,8 @@ class Judgement(Enum):
     DUPLICATE = auto()
     SUPERSEDED = auto()
     FENCED = auto()
+    FOREIGN = auto()
+    """The token is of a history that a restored backup has undone: it may be of another job that had this one's name."""
 
 
 def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt: int) -> Judgement:
@@ -67,6 +69,8 @@ def judge(turn: Turn, worker: Worker, job: Job, epoch: int, index: int, attempt:
                 return Judgement.SUPERSEDED
     if turn.state.knows_epoch(epoch) or not job.batch(index).epoch <= epoch < turn.state.epoch:
         return Judgement.FENCED  # every token of this life is known, and there was none before the task
+    if turn.state.has_lost_epoch(epoch):
+        return Judgement.FOREIGN
     if not 1 <= attempt <= ATTEMPT_MAX:
         return Judgement.FENCED
     if job.template.at_most_once:
@@ -172,6 +176,8 @@ def _one(turn: Turn, worker: Worker, job: Job, epoch: int, outcome: Outcome) -> 
             code = VerdictCode.DUPLICATE if same else VerdictCode.SUPERSEDED
         case Judgement.SUPERSEDED:
             code = VerdictCode.SUPERSEDED
+        case Judgement.FOREIGN:
+            code = VerdictCode.UNKNOWN_TASK
         case Judgement.FENCED:
             code = VerdictCode.FENCED
             turn.effect(

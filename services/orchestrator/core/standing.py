@@ -23,12 +23,14 @@ def superseded(loose: Sequence[tuple[int, Record]], tasks_between: Callable[[int
     epochs = [seq for seq, record in loose if isinstance(record, records.EpochStarted)]
     last_epoch = epochs[-1] if epochs else 0
     followed = dict(pairwise(epochs))
+    gaps = {seq for seq, record in loose if isinstance(record, records.EpochStarted) and record.history_gap}
     keep: set[int] = {loose[-1][0]} if loose else set()
     highest_purge = (0, 0)
     for seq, record in loose:
         match record:
             case records.EpochStarted():
-                if record.history_gap or seq == last_epoch or tasks_between(seq, followed[seq]):
+                # Before a gap too: between the two lie the epochs of what is undone.
+                if seq in gaps or seq == last_epoch or followed[seq] in gaps or tasks_between(seq, followed[seq]):
                     keep.add(seq)
             case records.JobPurged():
                 highest_purge = max(highest_purge, (record.job, seq))

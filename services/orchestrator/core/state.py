@@ -539,6 +539,8 @@ class State:
         """Record that began the epoch."""
         self.own_epochs: list[tuple[int, int]] = []
         """First and last of each row of epochs that this life has begun: what was issued in them is known."""
+        self.lost_epochs: list[tuple[int, int]] = []
+        """First and last of each row of epochs of a history that a restored backup has undone: which jobs had which names in them is not known."""
         self.purged: set[str] = set()
         """Ids of jobs that were purged in this epoch."""
         self.history_gap = False
@@ -666,6 +668,10 @@ class State:
         """True when this life has begun that epoch: all that was issued in it is known."""
         return any(first <= epoch <= last for first, last in self.own_epochs)
 
+    def has_lost_epoch(self, epoch: int) -> bool:
+        """True when the epoch is of a history that is undone: what was issued in it may be of another job of that name."""
+        return any(first <= epoch <= last for first, last in self.lost_epochs)
+
     def _begin_epoch(self, epoch: int) -> None:
         rows = self.own_epochs
         if rows and rows[-1][1] == epoch - 1:
@@ -704,6 +710,8 @@ class State:
             case records.JobPurged():
                 self._apply_purged(record)
             case records.EpochStarted():
+                if record.history_gap:
+                    self.lost_epochs.append((self.epoch + 1, record.epoch - 1))
                 self.epoch, self.epoch_seq = record.epoch, seq
                 self._begin_epoch(record.epoch)
                 self.purged.clear()

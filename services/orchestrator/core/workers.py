@@ -209,7 +209,7 @@ def _may_hold(turn: Turn, worker: Worker, token: HeldToken, *, finished: bool, b
             elif not finished:
                 worker.stopping[token] = 0  # it runs on beside what is live
             return True
-        case Judgement.SUPERSEDED | Judgement.FENCED:
+        case Judgement.SUPERSEDED | Judgement.FENCED | Judgement.FOREIGN:
             return False
 
 

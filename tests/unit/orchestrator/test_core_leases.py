@@ -348,12 +348,27 @@ def test_a_token_of_the_lost_history_does_not_displace_one_that_runs(farm: Harne
     (token,) = w1.take()
     w2 = Worker(farm, "w2", 1, max_epoch_seen=7)
     w2.held = {("j", 0, 5, 1): b""}
-    w2.attach()
+    assert w2.attach().revoked == [("j", 0, 5, 1)]
     farm.claim(effects.Audit)
-    live = farm.job("j").live[0].token
-    assert live == ("j", 0, 5, 1)
-    assert w1.beat() == [token]
-    assert w2.report(live) is VerdictCode.ACCEPTED
+    assert w1.beat() == []
+    assert w1.report(token) is VerdictCode.ACCEPTED
+    assert farm.states("j") == "S"
+
+
+def test_a_success_of_the_lost_history_is_not_the_tasks(farm: Harness) -> None:
+    """There the job may have been purged, and another one submitted under its name."""
+    w1 = farm.worker("w1")
+    farm.create("j", 1)
+    (token,) = w1.take()
+    farm.restart()
+    farm.worker("w2", max_epoch_seen=7)
+    farm.claim(effects.Audit)
+    farm.restart()
+    assert farm.state.lost_epochs == [(3, 7)]
+    w1.attach()
+    assert [w1.report(("j", 0, epoch, 1)) for epoch in (3, 7)] == [VerdictCode.UNKNOWN_TASK] * 2
+    assert farm.states("j") == "A"
+    assert w1.report(token) is VerdictCode.ACCEPTED
     assert farm.states("j") == "S"
 
 
