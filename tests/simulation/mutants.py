@@ -156,7 +156,7 @@ MUTANTS = (
     Mutant(
         "a parent is reported before its end is durable",
         f"{CORE}.parents",
-        "ends=ends, after=turn.state.seq, took_ns",
+        "ends=ends, after=max(seq, parent.seq), took_ns",
         "ends=ends, after=0, took_ns",
     ),
     Mutant(

@@ -271,10 +271,10 @@ def expanded(turn: Turn, event: events.ParentExpanded) -> None:
 
 
 def _report(turn: Turn, parent: Parent, last: Job) -> None:
-    """The parent's end is the end of its last job's one task."""
-    ends = [ParentEnd(parent.token, 0)]
+    """The parent's end is the end of its last job's one task. After a restart it is durable already: where the disk is full then, the first Hello says it all the same."""
+    seq, ends = last.outcome_seqs[0], [ParentEnd(parent.token, 0)]
     took_ns = turn.now - parent.bound_ns
-    turn.effect(ReportParents(seq=last.outcome_seqs[0], ends=ends, after=turn.state.seq, took_ns=took_ns))
+    turn.effect(ReportParents(seq=seq, ends=ends, after=max(seq, parent.seq), took_ns=took_ns))
 
 
 def _bound(turn: Turn, tokens: Iterable[HeldToken], *, older: bool) -> tuple[list[Parent], list[Parent]]:

@@ -90,12 +90,15 @@ def has_failed(turn: Turn, parent: Parent) -> bool:
 def resume(turn: Turn, parents: Iterable[Parent]) -> None:
     """Tell the ends of those that have one already, together what one record says."""
     ends: dict[int, list[ParentEnd]] = {}
+    after: dict[int, int] = {}
     for parent in parents:
         job = turn.state.jobs[parent.job]
         if job.states[parent.local] >= _TERMINAL:
-            ends.setdefault(job.outcome_seqs[parent.local], []).append(ParentEnd(parent.token, parent.local))
+            seq = job.outcome_seqs[parent.local]
+            ends.setdefault(seq, []).append(ParentEnd(parent.token, parent.local))
+            after[seq] = max(after.get(seq, seq), parent.seq)
     for seq, ended in ends.items():
-        turn.effect(ReportParents(seq=seq, ends=ended, after=turn.state.seq))
+        turn.effect(ReportParents(seq=seq, ends=ended, after=after[seq]))
 
 
 def tell_ended(turn: Turn) -> None:
