@@ -543,7 +543,6 @@ class State:
         """First and last of each row of epochs of a history that a restored backup has undone: which jobs had which names in them is not known."""
         self.purged: set[str] = set()
         """Ids of jobs that were purged in this epoch."""
-        self.history_gap = False
         self.jobs: dict[int, Job] = {}
         self.by_id: dict[str, Job] = {}
         self.next_job = 1
@@ -668,6 +667,11 @@ class State:
         """True when this life has begun that epoch: all that was issued in it is known."""
         return any(first <= epoch <= last for first, last in self.own_epochs)
 
+    @property
+    def history_gap(self) -> bool:
+        """True when a restored backup has once undone what came after it."""
+        return bool(self.lost_epochs)
+
     def has_lost_epoch(self, epoch: int) -> bool:
         """True when the epoch is of a history that is undone: what was issued in it may be of another job of that name."""
         return any(first <= epoch <= last for first, last in self.lost_epochs)
@@ -715,7 +719,6 @@ class State:
                 self.epoch, self.epoch_seq = record.epoch, seq
                 self._begin_epoch(record.epoch)
                 self.purged.clear()
-                self.history_gap = self.history_gap or record.history_gap
             case records.WorkerSeen():
                 self.seen[record.worker_id] = record.orchestrator
             case records.WorkerLeft():
