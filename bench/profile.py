@@ -1,6 +1,7 @@
 """`make bench-profile`: where the orchestrator's, a worker's and the client's time goes under load, as flame graphs by py-spy.
 
-Empty tasks, one orchestrator, two workers of one slot, Storage. The samples slow the program down: shares count here, not the rate.
+Empty tasks, one orchestrator, two workers of one slot, Storage. The samples slow the program down: shares count here, not the rate. What stands in
+docs is of `python -m bench.profile --out docs`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import antfarm as af
 from antfarm.local import LocalFarm
+from bench import flame
+from bench.measure import machine
 from bench.tasks import noop
 
 SPY = Path(__file__).parents[1] / "build" / "profile" / "bin" / "py-spy"
@@ -42,16 +45,18 @@ def main() -> int:
         with af.connect(local.address) as farm:
             list(farm.map(noop, range(1_000)).results())  # warm
             for name in PROGRAMS:
-                picture = options.out / f"{name}.svg"
-                spy = _watch(os.getpid() if name == "client" else local.program(name).pid, picture)
+                samples = local.state_dir / f"{name}.samples"
+                spy = _watch(os.getpid() if name == "client" else local.program(name).pid, samples)
                 list(farm.map(noop, range(options.tasks)).results())
                 spy.send_signal(signal.SIGINT)
                 spy.wait()
+                picture = options.out / f"flame-{name}.svg"
+                picture.write_text(flame.chart(flame.merge(samples.read_text().splitlines()), f"{name}: {machine()}"))
                 print(picture)
     return 0
 
 
-def _watch(pid: int, picture: Path) -> subprocess.Popen[bytes]:
+def _watch(pid: int, samples: Path) -> subprocess.Popen[bytes]:
     """A py-spy that samples a process until it is interrupted."""
     command = [
         str(SPY),
@@ -59,8 +64,11 @@ def _watch(pid: int, picture: Path) -> subprocess.Popen[bytes]:
         "--rate",
         str(SAMPLES_S),
         "--nonblocking",
+        "--function",
+        "--format",
+        "raw",
         "--output",
-        str(picture),
+        str(samples),
         "--pid",
         str(pid),
     ]
