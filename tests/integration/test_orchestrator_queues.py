@@ -11,7 +11,18 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from scripted import PATIENCE_S, RELEASED, Running, ScriptedWorker, counts, orchestrator, poll, refusal, to_the_end
+from scripted import (
+    FAILED,
+    PATIENCE_S,
+    RELEASED,
+    Running,
+    ScriptedWorker,
+    counts,
+    orchestrator,
+    poll,
+    refusal,
+    to_the_end,
+)
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
@@ -26,6 +37,8 @@ from antfarm.v1 import (
     work_queue_pb2_grpc,
     worker_pb2,
 )
+from services.orchestrator.runtime import sessions
+from services.orchestrator.runtime.sessions import Session
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +60,58 @@ async def task_of(farm: Running, job_id: str, index: int) -> task_pb2.Task:
     answer = await farm.tasks.GetTask(task_pb2.GetTaskRequest(job_id=job_id, index=index))
     task: task_pb2.Task = answer.task
     return task
+
+
+# ---- many reports ----------------------------------------------------------------------------------------------------
+
+
+async def test_verdicts_of_thousands_of_reports_at_once_end_no_session(farm: Running) -> None:
+    """Else the worker would attach and send them all again, for ever: as many failures, and as many that were taken before a connection broke."""
+    many = 5_000
+    await farm.create("j", many)
+    worker = farm.worker(window=many)
+    await worker.attach()
+    tokens = await worker.tasks(many)
+    assert await worker.report(*tokens, ending=FAILED) == ["ACCEPTED"] * many
+    await worker.attach(held=wire.tokens_to_wire(tokens))
+    assert await worker.report(*tokens, ending=FAILED) == ["DUPLICATE"] * many
+    await worker.beat()
+    assert counts(await farm.job("j")) == {"FAILED": many}
+
+
+async def test_a_worker_that_reads_no_verdicts_is_not_read_from(farm: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for it is bounded, its session stands, and once it reads all is taken."""
+    monkeypatch.setattr(sessions, "VERDICTS_WAITING_MAX", 10)
+    reads = asyncio.Event()
+    verdicts = Session.verdicts
+
+    async def once_it_reads(session: Session) -> report_queue_pb2.PushReportsResponse:
+        await reads.wait()
+        return await verdicts(session)
+
+    monkeypatch.setattr(Session, "verdicts", once_it_reads)
+    await farm.create("j", 80)
+    worker = farm.worker(window=80)
+    session = farm.orchestrator.sessions.get((await worker.attach()).session_id)
+    assert session is not None
+
+    async def waiting(count: int) -> bool:
+        return sum(len(each.report_nos) for each in session._verdicts) == count
+
+    tokens = await worker.tasks(80)
+    for taken in (20, 40):  # the second frame is waited for already when the verdicts of the first come
+        await worker.send(*tokens[taken - 20 : taken], ending=FAILED)
+        await poll(lambda taken=taken: waiting(taken))  # type: ignore[misc]
+    for begin in (40, 60):
+        await worker.send(*tokens[begin : begin + 20], ending=FAILED)
+    await worker.beat()
+    assert counts(await farm.job("j")) == {"FAILED": 40, "ACTIVE": 40}
+    reads.set()
+    await poll(lambda: failed(farm, 80))
+
+
+async def failed(farm: Running, count: int) -> bool:
+    return counts(await farm.job("j")).get("FAILED") == count
 
 
 # ---- violations ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import asyncio
 import copy
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 from antfarm import wire
 from antfarm.errors import AntFarmError, Unavailable
@@ -21,7 +20,10 @@ from services.orchestrator.core import effects
 from services.orchestrator.core.state import State
 
 FRAMES_WAITING_MAX = 2_000
-"""Frames or verdicts that may wait for a worker that does not read; more end its session, and its next hello repairs everything."""
+"""Frames that may wait for a worker that does not read; more end its session, and its next hello repairs everything."""
+VERDICTS_WAITING_MAX = 10_000
+"""Reports whose verdicts may wait before no further report of the worker is read. Its session goes on: a frame may hold more reports than that, all
+judged in one turn, and a worker whose session ended would send them all again, for ever."""
 
 
 class Session:
@@ -39,6 +41,10 @@ class Session:
         self._early: list[work_queue_pb2.PullTasksResponse] | None = []
         """Frames that came before the welcome; None once it is out."""
         self._verdicts: list[effects.SendVerdicts] = []
+        self._verdict_count = 0
+        """Reports that they are on."""
+        self._room = asyncio.Event()
+        self._room.set()
         self._frames_ready = asyncio.Event()
         self._verdicts_ready = asyncio.Event()
 
@@ -56,12 +62,8 @@ class Session:
         waiting.append(frame)
         if self._early is None:
             self._frames_ready.set()
-        self._bound(waiting)
-
-    def _bound(self, waiting: list[Any]) -> None:
         if len(waiting) > FRAMES_WAITING_MAX:
             waiting.clear()
-            self._frames.clear()
             self._verdicts.clear()
             self.end(Unavailable("it does not read what it is sent: attach again"))
 
@@ -70,8 +72,14 @@ class Session:
         if self.error is not None:
             return
         self._verdicts.append(verdicts)
+        self._verdict_count += len(verdicts.report_nos)
+        if self._verdict_count > VERDICTS_WAITING_MAX:
+            self._room.clear()
         self._verdicts_ready.set()
-        self._bound(self._verdicts)
+
+    async def room(self) -> None:
+        """Wait while so many verdicts wait that no more reports may be read."""
+        await self._room.wait()
 
     def end(self, error: AntFarmError) -> None:
         """End both streams with an error, after what is queued."""
@@ -99,6 +107,8 @@ class Session:
             self._verdicts_ready.clear()
             await self._verdicts_ready.wait()
         waiting, self._verdicts = self._verdicts, []
+        self._verdict_count = 0
+        self._room.set()
         response = report_queue_pb2.PushReportsResponse()
         by_code: dict[int, report_queue_pb2.Verdict] = {}
         for verdicts in waiting:

@@ -166,24 +166,25 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
             )
         session.reporting = True
         try:
-            await _both_ways(self._read_reports(session.id, context), self._write_verdicts(session, context))
+            await _both_ways(self._read_reports(session, context), self._write_verdicts(session, context))
         finally:
             session.reporting = False
 
-    async def _read_reports(self, session: SessionId, context: Context) -> None:
+    async def _read_reports(self, session: Session, context: Context) -> None:
         while (frame := await _read(context)) is not None:
             reports = frame.reports
             for running in reports.running:  # first: an attempt that ends in this frame may have a last word in it
-                self._running(session, running)
+                self._running(session.id, running)
             for group in reports.outcomes:
                 self._driver.post(
                     events.Outcomes(
-                        session=session,
+                        session=session.id,
                         job_id=group.job_id,
                         epoch=group.epoch,
                         outcomes=[_outcome(message) for message in group.outcomes],
                     )
                 )
+            await session.room()
 
     def _running(self, session: SessionId, message: report_queue_pb2.Running) -> None:
         event = events.Running(
