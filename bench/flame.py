@@ -15,6 +15,7 @@ CHARACTER_PX = 6.1
 """About the width of one in a box."""
 SHARE_MIN = 0.002
 """Of all samples; a box that is narrower is left out, with all above it."""
+DESCRIPTION = "Each box is a function, as wide as its share of the samples, above the one that called it"
 KINDS = (
     ("core", "#fb923c", ("services/orchestrator/core/",)),
     ("AntFarm beside it", "#fcd34d", ("services/", "antfarm/", "bench/")),
@@ -60,6 +61,7 @@ def chart(root: Box, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         'font-family="sans-serif" font-size="11" fill="#222">',
         f"<title>{escape(title)}</title>",
+        f"<desc>{DESCRIPTION}</desc>",
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{MARGIN}" y="24" font-size="15" font-weight="bold">{escape(title)}</text>',
         *_legend(),

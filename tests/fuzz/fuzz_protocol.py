@@ -207,15 +207,16 @@ class Farm:
                 raise Broken(f"a refused message changed the state: {error!r}") from None
             return False
         finally:
-            self._drain_sessions()
+            await self._drain_sessions()
         return True
 
-    def _drain_sessions(self) -> None:
+    async def _drain_sessions(self) -> None:
         for session in list(self.open):
             for frame in session._frames:
                 frame.SerializeToString()
             session._frames.clear()
-            session._verdicts.clear()
+            if session._verdicts:
+                (await session.verdicts()).SerializeToString()
             if session.error is not None or len(self.open) > SESSIONS_MAX:
                 self.open.remove(session)
                 self.driver.post(events.Detach(session=session.id))
@@ -313,7 +314,7 @@ class Farm:
             if not frame.hello.session_id or self.sessions.get(frame.hello.session_id) is None:
                 await self.reports.PushReports(None, Peer(frame))
             return
-        await self.reports._read_reports(self._open_session().id, Peer(frame))
+        await self.reports._read_reports(self._open_session(), Peer(frame))
 
     # ---- clients ----------------------------------------------------------------------------------------------------
 
