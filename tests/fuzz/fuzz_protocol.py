@@ -97,6 +97,10 @@ class Driver:
         """Everything is durable."""
         return self.world.state.seq
 
+    async def settled(self, seq: int) -> bool:
+        """There is room, and all of it is used at once."""
+        return seq <= self.durable_seq
+
     def monotonic_ns(self) -> int:
         """The world's clock."""
         return self.world.now
