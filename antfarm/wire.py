@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Protocol, TypeVar
+from itertools import repeat
+from typing import NamedTuple, Protocol, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -316,8 +317,43 @@ def ended_to_wire(ended: Ended, worker_id: str, make: Callable[..., common_pb2.T
     return message
 
 
-def result_from_wire(message: common_pb2.TaskResult) -> model.TaskResult:
+class Succeeded(NamedTuple):
+    """A TaskResult that came in columns, under the same names as far as a success has them."""
+
+    index: int  # type: ignore[assignment]  # hides a method of tuples that nobody needs
+    state: int
+    attempt: int
+    result: bytes
+    worker_id: str
+    run_us: int
+
+
+Arrived = common_pb2.TaskResult | Succeeded
+"""An outcome as it came."""
+
+
+def results_in(message: job_pb2.StreamResultsResponse) -> list[Arrived]:
+    """The outcomes of a message, those in columns first."""
+    found: list[Arrived] = []
+    for group in message.succeeded:
+        state, worker_id = repeat(model.TaskState.SUCCEEDED.value), repeat(group.worker_id)
+        rows = zip(group.indices, state, group.attempts, group.results, worker_id, group.run_us, strict=False)
+        found.extend(map(Succeeded._make, rows))
+    found.extend(message.results)
+    return found
+
+
+def result_from_wire(message: Arrived) -> model.TaskResult:
     """Wire to model."""
+    if isinstance(message, Succeeded):
+        return model.TaskResult(
+            index=message.index,
+            state=model.TaskState.SUCCEEDED,
+            attempt=message.attempt,
+            result=message.result,
+            worker_id=message.worker_id,
+            run_us=message.run_us,
+        )
     return model.TaskResult(
         index=message.index,
         state=task_state_from_wire(message.state),

@@ -22,7 +22,7 @@ from antfarm.model import JobState, JobStatus, TaskState
 from antfarm.program import EXIT_OK
 from antfarm.text import escape, one_line, show
 from antfarm.v1 import task_pb2
-from antfarm.v1.common_pb2 import TaskResult
+from antfarm.wire import Arrived
 
 _FAILED: Sequence[TaskState] = (TaskState.FAILED, TaskState.DEAD_LETTER, TaskState.EXPIRED, TaskState.CANCELLED)
 
@@ -268,7 +268,7 @@ async def show_results(options: argparse.Namespace) -> int:
 async def _result_rows(farm: AsyncFarm, job_id: str, *, wait: bool) -> AsyncIterator[dict[str, Any]]:
     """What is recorded, in input order; without `wait` also past tasks that have not ended."""
     order = Order()
-    held: list[TaskResult] = []
+    held: list[Arrived] = []
     async for batch in farm.connection.results(job_id, follow=wait):
         if wait:
             for message in order.take(batch):

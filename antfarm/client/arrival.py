@@ -9,7 +9,7 @@ from typing import Any
 
 from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.errors import InvalidArgument
-from antfarm.v1.common_pb2 import TaskResult
+from antfarm.wire import Arrived
 
 _BATCHES_MAX = 16
 
@@ -85,10 +85,10 @@ async def _carry(feed: Awaitable[None], queue: asyncio.Queue[Any]) -> None:
 
 
 async def _feed_futures(futures: Sequence[AsyncFuture[Any]], queue: asyncio.Queue[Any]) -> None:
-    arrived: list[tuple[AsyncFuture[Any], asyncio.Future[TaskResult]]] = []
+    arrived: list[tuple[AsyncFuture[Any], asyncio.Future[Arrived]]] = []
     news = asyncio.Event()
 
-    def note(future: AsyncFuture[Any], waiter: asyncio.Future[TaskResult]) -> None:
+    def note(future: AsyncFuture[Any], waiter: asyncio.Future[Arrived]) -> None:
         arrived.append((future, waiter))
         news.set()
 

@@ -26,7 +26,7 @@ from antfarm.errors import AntFarmError, InvalidArgument, TaskError, TaskNotFoun
 from antfarm.model import Explanation, JobStatus, TaskState
 from antfarm.pipeline import Outcome
 from antfarm.task import is_whole
-from antfarm.v1.common_pb2 import TaskResult
+from antfarm.wire import Arrived
 
 R = TypeVar("R")
 
@@ -117,7 +117,7 @@ class Future(FutureHandle, Generic[R]):
     def __hash__(self) -> int:
         return hash((self.job_id, self.index))
 
-    def _arrive(self, timeout: Duration | None) -> TaskResult:
+    def _arrive(self, timeout: Duration | None) -> Arrived:
         return self.aio.message or loop_thread().run(self.aio.arrive(timeout))
 
     def done(self) -> bool:
@@ -151,7 +151,7 @@ class Future(FutureHandle, Generic[R]):
         return loop_thread().run(self.aio.cancel(cause))
 
 
-def decode(job: AsyncJob[Any], message: TaskResult) -> Any:
+def decode(job: AsyncJob[Any], message: Arrived) -> Any:
     """The value of an outcome in the caller's thread; raises the TaskError of its cause."""
     connection = job.connection
     return value_of(

@@ -38,8 +38,7 @@ from antfarm.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from antfarm.v1.common_pb2 import TaskResult
-from antfarm.wire import error_from_rpc
+from antfarm.wire import Arrived, error_from_rpc, results_in
 
 # After antfarm.net, which sets what gRPC reads when it is loaded.
 import grpc.aio  # isort: skip
@@ -112,7 +111,7 @@ class Seen:
     def __init__(self) -> None:
         self._marks = bytearray()
 
-    def fresh(self, results: Sequence[TaskResult]) -> list[TaskResult]:
+    def fresh(self, results: Sequence[Arrived]) -> list[Arrived]:
         """Those that have not come before.
 
         Others come again after a broken call: of what was recorded together, which may be too large for one message, the cursor
@@ -258,7 +257,7 @@ class Connection:
         indices: Sequence[int] = (),
         made: asyncio.Event | None = None,
         task_count: int | None = None,
-    ) -> AsyncIterator[Sequence[TaskResult]]:
+    ) -> AsyncIterator[Sequence[Arrived]]:
         """Recorded outcomes in the order of their recording, in batches as they arrive, each outcome once.
 
         With `follow` until the job has ended and all its outcomes have come (or those of all `indices`), over any number of broken
@@ -272,7 +271,7 @@ class Connection:
         while True:
             waits = made is not None and not made.is_set()
             request = job_pb2.StreamResultsRequest(
-                job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits
+                job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits, columns=True
             )
             self.demand_open()
             call = self.jobs.StreamResults(request)
@@ -282,7 +281,7 @@ class Connection:
                     async for message in call:
                         patience.relieved()
                         cursor = message.cursor
-                        if results := seen.fresh(message.results):
+                        if results := seen.fresh(results_in(message)):
                             search.relieved()
                             yield results
             except grpc.aio.AioRpcError as error:

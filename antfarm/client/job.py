@@ -23,7 +23,7 @@ from antfarm.pipeline import Outcome, outcome_of
 from antfarm.task import is_whole
 from antfarm.text import is_text
 from antfarm.v1 import job_pb2, task_pb2
-from antfarm.v1.common_pb2 import TaskResult
+from antfarm.wire import Arrived
 
 R = TypeVar("R")
 
@@ -31,7 +31,7 @@ _SUCCEEDED = TaskState.SUCCEEDED.value
 
 
 def value_of(
-    message: TaskResult,
+    message: Arrived,
     job_id: str,
     data: bytes,
     *,
@@ -49,7 +49,7 @@ class AsyncFuture(FutureHandle, Generic[R]):
 
     __slots__ = ("_index", "_job", "_message")
 
-    def __init__(self, job: AsyncJob[R], index: int, message: TaskResult | None = None) -> None:
+    def __init__(self, job: AsyncJob[R], index: int, message: Arrived | None = None) -> None:
         self._job = job
         self._index = index
         self._message = message
@@ -81,7 +81,7 @@ class AsyncFuture(FutureHandle, Generic[R]):
         return None if message is None else wire.task_state_from_wire(message.state)
 
     @property
-    def message(self) -> TaskResult | None:
+    def message(self) -> Arrived | None:
         """The recorded outcome as it came, if it came."""
         if self._message is None:
             self._message = self._job.known(self._index)
@@ -101,7 +101,7 @@ class AsyncFuture(FutureHandle, Generic[R]):
         """
         return self.message is not None or self._job.unmade
 
-    async def arrive(self, timeout: Duration | None = None) -> TaskResult:
+    async def arrive(self, timeout: Duration | None = None) -> Arrived:
         """Wait for the recorded outcome. TimeoutError when it takes longer; the task goes on."""
         if self.message is None:
             limit_s = None if timeout is None else seconds(timeout)
@@ -159,7 +159,7 @@ def _text(cause: object) -> str:
     return cause
 
 
-def outcome_of_failure(message: TaskResult, job_id: str) -> TaskError | None:
+def outcome_of_failure(message: Arrived, job_id: str) -> TaskError | None:
     """The error of an outcome without success, else None."""
     if message.state == _SUCCEEDED:
         return None
@@ -203,8 +203,8 @@ class AsyncJob(JobHandle, Generic[R]):
         self.keys = keys
         self.task_count = task_count
         self._making = making
-        self._messages: dict[int, TaskResult] = {}
-        self._waiters: dict[int, list[asyncio.Future[TaskResult]]] = {}
+        self._messages: dict[int, Arrived] = {}
+        self._waiters: dict[int, list[asyncio.Future[Arrived]]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -276,13 +276,13 @@ class AsyncJob(JobHandle, Generic[R]):
         """All its tasks in the order of their input."""
         return [AsyncFuture(self, index) for index in range(await self.count())]
 
-    def known(self, index: int) -> TaskResult | None:
+    def known(self, index: int) -> Arrived | None:
         """The outcome of a task if it has arrived."""
         return self._messages.get(index)
 
-    def waiter(self, index: int) -> asyncio.Future[TaskResult]:
+    def waiter(self, index: int) -> asyncio.Future[Arrived]:
         """A future for the outcome of a task. Starts the stream of outcomes if it does not run. Call it on the loop."""
-        waiter: asyncio.Future[TaskResult] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Arrived] = asyncio.get_running_loop().create_future()
         message = self._messages.get(index)
         if message is not None:
             waiter.set_result(message)
@@ -291,7 +291,7 @@ class AsyncJob(JobHandle, Generic[R]):
         self._listen()
         return waiter
 
-    def drop(self, index: int, waiter: asyncio.Future[TaskResult]) -> None:
+    def drop(self, index: int, waiter: asyncio.Future[Arrived]) -> None:
         """Forget a waiter that nobody waits for any more."""
         waiters = self._waiters.get(index, [])
         if waiter in waiters:
@@ -343,13 +343,13 @@ class AsyncJob(JobHandle, Generic[R]):
                 waiter.set_exception(error)
                 waiter.exception()  # whoever waits has it; nobody has to
 
-    async def decode(self, message: TaskResult) -> R:
+    async def decode(self, message: Arrived) -> R:
         """The value of an outcome, read from Storage where it lies there; raises the TaskError of its cause."""
         data = await self.connection.load(message.result) if message.result else b""
         value: R = value_of(message, self.job_id, data, allow_pickle=self.connection.allow_pickle)
         return value
 
-    async def decode_outcome(self, message: TaskResult) -> Outcome:
+    async def decode_outcome(self, message: Arrived) -> Outcome:
         """The outcome with its value."""
         result = wire.result_from_wire(message)
         if result.state is not TaskState.SUCCEEDED:
@@ -359,7 +359,7 @@ class AsyncJob(JobHandle, Generic[R]):
 
     # ---- all of it --------------------------------------------------------------------------------------------------
 
-    async def batches(self) -> AsyncIterator[Sequence[TaskResult]]:
+    async def batches(self) -> AsyncIterator[Sequence[Arrived]]:
         """Outcomes as they are recorded, as they come, until the job has ended."""
         await self.ready()
         async for batch in self.connection.results(self.job_id, task_count=self.task_count):
@@ -468,11 +468,11 @@ class Order:
 
     def __init__(self) -> None:
         self._next = 0
-        self._early: dict[int, TaskResult] = {}
+        self._early: dict[int, Arrived] = {}
 
-    def take(self, batch: Sequence[TaskResult]) -> list[TaskResult]:
+    def take(self, batch: Sequence[Arrived]) -> list[Arrived]:
         """Those whose turn has come, now that `batch` has arrived."""
-        ready: list[TaskResult] = []
+        ready: list[Arrived] = []
         following, early = self._next, self._early
         for message in batch:
             index = message.index

@@ -47,6 +47,8 @@ ATTACH_TIMEOUT_S = 10.0
 ID_IN_USE_PATIENCE_S = 5.0
 """How long WORKER_ID_IN_USE is dialled against: an earlier process of this worker may just have died unnoticed."""
 GOODBYE_TIMEOUT_S = 2.0
+COLUMNS_MINOR = 1
+"""Minor version of the protocol from which on an orchestrator knows outcomes in columns."""
 LOOK_NS = SECOND_NS // 10
 """How often it is looked whether somebody listens where nobody did."""
 _INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
@@ -340,7 +342,7 @@ class Link:
         log.info("attached to %s: epoch %d, %d attempts held", self.address, welcome.epoch, len(session.held))
         self._handler.on_welcome(welcome)
         self._give_up(welcome.revoked)
-        self._reports.connected()
+        self._reports.connected(columns=welcome.protocol_minor >= COLUMNS_MINOR)
         self._first_attached.set()
         self._wake.set()
 

@@ -835,6 +835,7 @@ class StreamResultsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     INDICES_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     cursor: _builtins.int
@@ -845,6 +846,8 @@ class StreamResultsRequest(_message.Message):
     """True: the job may still be on its way here; it is waited for, 30 s at most, before JOB_NOT_FOUND is said. A client that submits and waits
     at once saves the time between two calls.
     """
+    columns: _builtins.bool
+    """True: successes that wrote no blobs may come as columns. False: each outcome is a TaskResult."""
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Only these tasks, at most 100,000. Empty: all. With `follow` the call ends when all of them are sent."""
@@ -857,10 +860,11 @@ class StreamResultsRequest(_message.Message):
         follow: _builtins.bool = ...,
         indices: _abc.Iterable[_builtins.int] | None = ...,
         expected: _builtins.bool = ...,
+        columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "expected", b"expected", "follow", b"follow", "indices", b"indices", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "cursor", b"cursor", "expected", b"expected", "follow", b"follow", "indices", b"indices", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -874,22 +878,76 @@ class StreamResultsResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """Where to resume."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TaskResult]:
         """Outcomes in the order in which they were recorded."""
 
+    @_builtins.property
+    def succeeded(self) -> _containers.RepeatedCompositeFieldContainer[Global___SucceededTasks]:
+        """Only where `columns` were asked for: the message's other outcomes, in the order in which they were recorded."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[_common_pb2.TaskResult] | None = ...,
         cursor: _builtins.int = ...,
+        succeeded: _abc.Iterable[Global___SucceededTasks] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamResultsResponse: _TypeAlias = StreamResultsResponse  # noqa: Y015
+
+@_typing.final
+class SucceededTasks(_message.Message):
+    """Tasks that succeeded and wrote no blobs, in columns: the n-th entry of each list is of the n-th task, and all lists are of the same length. The
+    same as a TaskResult each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    RUN_US_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """As TaskResult.worker_id, of all of them."""
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As TaskResult.index."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As TaskResult.attempt."""
+
+    @_builtins.property
+    def run_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As TaskResult.run_duration, in microseconds."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As TaskResult.result."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        run_us: _abc.Iterable[_builtins.int] | None = ...,
+        results: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "indices", b"indices", "results", b"results", "run_us", b"run_us", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SucceededTasks: _TypeAlias = SucceededTasks  # noqa: Y015

@@ -26,17 +26,17 @@ from antfarm.v1 import common_pb2 as antfarm_dot_v1_dot_common__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61ntfarm/v1/report_queue.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"o\n\x12PushReportsRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antfarm.v1.ReportHelloH\x00\x12&\n\x07reports\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.ReportsH\x00\x42\x07\n\x05\x66rame\"!\n\x0bReportHello\x12\x12\n\nsession_id\x18\x01 \x01(\t\"[\n\x07Reports\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.antfarm.v1.OutcomeGroup\x12$\n\x07running\x18\x02 \x03(\x0b\x32\x13.antfarm.v1.Running\"T\n\x0cOutcomeGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x08outcomes\x18\x03 \x03(\x0b\x32\x13.antfarm.v1.Outcome\"\xf9\x01\n\x07Outcome\x12\x11\n\treport_no\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\"\n\x06\x65nding\x18\x04 \x01(\x0e\x32\x12.antfarm.v1.Ending\x12\x0e\n\x06result\x18\x05 \x01(\x0c\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.antfarm.v1.BlobRef\x12$\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x13.antfarm.v1.Failure\x12\x0e\n\x06run_us\x18\x08 \x01(\x04\x12\x15\n\rnever_started\x18\t \x01(\x08\x12\x14\n\x0c\x61pp_failures\x18\n \x01(\r\"\xc0\x01\n\x07Running\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12.\n\x0brunning_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x08progress\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x07 \x01(\t\x12\x0b\n\x03log\x18\x08 \x01(\tB\x0b\n\t_progress\"<\n\x13PushReportsResponse\x12%\n\x08verdicts\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.Verdict\"\x84\x01\n\x07Verdict\x12%\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x17.antfarm.v1.VerdictCode\x12\x12\n\nreport_nos\x18\x02 \x03(\x04\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\x88\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NDING_SUCCEEDED\x10\x01\x12\x11\n\rENDING_FAILED\x10\x02\x12\x14\n\x10\x45NDING_TIMED_OUT\x10\x03\x12\x13\n\x0f\x45NDING_RELEASED\x10\x04\x12\x12\n\x0e\x45NDING_REVOKED\x10\x05*\xeb\x01\n\x0bVerdictCode\x12\x1c\n\x18VERDICT_CODE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_CODE_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_CODE_DUPLICATE\x10\x02\x12\x1b\n\x17VERDICT_CODE_SUPERSEDED\x10\x03\x12\x17\n\x13VERDICT_CODE_FENCED\x10\x04\x12\x1d\n\x19VERDICT_CODE_UNKNOWN_TASK\x10\x05\x12\x1a\n\x16VERDICT_CODE_NOT_OWNER\x10\x06\x12\x16\n\x12VERDICT_CODE_RETRY\x10\x07\x32h\n\x12ReportQueueService\x12R\n\x0bPushReports\x12\x1e.antfarm.v1.PushReportsRequest\x1a\x1f.antfarm.v1.PushReportsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61ntfarm/v1/report_queue.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\x1a\x1egoogle/protobuf/duration.proto\"o\n\x12PushReportsRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.antfarm.v1.ReportHelloH\x00\x12&\n\x07reports\x18\x02 \x01(\x0b\x32\x13.antfarm.v1.ReportsH\x00\x42\x07\n\x05\x66rame\"!\n\x0bReportHello\x12\x12\n\nsession_id\x18\x01 \x01(\t\"[\n\x07Reports\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.antfarm.v1.OutcomeGroup\x12$\n\x07running\x18\x02 \x03(\x0b\x32\x13.antfarm.v1.Running\"~\n\x0cOutcomeGroup\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x08outcomes\x18\x03 \x03(\x0b\x32\x13.antfarm.v1.Outcome\x12(\n\tsuccesses\x18\x04 \x01(\x0b\x32\x15.antfarm.v1.Successes\"c\n\tSuccesses\x12\x12\n\nreport_nos\x18\x01 \x03(\x04\x12\x0f\n\x07indices\x18\x02 \x03(\x04\x12\x10\n\x08\x61ttempts\x18\x03 \x03(\r\x12\x0e\n\x06run_us\x18\x04 \x03(\x04\x12\x0f\n\x07results\x18\x05 \x03(\x0c\"\xf9\x01\n\x07Outcome\x12\x11\n\treport_no\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\"\n\x06\x65nding\x18\x04 \x01(\x0e\x32\x12.antfarm.v1.Ending\x12\x0e\n\x06result\x18\x05 \x01(\x0c\x12$\n\x07outputs\x18\x06 \x03(\x0b\x32\x13.antfarm.v1.BlobRef\x12$\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x13.antfarm.v1.Failure\x12\x0e\n\x06run_us\x18\x08 \x01(\x04\x12\x15\n\rnever_started\x18\t \x01(\x08\x12\x14\n\x0c\x61pp_failures\x18\n \x01(\r\"\xc0\x01\n\x07Running\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12.\n\x0brunning_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x08progress\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\rprogress_text\x18\x07 \x01(\t\x12\x0b\n\x03log\x18\x08 \x01(\tB\x0b\n\t_progress\"<\n\x13PushReportsResponse\x12%\n\x08verdicts\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.Verdict\"\x84\x01\n\x07Verdict\x12%\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x17.antfarm.v1.VerdictCode\x12\x12\n\nreport_nos\x18\x02 \x03(\x04\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\x88\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NDING_SUCCEEDED\x10\x01\x12\x11\n\rENDING_FAILED\x10\x02\x12\x14\n\x10\x45NDING_TIMED_OUT\x10\x03\x12\x13\n\x0f\x45NDING_RELEASED\x10\x04\x12\x12\n\x0e\x45NDING_REVOKED\x10\x05*\xeb\x01\n\x0bVerdictCode\x12\x1c\n\x18VERDICT_CODE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERDICT_CODE_ACCEPTED\x10\x01\x12\x1a\n\x16VERDICT_CODE_DUPLICATE\x10\x02\x12\x1b\n\x17VERDICT_CODE_SUPERSEDED\x10\x03\x12\x17\n\x13VERDICT_CODE_FENCED\x10\x04\x12\x1d\n\x19VERDICT_CODE_UNKNOWN_TASK\x10\x05\x12\x1a\n\x16VERDICT_CODE_NOT_OWNER\x10\x06\x12\x16\n\x12VERDICT_CODE_RETRY\x10\x07\x32h\n\x12ReportQueueService\x12R\n\x0bPushReports\x12\x1e.antfarm.v1.PushReportsRequest\x1a\x1f.antfarm.v1.PushReportsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'antfarm.v1.report_queue_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENDING']._serialized_start=1074
-  _globals['_ENDING']._serialized_end=1210
-  _globals['_VERDICTCODE']._serialized_start=1213
-  _globals['_VERDICTCODE']._serialized_end=1448
+  _globals['_ENDING']._serialized_start=1217
+  _globals['_ENDING']._serialized_end=1353
+  _globals['_VERDICTCODE']._serialized_start=1356
+  _globals['_VERDICTCODE']._serialized_end=1591
   _globals['_PUSHREPORTSREQUEST']._serialized_start=102
   _globals['_PUSHREPORTSREQUEST']._serialized_end=213
   _globals['_REPORTHELLO']._serialized_start=215
@@ -44,15 +44,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTS']._serialized_start=250
   _globals['_REPORTS']._serialized_end=341
   _globals['_OUTCOMEGROUP']._serialized_start=343
-  _globals['_OUTCOMEGROUP']._serialized_end=427
-  _globals['_OUTCOME']._serialized_start=430
-  _globals['_OUTCOME']._serialized_end=679
-  _globals['_RUNNING']._serialized_start=682
-  _globals['_RUNNING']._serialized_end=874
-  _globals['_PUSHREPORTSRESPONSE']._serialized_start=876
-  _globals['_PUSHREPORTSRESPONSE']._serialized_end=936
-  _globals['_VERDICT']._serialized_start=939
-  _globals['_VERDICT']._serialized_end=1071
-  _globals['_REPORTQUEUESERVICE']._serialized_start=1450
-  _globals['_REPORTQUEUESERVICE']._serialized_end=1554
+  _globals['_OUTCOMEGROUP']._serialized_end=469
+  _globals['_SUCCESSES']._serialized_start=471
+  _globals['_SUCCESSES']._serialized_end=570
+  _globals['_OUTCOME']._serialized_start=573
+  _globals['_OUTCOME']._serialized_end=822
+  _globals['_RUNNING']._serialized_start=825
+  _globals['_RUNNING']._serialized_end=1017
+  _globals['_PUSHREPORTSRESPONSE']._serialized_start=1019
+  _globals['_PUSHREPORTSRESPONSE']._serialized_end=1079
+  _globals['_VERDICT']._serialized_start=1082
+  _globals['_VERDICT']._serialized_end=1214
+  _globals['_REPORTQUEUESERVICE']._serialized_start=1593
+  _globals['_REPORTQUEUESERVICE']._serialized_end=1697
 # @@protoc_insertion_point(module_scope)

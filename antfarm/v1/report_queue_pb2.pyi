@@ -194,13 +194,18 @@ class OutcomeGroup(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    SUCCESSES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     epoch: _builtins.int
     """The epoch of the tokens."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
-        """The outcomes."""
+        """The outcomes, in any order."""
+
+    @_builtins.property
+    def successes(self) -> Global___Successes:
+        """More of them, as columns: successes that wrote no blobs, which nearly all are."""
 
     def __init__(
         self,
@@ -208,14 +213,65 @@ class OutcomeGroup(_message.Message):
         job_id: _builtins.str = ...,
         epoch: _builtins.int = ...,
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        successes: Global___Successes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["successes", b"successes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_id", b"job_id", "outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_id", b"job_id", "outcomes", b"outcomes", "successes", b"successes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutcomeGroup: _TypeAlias = OutcomeGroup  # noqa: Y015
+
+@_typing.final
+class Successes(_message.Message):
+    """Attempts that succeeded and wrote no blobs, in columns: the n-th entry of each list is of the n-th attempt, and all lists are of the same length
+    (INVALID_ARGUMENT otherwise). The same as an Outcome each; a message for each of many small ones would cost more than all else that is done about it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_NOS_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    RUN_US_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report_nos(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Outcome.report_no."""
+
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Outcome.index."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Outcome.attempt."""
+
+    @_builtins.property
+    def run_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Outcome.run_us."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As Outcome.result."""
+
+    def __init__(
+        self,
+        *,
+        report_nos: _abc.Iterable[_builtins.int] | None = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        run_us: _abc.Iterable[_builtins.int] | None = ...,
+        results: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "indices", b"indices", "report_nos", b"report_nos", "results", b"results", "run_us", b"run_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Successes: _TypeAlias = Successes  # noqa: Y015
 
 @_typing.final
 class Outcome(_message.Message):

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import columns
 import grpc
 from google.protobuf import duration_pb2
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, SessionNotFound
 from antfarm.interceptor import ErrorInterceptor
+from antfarm.model import PROTOCOL_MINOR
 from antfarm.v1 import (
     common_pb2,
     job_pb2,
@@ -68,6 +70,7 @@ class FakeOrchestrator(
         self.heartbeat_s, self.lease_s = heartbeat_s, lease_s
         self.storage_address = ""
         self.orchestrator_id = "fake"
+        self.protocol_minor = PROTOCOL_MINOR
         self.connections: list[Connection] = []
         self.waiting: deque[tuple[work_queue_pb2.TaskGroup, work_queue_pb2.Assignment]] = deque()
         self.outcomes: dict[Token, list[report_queue_pb2.Outcome]] = {}
@@ -214,6 +217,7 @@ class FakeOrchestrator(
                 revoked=wire.tokens_to_wire(self.revoke_at_welcome),
                 storage_address=self.storage_address,
                 orchestrator_id=self.orchestrator_id,
+                protocol_minor=self.protocol_minor,
             )
         )
         reader = asyncio.create_task(self._read(requests, connection))
@@ -256,7 +260,7 @@ class FakeOrchestrator(
             self.words.extend(request.reports.running)
             by_code: dict[Any, report_queue_pb2.Verdict] = {}
             for group in request.reports.outcomes:
-                for outcome in group.outcomes:
+                for outcome in columns.outcomes_in(group):
                     token = (group.job_id, outcome.index, group.epoch, outcome.attempt)
                     self.outcomes.setdefault(token, []).append(outcome)
                     connection.outstanding.discard(token)

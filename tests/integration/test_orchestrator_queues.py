@@ -26,6 +26,7 @@ from scripted import (
 
 from antfarm import net, wire
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
+from antfarm.model import PAYLOAD_BYTES_MAX
 from antfarm.v1 import (
     common_pb2,
     job_pb2,
@@ -191,6 +192,59 @@ async def test_garbage_after_a_good_hello_ends_that_session_alone(farm: Running)
     with pytest.raises(grpc.aio.AioRpcError):
         await to_the_end(call, b"\xff\xff\xff\xff")
     await served(farm)
+
+
+async def test_successes_in_columns_count_as_each_in_a_message_does(farm: Running) -> None:
+    """Beside a failure of the same frame; one whose result is too large fails, and nothing else with it."""
+    await farm.create("j", 4)
+    worker = farm.worker(slots=4)
+    await worker.attach()
+    tokens = await worker.tasks(4)
+    group = report_queue_pb2.OutcomeGroup(job_id="j", epoch=tokens[0][2])
+    columns = group.successes
+    for number, token, result in zip((11, 12, 13), tokens, (b"0", b"x" * (PAYLOAD_BYTES_MAX + 1), b""), strict=False):
+        columns.report_nos.append(number)
+        columns.indices.append(token[1])
+        columns.attempts.append(token[3])
+        columns.run_us.append(7)
+        columns.results.append(result)
+    group.outcomes.add(report_no=14, index=tokens[3][1], attempt=tokens[3][3], ending=report_queue_pb2.ENDING_FAILED)
+    worker.reported.update(zip((11, 12, 13, 14), tokens, strict=True))
+    frame = report_queue_pb2.PushReportsRequest(reports=report_queue_pb2.Reports(outcomes=[group]))
+    await worker._reports.write(frame)
+    verdicts = (await asyncio.wait_for(worker._reports.read(), PATIENCE_S)).verdicts
+    assert [(v.code, sorted(v.report_nos)) for v in verdicts] == [
+        (report_queue_pb2.VERDICT_CODE_ACCEPTED, [11, 12, 13, 14])
+    ]
+    found = {result.index: result for result in await farm.results("j", follow=True)}
+    assert [found[index].state for index in range(4)] == [
+        common_pb2.TASK_STATE_SUCCEEDED,
+        common_pb2.TASK_STATE_FAILED,
+        common_pb2.TASK_STATE_SUCCEEDED,
+        common_pb2.TASK_STATE_FAILED,
+    ]
+    assert (found[0].result, found[0].attempt, found[0].run_duration.ToMicroseconds()) == (b"0", 1, 7)
+    assert found[1].failure.kind == "PayloadTooLarge"
+    (message,) = await farm.messages("j", columns=True)
+    assert [(list(one.indices), list(one.results), one.worker_id) for one in message.succeeded] == [
+        ([0, 2], [b"0", b""], "w1")
+    ]
+    assert sorted(one.index for one in message.results) == [1, 3]
+    await worker.drop()
+
+
+async def test_columns_of_different_lengths_are_refused_and_cost_nothing(farm: Running) -> None:
+    await farm.create("j", 1)
+    worker = farm.worker()
+    await worker.attach()
+    (token,) = await worker.tasks()
+    columns = report_queue_pb2.Successes(report_nos=[1], indices=[token[1]], attempts=[token[3]], results=[b"0"])
+    group = report_queue_pb2.OutcomeGroup(job_id="j", epoch=token[2], successes=columns)
+    await worker._reports.write(report_queue_pb2.PushReportsRequest(reports=report_queue_pb2.Reports(outcomes=[group])))
+    error = await refusal(worker._reports.read())
+    assert (error.reason, "[0, 1] entries" in str(error)) == ("INVALID_FIELD", True)
+    await worker.drop()
+    assert (await farm.job("j")).counts[0].state != common_pb2.TASK_STATE_SUCCEEDED
 
 
 async def test_an_ending_of_a_later_version_is_a_failure_and_what_came_with_it_counts(farm: Running) -> None:

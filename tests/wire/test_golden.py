@@ -194,6 +194,27 @@ SAMPLES: dict[str, Callable[[], Message]] = {
             ],
         )
     ),
+    "reports in columns": lambda: report_queue_pb2.PushReportsRequest(
+        reports=report_queue_pb2.Reports(
+            outcomes=[
+                report_queue_pb2.OutcomeGroup(
+                    job_id="days",
+                    epoch=9,
+                    successes=report_queue_pb2.Successes(
+                        report_nos=[1, 2], indices=[3, 300], attempts=[1, 2], run_us=[9, 0], results=[b"6", b""]
+                    ),
+                )
+            ]
+        )
+    ),
+    "results in columns": lambda: job_pb2.StreamResultsResponse(
+        succeeded=[
+            job_pb2.SucceededTasks(
+                worker_id="node7", indices=[3, 300], attempts=[1, 2], run_us=[9, 0], results=[b"6", b""]
+            )
+        ],
+        cursor=7,
+    ),
     "verdicts": lambda: report_queue_pb2.PushReportsResponse(
         verdicts=[
             report_queue_pb2.Verdict(code=report_queue_pb2.VERDICT_CODE_ACCEPTED, report_nos=[1, 2, 300]),

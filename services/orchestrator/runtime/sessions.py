@@ -14,7 +14,7 @@ from collections.abc import Callable
 from antfarm import wire
 from antfarm.errors import AntFarmError, Unavailable
 from antfarm.failpoint import failpoint
-from antfarm.model import SessionId
+from antfarm.model import PROTOCOL_MINOR, SessionId
 from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
 from services.orchestrator.core import effects
 from services.orchestrator.core.state import State
@@ -197,6 +197,7 @@ class Sessions:
                     revoked=wire.tokens_to_wire(list(effect.revoked)),
                     storage_address=self._storage_address,
                     orchestrator_id=self._orchestrator_id,
+                    protocol_minor=PROTOCOL_MINOR,
                 )
             )
         )

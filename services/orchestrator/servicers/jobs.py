@@ -7,13 +7,13 @@ import re
 import secrets
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
 from antfarm.interceptor import Context
-from antfarm.model import BATCH_BYTES_MAX, JobId, JobStatus
+from antfarm.model import JobId, JobStatus
 from antfarm.v1 import job_pb2, job_pb2_grpc
 from services.orchestrator.core import events
 from services.orchestrator.core.health import probation_text
@@ -22,13 +22,13 @@ from services.orchestrator.core.state import Job
 from services.orchestrator.runtime.driver import Answer, Driver
 from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.results import first_part
-from services.orchestrator.runtime.views import all_durable, job_status, outcomes_of, result_seqs
+from services.orchestrator.runtime.views import all_durable, job_status, result_seqs
+from services.orchestrator.servicers.outcomes import messages
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
 BATCHES_IN_FLIGHT_MAX = 8
 """Batches of one AppendTasks call that may wait for the journal: enough to keep it busy, few enough to push back."""
-RESULTS_IN_MESSAGE_MAX = 4_096
 RECORDS_AT_ONCE = 32
 INDICES_MAX = 100_000
 _PAGE_NUMBER = re.compile(r"[0-9]{1,19}")
@@ -164,7 +164,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                     else:
                         at, count = at + count, RECORDS_AT_ONCE
                     del found  # a reader that takes no more keeps the part only
-                    for message in _messages(part, job, wanted, cursor):
+                    for message in messages(part, job, wanted, cursor, columns=request.columns):
                         cursor = message.cursor
                         yield message
                 if not request.follow or ended or complete:
@@ -284,27 +284,3 @@ def _append_event(request: job_pb2.AppendTasksRequest) -> Callable[[int], events
         payloads=payloads,
         close=request.close,
     )
-
-
-def _messages(
-    found: Sequence[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int
-) -> Iterator[job_pb2.StreamResultsResponse]:
-    """Messages of bounded size, made one by one. A record larger than one message repeats the cursor before it until its last part."""
-    current, size = job_pb2.StreamResultsResponse(), 0
-    results = current.results
-    for seq, record in found:
-        worker_id, outcomes = outcomes_of(record, job, wanted)
-        for outcome in outcomes:
-            size += wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
-            count = len(results)
-            if count > 1 and (size > BATCH_BYTES_MAX or count > RESULTS_IN_MESSAGE_MAX):
-                del results[-1]  # it is the first of the next message
-                current.cursor = cursor
-                yield current
-                current = job_pb2.StreamResultsResponse()
-                results = current.results
-                size = wire.ended_to_wire(outcome, worker_id, results.add).ByteSize() + 8
-        cursor = seq
-    if found:
-        current.cursor = cursor
-        yield current

@@ -181,7 +181,7 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
                         session=session.id,
                         job_id=group.job_id,
                         epoch=group.epoch,
-                        outcomes=[_outcome(message) for message in group.outcomes],
+                        outcomes=[*_successes(group.successes), *map(_outcome, group.outcomes)],
                     )
                 )
             await session.room()
@@ -221,20 +221,43 @@ def _outcome(message: report_queue_pb2.Outcome) -> Outcome:
         result=message.result,
         run_us=message.run_us,
     )
-    if ending is Ending.SUCCEEDED and len(message.result) > PAYLOAD_BYTES_MAX:
-        text = (
-            f"the result is {len(message.result)} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep large values in Storage"
-        )
-        outcome.ending, outcome.result = Ending.FAILED, b""
-        outcome.failure = Failure(failure_class=FailureClass.PERMANENT, kind="PayloadTooLarge", message=text)
-    elif ending is Ending.SUCCEEDED:
+    if ending is Ending.SUCCEEDED:
         if message.outputs:
             outcome.outputs = tuple(wire.blob_from_wire(blob) for blob in message.outputs)
+        _demand_small(outcome)
     else:
         outcome.never_started, outcome.app_failures = message.never_started, message.app_failures
         if message.HasField("failure"):
             outcome.failure = wire.failure_from_wire(message.failure)
     return outcome
+
+
+def _successes(columns: report_queue_pb2.Successes) -> list[Outcome]:
+    """Those that came as columns. InvalidArgument when the columns are not of one length."""
+    numbers, results = columns.report_nos, columns.results
+    lengths = {len(numbers), len(columns.indices), len(columns.attempts), len(columns.run_us), len(results)}
+    if len(lengths) > 1:
+        raise InvalidArgument(f"Successes whose lists are of {sorted(lengths)} entries: each attempt needs one in each")
+    succeeded = Ending.SUCCEEDED
+    outcomes = [
+        Outcome(report_no=number, index=index, attempt=attempt, ending=succeeded, result=result, run_us=run_us)
+        for number, index, attempt, run_us, result in zip(
+            numbers, columns.indices, columns.attempts, columns.run_us, results, strict=True
+        )
+    ]
+    if max(map(len, results), default=0) > PAYLOAD_BYTES_MAX:
+        for outcome in outcomes:
+            _demand_small(outcome)
+    return outcomes
+
+
+def _demand_small(outcome: Outcome) -> None:
+    """Make a failure of a success whose result is too large."""
+    size = len(outcome.result)
+    if size > PAYLOAD_BYTES_MAX:
+        text = f"the result is {size} bytes, the limit is {PAYLOAD_BYTES_MAX}: keep large values in Storage"
+        outcome.ending, outcome.result, outcome.outputs = Ending.FAILED, b"", ()
+        outcome.failure = Failure(failure_class=FailureClass.PERMANENT, kind="PayloadTooLarge", message=text)
 
 
 def _of_a_later_version(message: report_queue_pb2.Outcome) -> Outcome:

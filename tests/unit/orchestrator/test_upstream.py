@@ -526,8 +526,12 @@ class Below:
         self.upstream._tell_acked()
         self.turn()
         return [
-            ((job_id, outcome.index, epoch, outcome.attempt), Ending(outcome.ending), outcome.never_started)
-            for _, (job_id, epoch, outcome, _) in unacked
+            (
+                (job_id, parts["index"], epoch, parts["attempt"]),
+                Ending(parts["ending"]),
+                parts.get("never_started", False),
+            )
+            for _, (job_id, epoch, parts, _) in unacked
         ]
 
     def bound(self) -> list[Token]:
@@ -638,7 +642,7 @@ async def test_what_is_given_back_after_failures_says_up_stream_how_many(below: 
     await loop_is_past(0.0)
     below.turn()
     outcomes = [outcome for _, (_, _, outcome, _) in below.upstream._link._session.unacked()]
-    assert [(outcome.index, Ending(outcome.ending), outcome.app_failures) for outcome in outcomes] == [
+    assert [(parts["index"], Ending(parts["ending"]), parts.get("app_failures", 0)) for parts in outcomes] == [
         (0, Ending.RELEASED, 1),
         (1, Ending.RELEASED, 0),
     ]

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from orchestrator_harness import Harness, Worker
 
 from antfarm.errors import Overloaded
-from antfarm.model import BATCH_BYTES_MAX, JobState, SessionId, TaskState, VerdictCode
+from antfarm.model import (
+    BATCH_BYTES_MAX,
+    BlobRef,
+    Failure,
+    FailureClass,
+    JobState,
+    SessionId,
+    TaskState,
+    VerdictCode,
+)
 from antfarm.v1 import work_queue_pb2
+from antfarm.wire import result_from_wire, results_in
 from services.orchestrator.core import effects, waiting
 from services.orchestrator.core.health import probation_text
 from services.orchestrator.core.records import EndedTask, JobCancelled, Record, TasksEnded
@@ -23,7 +34,8 @@ from services.orchestrator.runtime.views import (
     results_of,
     task_state,
 )
-from services.orchestrator.servicers.jobs import RESULTS_IN_MESSAGE_MAX, _messages
+from services.orchestrator.servicers import outcomes
+from services.orchestrator.servicers.outcomes import RESULTS_IN_MESSAGE_MAX
 
 
 def done(farm: Harness, count: int = 2) -> Worker:
@@ -91,18 +103,53 @@ def ended(count: int, result: bytes = b"r") -> Record:
     return TasksEnded(job=1, worker_id="w", ended=tasks)
 
 
-def test_messages_are_bounded_and_their_cursors_resume_without_a_gap(farm: Harness) -> None:
+@pytest.mark.parametrize("columns", [False, True])
+def test_messages_are_bounded_and_their_cursors_resume_without_a_gap(farm: Harness, columns: bool) -> None:
     farm.create("j", 1)
     job = farm.job("j")
     found = [(10, ended(3)), (11, ended(RESULTS_IN_MESSAGE_MAX * 2)), (15, ended(1))]
-    messages = list(_messages(found, job, None, 7))
-    assert [len(message.results) for message in messages] == [RESULTS_IN_MESSAGE_MAX] * 2 + [4]
+    messages = list(outcomes.messages(found, job, None, 7, columns=columns))
+    assert [len(results_in(message)) for message in messages] == [RESULTS_IN_MESSAGE_MAX] * 2 + [4]
     assert [message.cursor for message in messages] == [10, 10, 15]
-    big = list(_messages([(20, ended(40, b"x" * 60_000))], job, None, 15))
+    big = list(outcomes.messages([(20, ended(40, b"x" * 60_000))], job, None, 15, columns=columns))
     assert [message.cursor for message in big] == [15] * (len(big) - 1) + [20]
-    assert sum(len(message.results) for message in big) == 40
+    assert [result.index for message in big for result in results_in(message)] == list(range(40))
     assert max(message.ByteSize() for message in big) <= BATCH_BYTES_MAX + 1_000
-    assert list(_messages([], job, None, 9)) == []
+    assert min(message.ByteSize() for message in big[:-1]) > BATCH_BYTES_MAX - 61_000
+    assert list(outcomes.messages([], job, None, 9, columns=columns)) == []
+
+
+def test_columns_say_what_messages_of_their_own_say(farm: Harness) -> None:
+    """Of several workers, with what only a message of its own can say between them, and of the wanted tasks alone."""
+    farm.create("j", 1)
+    job = farm.job("j")
+    blob = BlobRef(key="k", size_bytes=1, sha256=bytes(32))
+    failure = Failure(failure_class=FailureClass.APP, kind="k", message="m")
+    of_first = [
+        EndedTask(index=7, state=TaskState.SUCCEEDED, epoch=1, attempt=2, result=b"7", run_us=1_500_000),
+        EndedTask(index=3, state=TaskState.SUCCEEDED, epoch=1, attempt=1, result=b"3", outputs=(blob,)),
+        EndedTask(index=4, state=TaskState.FAILED, epoch=1, attempt=3, failure=failure),
+        EndedTask(index=1, state=TaskState.SUCCEEDED, epoch=1, attempt=1, result=b""),
+    ]
+    of_second = [EndedTask(index=2, state=TaskState.SUCCEEDED, epoch=2, attempt=1, result=b"2", run_us=9)]
+    found: list[tuple[int, Record]] = [
+        (10, TasksEnded(job=1, worker_id="w1", ended=of_first)),
+        (11, TasksEnded(job=1, worker_id="w2", ended=of_second)),
+    ]
+    for wanted in (None, frozenset([7, 4, 2])):
+        (alone,) = outcomes.messages(found, job, wanted, 7, columns=False)
+        (packed,) = outcomes.messages(found, job, wanted, 7, columns=True)
+        both = [
+            sorted((result_from_wire(one) for one in results_in(message)), key=lambda result: result.index)
+            for message in (alone, packed)
+        ]
+        assert both[0] == both[1]
+        assert [result.index for result in both[0]] == ([1, 2, 3, 4, 7] if wanted is None else [2, 4, 7])
+        assert not alone.succeeded
+        assert [(list(group.indices), group.worker_id) for group in packed.succeeded] == [
+            ([7, 1] if wanted is None else [7], "w1"),
+            ([2], "w2"),
+        ]
 
 
 def test_the_cache_keeps_the_newest_within_its_bound() -> None:
