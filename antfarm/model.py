@@ -31,6 +31,8 @@ LOG_TAIL_BYTES_MAX = 64 * 1024
 KEY_BYTES_MAX = 512
 PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 1
+COLUMNS_MINOR = 1
+"""Minor version from which on assignments and outcomes may travel as columns."""
 PRIORITY_MAX = 10
 
 SECOND_NS = 1_000_000_000

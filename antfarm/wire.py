@@ -6,10 +6,10 @@ built in place by the adapters, because a value in between would cost more than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from enum import IntEnum
 from itertools import repeat
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -315,6 +315,49 @@ def ended_to_wire(ended: Ended, worker_id: str, make: Callable[..., common_pb2.T
         duration.seconds, us = divmod(ended.run_us, 1_000_000)
         duration.nanos = us * 1_000
     return message
+
+
+class Assigned(NamedTuple):
+    """An attempt that was assigned."""
+
+    index: int  # type: ignore[assignment]  # hides a method of tuples that nobody needs
+    attempt: int
+    payload: bytes
+    remaining_ns: int | None
+    """Until the total deadline; None: there is none."""
+    app_failures: int
+
+
+def assigned_in(group: work_queue_pb2.TaskGroup) -> list[Assigned]:
+    """The attempts of a group, those in columns first."""
+    columns = group.columns
+    rows = zip(columns.indices, columns.attempts, columns.payloads, repeat(None), repeat(0), strict=False)
+    found = list(map(Assigned._make, rows))
+    for one in group.assignments:
+        remaining_ns = duration_from_wire(one.remaining) if one.HasField("remaining") else None
+        found.append(Assigned(one.index, one.attempt, one.payload, remaining_ns, one.app_failures))
+    return found
+
+
+def assigned_pairs(group: work_queue_pb2.TaskGroup) -> list[tuple[int, int]]:
+    """(index, attempt) of each, in the same order."""
+    pairs = list(zip(group.columns.indices, group.columns.attempts, strict=False))
+    pairs.extend([(one.index, one.attempt) for one in group.assignments])
+    return pairs
+
+
+def keep_assigned(group: work_queue_pb2.TaskGroup, kept: Collection[int]) -> None:
+    """Strike all from a group but those at these positions in that order."""
+    columns = group.columns
+    count = len(columns.indices)
+    lists: tuple[Any, ...] = (columns.indices, columns.attempts, columns.payloads)
+    for column in lists:
+        values = [value for position, value in enumerate(column) if position in kept]
+        del column[:]
+        column.extend(values)
+    for position in reversed(range(len(group.assignments))):
+        if count + position not in kept:
+            del group.assignments[position]
 
 
 class Succeeded(NamedTuple):

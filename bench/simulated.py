@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import uvloop
 
+from antfarm import wire
 from antfarm.link import Link, OutcomeParts, WorkerIdentity
 from antfarm.v1 import report_queue_pb2, work_queue_pb2
 
@@ -44,8 +45,9 @@ class Answering:
         """Answer all of them."""
         self._host.frames += 1
         for group in groups:
-            self._host.tasks += len(group.assignments)
-            for one in group.assignments:
+            assigned = wire.assigned_in(group)
+            self._host.tasks += len(assigned)
+            for one in assigned:
                 # The payload is a JSON list of one value, and the result is that value.
                 self.link.report(
                     group.job_id,

@@ -37,7 +37,7 @@ from antfarm.link.owner import Handler, WorkerIdentity
 from antfarm.link.reports import OutcomeParts, Reports
 from antfarm.link.session import Session, Token
 from antfarm.link.stream import Call, now_ns, read_frame, serve_until_one_ends, wait_for
-from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS
+from antfarm.model import COLUMNS_MINOR, PROTOCOL_MAJOR, PROTOCOL_MINOR, SECOND_NS
 from antfarm.v1 import report_queue_pb2, report_queue_pb2_grpc, work_queue_pb2, work_queue_pb2_grpc
 
 log = logging.getLogger("antfarm.link")
@@ -47,8 +47,6 @@ ATTACH_TIMEOUT_S = 10.0
 ID_IN_USE_PATIENCE_S = 5.0
 """How long WORKER_ID_IN_USE is dialled against: an earlier process of this worker may just have died unnoticed."""
 GOODBYE_TIMEOUT_S = 2.0
-COLUMNS_MINOR = 1
-"""Minor version of the protocol from which on an orchestrator knows outcomes in columns."""
 LOOK_NS = SECOND_NS // 10
 """How often it is looked whether somebody listens where nobody did."""
 _INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
@@ -369,12 +367,12 @@ class Link:
 
     def _take(self, group: work_queue_pb2.TaskGroup) -> bool:
         """Strike what is not to be run from a group. False: nothing is left."""
-        kept = self._session.assigned(group.job_id, group.epoch, [(a.index, a.attempt) for a in group.assignments])
+        pairs = wire.assigned_pairs(group)
+        kept = self._session.assigned(group.job_id, group.epoch, pairs)
         if kept is None:
-            return bool(group.assignments)
-        log.debug("job %s: %d of %d assignments taken", group.job_id, len(kept), len(group.assignments))
-        for position in sorted(set(range(len(group.assignments))) - set(kept), reverse=True):
-            del group.assignments[position]
+            return bool(pairs)
+        log.debug("job %s: %d of %d assignments taken", group.job_id, len(kept), len(pairs))
+        wire.keep_assigned(group, frozenset(kept))
         return bool(kept)
 
     def _give_up(self, groups: Iterable[work_queue_pb2.HeldGroup]) -> None:

@@ -502,6 +502,7 @@ class TaskGroup(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     SINCE_EPOCH_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     epoch: _builtins.int
@@ -524,6 +525,12 @@ class TaskGroup(_message.Message):
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """The attempts."""
 
+    @_builtins.property
+    def columns(self) -> Global___AssignmentColumns:
+        """More attempts, as columns, before those in `assignments`: each without total deadline, of tasks that have used no retry. Only for a worker whose
+        Hello says minor version 1 or above.
+        """
+
     def __init__(
         self,
         *,
@@ -533,14 +540,53 @@ class TaskGroup(_message.Message):
         inputs: _abc.Iterable[_common_pb2.Dependency] | None = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         since_epoch: _builtins.int = ...,
+        columns: Global___AssignmentColumns | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["template", b"template"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "epoch", b"epoch", "inputs", b"inputs", "job_id", b"job_id", "since_epoch", b"since_epoch", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "columns", b"columns", "epoch", b"epoch", "inputs", b"inputs", "job_id", b"job_id", "since_epoch", b"since_epoch", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TaskGroup: _TypeAlias = TaskGroup  # noqa: Y015
+
+@_typing.final
+class AssignmentColumns(_message.Message):
+    """Attempts in columns: the n-th entry of each list is of the n-th attempt, and all lists are of the same length. The same as an Assignment each; a
+    message for each of many small ones would cost more than all else that is done about it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDICES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PAYLOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Assignment.index."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As Assignment.attempt."""
+
+    @_builtins.property
+    def payloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """As Assignment.payload."""
+
+    def __init__(
+        self,
+        *,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        payloads: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "indices", b"indices", "payloads", b"payloads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignmentColumns: _TypeAlias = AssignmentColumns  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):

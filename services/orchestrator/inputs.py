@@ -53,7 +53,7 @@ class Inputs:
     async def resolve(
         self,
         group: work_queue_pb2.TaskGroup,
-        assignment: work_queue_pb2.Assignment,
+        assignment: wire.Assigned,
         channel: grpc.aio.Channel | None,
     ) -> bytes:
         """The payload with the inputs in their places. Weather: try again later; other errors will not mend."""

@@ -191,24 +191,22 @@ class Upstream:
         for group in groups:
             if group.inputs:
                 self._spawn(self._assign_with_inputs(group))
-            elif group.assignments:
-                self._assign(group, group.assignments, [assignment.payload for assignment in group.assignments])
+            else:
+                self._assign(group, wire.assigned_in(group))
 
     def _assign(
         self,
         group: work_queue_pb2.TaskGroup,
-        assignments: Sequence[work_queue_pb2.Assignment],
-        payloads: list[bytes],
+        assigned: Sequence[wire.Assigned],
         age_ns: int = 0,
     ) -> None:
         """Hand tasks to the core. In a drain they came late, behind a commit above or their inputs: only what is bound here may have begun, as the core knows."""
         if not self._draining:
-            self._bind(group, assignments, payloads, age_ns)
+            self._bind(group, assigned, age_ns)
             return
-        tasks = zip(assignments, payloads, strict=True)
-        bound = [task for task in tasks if not self._turn_away(_token(group, task[0]))]
+        bound = [one for one in assigned if not self._turn_away(_token(group, one))]
         if bound:
-            self._bind(group, [assignment for assignment, _ in bound], [payload for _, payload in bound], age_ns)
+            self._bind(group, bound, age_ns)
             self._give_back()  # in the same batch, so that nothing of it is placed before
 
     def _turn_away(self, token: Token) -> bool:
@@ -221,22 +219,18 @@ class Upstream:
     def _bind(
         self,
         group: work_queue_pb2.TaskGroup,
-        assignments: Sequence[work_queue_pb2.Assignment],
-        payloads: list[bytes],
+        assigned: Sequence[wire.Assigned],
         age_ns: int,
     ) -> None:
         template = wire.template_from_wire(group.template)
         # How long they may queue was for the queue above; of the total deadline what was left when they came, `age_ns` ago, counts. Where it differs
         # within a group the longest will do, because the orchestrator above keeps the deadline of each.
-        left_ns = [wire.duration_from_wire(task.remaining) or 0 for task in assignments if task.HasField("remaining")]
+        left_ns = [one.remaining_ns for one in assigned if one.remaining_ns is not None]
         total_ns = max(max(left_ns) - age_ns, 1) if left_ns else None
         timeouts = replace(template.timeouts, queue_ns=None, total_ns=total_ns)
-        tasks = [
-            events.ParentTask(task.index, task.attempt, payload, task.app_failures)
-            for task, payload in zip(assignments, payloads, strict=True)
-        ]
+        tasks = [events.ParentTask(index, attempt, payload, used) for index, attempt, payload, _, used in assigned]
         failpoint("upstream.before_bind")
-        self._sizer.arrived(len(tasks), 1.0, sum(map(len, payloads)))
+        self._sizer.arrived(len(tasks), 1.0, sum([len(one.payload) for one in assigned]))
         self._driver.post(
             events.ParentsAssigned(
                 job_id=group.job_id,
@@ -250,12 +244,12 @@ class Upstream:
     async def _assign_with_inputs(self, group: work_queue_pb2.TaskGroup) -> None:
         """Fetch the inputs; what cannot be fetched now goes back and comes again."""
         came_ns = self._driver.clock.monotonic_ns()
-        for assignment in group.assignments:
-            token = _token(group, assignment)
+        for one in wire.assigned_in(group):
+            token = _token(group, one)
             if self._turn_away(token):
                 continue
             try:
-                payload = await self._inputs.resolve(group, assignment, self._link.channel)
+                payload = await self._inputs.resolve(group, one, self._link.channel)
             except Weather as error:
                 log.warning("inputs of %s/%d cannot be fetched now: %s", *token[:2], error)
                 self._report(token, _outcome(token, Ending.RELEASED, never_started=True))
@@ -264,7 +258,8 @@ class Upstream:
                 self._report(token, _outcome(token, Ending.FAILED, failure))
             else:
                 if self._answers_for(token):  # else it was revoked meanwhile: nobody would hear of its end
-                    self._assign(group, [assignment], [payload], self._driver.clock.monotonic_ns() - came_ns)
+                    age_ns = self._driver.clock.monotonic_ns() - came_ns
+                    self._assign(group, [one._replace(payload=payload)], age_ns)
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         """Parents to give up."""
@@ -498,8 +493,8 @@ class Upstream:
         return (self._orchestrator_id, *sorted(below - {self._orchestrator_id}))
 
 
-def _token(group: work_queue_pb2.TaskGroup, assignment: work_queue_pb2.Assignment) -> Token:
-    return (group.job_id, assignment.index, group.epoch, assignment.attempt)
+def _token(group: work_queue_pb2.TaskGroup, one: wire.Assigned) -> Token:
+    return (group.job_id, one.index, group.epoch, one.attempt)
 
 
 def _outcome(

@@ -298,6 +298,15 @@ class Farm:
                 continue
             group = reports.outcomes.add(job_id=job_id, epoch=epoch)
             outcome = self.maker.outcome(index, attempt)
+            if self.maker.chance(0.3):
+                columns = group.successes
+                columns.report_nos.append(abs(outcome.report_no) % (1 << 64))
+                columns.indices.append(index)
+                columns.attempts.append(attempt)
+                columns.results.append(outcome.result)
+                if self.maker.chance(0.9):  # else a column is short
+                    columns.run_us.append(7)
+                continue
             message = group.outcomes.add(
                 report_no=abs(outcome.report_no) % (1 << 64),
                 index=index,

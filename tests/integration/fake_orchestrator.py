@@ -175,7 +175,12 @@ class FakeOrchestrator(
             group.CopyFrom(head)
             while self.waiting and room and self.waiting[0][0] is head:
                 assignment = self.waiting.popleft()[1]
-                group.assignments.append(assignment)
+                if assignment.HasField("remaining"):
+                    group.assignments.append(assignment)
+                else:
+                    group.columns.indices.append(assignment.index)
+                    group.columns.attempts.append(assignment.attempt)
+                    group.columns.payloads.append(assignment.payload)
                 connection.outstanding.add((head.job_id, assignment.index, head.epoch, assignment.attempt))
                 room -= 1
             self.send(tasks=work_queue_pb2.Tasks(groups=[group]))

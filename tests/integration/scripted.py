@@ -206,6 +206,8 @@ class ScriptedWorker:
         self.reported: dict[int, Token] = {}
         self.given: list[Token] = []
         """Every assignment that ever came, in order."""
+        self.in_columns = 0
+        """How many of them came in columns."""
         self.revoked: list[Token] = []
         self.drain_asked = False
         self.acks: list[int] = []
@@ -280,11 +282,12 @@ class ScriptedWorker:
             case "tasks":
                 self.frames += 1
                 for group in frame.tasks.groups:
-                    for assignment in group.assignments:
-                        token = (group.job_id, assignment.index, group.epoch, assignment.attempt)
+                    for index, attempt, payload, _, _ in wire.assigned_in(group):
+                        token = (group.job_id, index, group.epoch, attempt)
                         assert token not in self.held, f"given twice: {token}"
-                        self.held[token] = assignment.payload
+                        self.held[token] = payload
                         self.given.append(token)
+                    self.in_columns += len(group.columns.indices)
             case "revoke":
                 self.revoked.extend(wire.tokens_from_wire(frame.revoke.attempts))
             case "heartbeat_ack":

@@ -14,7 +14,7 @@ import pytest
 from fake_orchestrator import FakeOrchestrator, Token, until
 from grpc.aio._call import StreamStreamCall  # the class behind the public name, which is abstract
 
-from antfarm import net
+from antfarm import net, wire
 from antfarm.errors import Cycle, IncarnationLost, ProtocolUnsupported, WorkerIdInUse
 from antfarm.link import Link, Outbox, OutcomeParts, WorkerIdentity
 from antfarm.link import client as client_module
@@ -39,7 +39,9 @@ class Recorder:
 
     def on_tasks(self, groups: list[work_queue_pb2.TaskGroup]) -> None:
         self.groups += len(groups)
-        self.tokens.extend((g.job_id, a.index, g.epoch, a.attempt) for g in groups for a in g.assignments)
+        self.tokens.extend(
+            (g.job_id, index, g.epoch, attempt) for g in groups for index, attempt in wire.assigned_pairs(g)
+        )
 
     def on_revoke(self, tokens: list[Token], cause: str) -> None:
         self.revoked.extend((token, cause) for token in tokens)

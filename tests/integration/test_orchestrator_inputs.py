@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from scripted import PATIENCE_S, poll
 
-from antfarm import net
+from antfarm import net, wire
 from antfarm.errors import Unavailable
 from antfarm.link.estimate import Estimate
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc, work_queue_pb2
@@ -88,14 +88,14 @@ async def test_a_level_below_gives_back_what_it_could_not_read_because_the_conne
     channel = net.open_channel(jobs.address, None)
     inputs = Inputs("", None)
     message = task_group()
-    resolving = asyncio.create_task(inputs.resolve(message, message.assignments[0], channel))
+    resolving = asyncio.create_task(inputs.resolve(message, wire.assigned_in(message)[0], channel))
     await jobs.was_asked(1)
     await channel.close()
     with pytest.raises(Unavailable):
         await asyncio.wait_for(resolving, PATIENCE_S)
     jobs.may_answer.set()
     channel = net.open_channel(jobs.address, None)
-    assert await inputs.resolve(message, message.assignments[0], channel) == b"[3]"
+    assert await inputs.resolve(message, wire.assigned_in(message)[0], channel) == b"[3]"
     await channel.close()
 
 
@@ -122,7 +122,7 @@ async def test_a_level_below_gives_back_what_it_could_not_read_because_the_conne
     inputs = SlowStorage()
     message = task_group()
     message.inputs.append(EACH)
-    resolving = asyncio.create_task(inputs.resolve(message, message.assignments[0], channel))
+    resolving = asyncio.create_task(inputs.resolve(message, wire.assigned_in(message)[0], channel))
     await asyncio.wait_for(inputs.asked.wait(), PATIENCE_S)
     await channel.close()
     inputs.may_answer.set()

@@ -194,6 +194,31 @@ async def test_garbage_after_a_good_hello_ends_that_session_alone(farm: Running)
     await served(farm)
 
 
+@pytest.mark.parametrize(("minor", "in_columns"), [(0, 0), (1, 2)])
+async def test_assignments_are_columns_for_who_knows_these_and_where_they_say_all(
+    farm: Running, minor: int, in_columns: int
+) -> None:
+    """What is left of a total deadline, and retries that were used, are said in messages only."""
+    failing = {"retry": common_pb2.RetryPolicy(max_attempts=2, backoff_initial=wire.duration_to_wire(1))}
+    await farm.create("plain", [b"[0]", b"[1]"])
+    worker = farm.worker(slots=8)
+    await worker.attach(protocol_minor=minor)
+    plain = await worker.tasks(2)
+    assert [worker.held[token] for token in plain] == [b"[0]", b"[1]"]
+    assert worker.in_columns == in_columns
+    await farm.create("timed", [b"[2]"], timeouts=common_pb2.Timeouts(total=wire.duration_to_wire(10**11)))
+    (timed,) = (await worker.tasks(3))[2:]
+    assert (worker.held[timed], worker.in_columns) == (b"[2]", in_columns)
+    await farm.create("failing", [b"[3]"], **failing)
+    (first,) = (await worker.tasks(4))[3:]
+    assert worker.in_columns == in_columns + in_columns // 2
+    assert await worker.report(first, ending=FAILED) == ["ACCEPTED"]
+    (second,) = (await worker.tasks(4))[3:]
+    assert (worker.held[second], second[3]) == (b"[3]", 2)
+    assert worker.in_columns == in_columns + in_columns // 2
+    await worker.drop()
+
+
 async def test_successes_in_columns_count_as_each_in_a_message_does(farm: Running) -> None:
     """Beside a failure of the same frame; one whose result is too large fails, and nothing else with it."""
     await farm.create("j", 4)

@@ -147,6 +147,17 @@ SAMPLES: dict[str, Callable[[], Message]] = {
             ]
         )
     ),
+    "tasks in columns": lambda: work_queue_pb2.PullTasksResponse(
+        tasks=work_queue_pb2.Tasks(
+            groups=[
+                work_queue_pb2.TaskGroup(
+                    job_id="days",
+                    epoch=9,
+                    columns=work_queue_pb2.AssignmentColumns(indices=[3, 300], attempts=[1, 2], payloads=[b"[1]", b""]),
+                )
+            ]
+        )
+    ),
     "revoke": lambda: work_queue_pb2.PullTasksResponse(
         revoke=work_queue_pb2.Revoke(attempts=wire.tokens_to_wire(HELD[:2]), cause="cancelled")
     ),

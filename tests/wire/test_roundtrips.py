@@ -116,6 +116,27 @@ def test_a_future_that_ended_in_a_way_of_a_newer_peer_has_failed() -> None:
     assert repr(future) == "<future j/0 failed>"
 
 
+def test_of_a_group_any_attempts_can_be_struck_in_columns_and_out_of_them() -> None:
+    group = work_queue_pb2.TaskGroup(
+        columns=work_queue_pb2.AssignmentColumns(indices=[3, 4, 5], attempts=[1, 2, 1], payloads=[b"3", b"4", b"5"])
+    )
+    group.assignments.add(index=6, attempt=1, payload=b"6", remaining=wire.duration_to_wire(9), app_failures=1)
+    group.assignments.add(index=7, attempt=4, payload=b"7")
+    assigned = [
+        (3, 1, b"3", None, 0),
+        (4, 2, b"4", None, 0),
+        (5, 1, b"5", None, 0),
+        (6, 1, b"6", 9, 1),
+        (7, 4, b"7", None, 0),
+    ]
+    for kept in (range(5), [1, 3], [0, 4], [3, 4], [0, 1, 2], []):
+        left = work_queue_pb2.TaskGroup()
+        left.CopyFrom(group)
+        wire.keep_assigned(left, kept)
+        assert wire.assigned_in(left) == [assigned[position] for position in kept]
+        assert wire.assigned_pairs(left) == [assigned[position][:2] for position in kept]
+
+
 def test_unknown_fields_of_a_newer_peer_are_ignored() -> None:
     blob = common_pb2.BlobRef(key="k", size_bytes=1, sha256=b"x")
     newer = common_pb2.BlobRef.FromString(blob.SerializeToString() + b"\xfa\x3f\x03new")  # field 1023

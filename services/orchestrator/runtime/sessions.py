@@ -33,6 +33,8 @@ class Session:
         self.id = session_id
         self.error: AntFarmError | None = None
         self.worker_id = ""
+        self.columns = False
+        """Whether it reads assignments in columns."""
         self.storage_address: str | None = None
         """Where its welcome says that Storage is; None before that."""
         self.reporting = False
@@ -216,19 +218,18 @@ class Sessions:
                 inputs=inputs,
                 since_epoch=job.batches[0].epoch,
             )
-            add = group.assignments.add
+            plain = [task for task in assigned if task.remaining_ns is None and not task.app_failures]
+            if session.columns and len(plain) == len(assigned):
+                group.columns.indices.extend([task.index for task in assigned])
+                group.columns.attempts.extend([task.attempt for task in assigned])
+                group.columns.payloads.extend([task.payload for task in assigned])
+                continue
             for task in assigned:
-                if task.remaining_ns is None and not task.app_failures:
-                    add(index=task.index, attempt=task.attempt, payload=task.payload)
-                    continue
-                remaining = None if task.remaining_ns is None else wire.duration_to_wire(task.remaining_ns)
-                add(
-                    index=task.index,
-                    attempt=task.attempt,
-                    payload=task.payload,
-                    remaining=remaining,
-                    app_failures=task.app_failures,
+                one = group.assignments.add(
+                    index=task.index, attempt=task.attempt, payload=task.payload, app_failures=task.app_failures
                 )
+                if task.remaining_ns is not None:
+                    one.remaining.CopyFrom(wire.duration_to_wire(task.remaining_ns))
         frame.tasks.SetInParent()
         session.send(frame)
 

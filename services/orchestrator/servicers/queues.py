@@ -15,7 +15,7 @@ from antfarm import net, wire
 from antfarm.errors import InvalidArgument, PermissionDenied, SessionNotFound, Unavailable, WrongState
 from antfarm.failpoint import failpoint
 from antfarm.interceptor import Context
-from antfarm.model import PAYLOAD_BYTES_MAX, Ending, Failure, FailureClass, SessionId, WorkerId
+from antfarm.model import COLUMNS_MINOR, PAYLOAD_BYTES_MAX, Ending, Failure, FailureClass, SessionId, WorkerId
 from antfarm.v1 import (
     report_queue_pb2,
     report_queue_pb2_grpc,
@@ -96,6 +96,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
             raise PermissionDenied(f"the certificate is of worker {identity[1]}, not of {hello.worker_id}")
         session = self._sessions.open()
         session.worker_id = hello.worker_id
+        session.columns = hello.protocol_minor >= COLUMNS_MINOR
         event = events.Attach(
             session=session.id,
             worker_id=WorkerId(hello.worker_id),

@@ -63,11 +63,12 @@ class Intake:
                 self._reporter.unknown_type(message)
                 continue
             group = self._group(message, is_async)
-            attempts = [Attempt(group, a.index, a.attempt, a.payload, now) for a in message.assignments]
+            assigned = wire.assigned_in(message)
+            attempts = [Attempt(group, index, attempt, payload, now) for index, attempt, payload, _, _ in assigned]
             if message.template.timeouts.HasField("total"):
-                for attempt, assignment in zip(attempts, message.assignments, strict=True):
-                    if assignment.HasField("remaining"):
-                        attempt.deadline_ns = now + wire.duration_from_wire(assignment.remaining)
+                for attempt, one in zip(attempts, assigned, strict=True):
+                    if one.remaining_ns is not None:
+                        attempt.deadline_ns = now + one.remaining_ns
             size = sum([len(attempt.payload) for attempt in attempts])
             self._sizer.arrived(len(attempts), group.cost["cpu"], size)
             if group.input_count:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from antfarm import wire
 from antfarm.errors import AntFarmError
 from antfarm.link import Link, OutcomeParts
 from antfarm.link.estimate import Estimate
@@ -110,8 +111,8 @@ class Reporter:
         text = f"this worker does not know the task type {kind!r}; start it with --app and the module or file that defines it"
         group = translation.group_from_wire(message, is_async=False, estimate=Estimate())
         group.input_count = 0  # none was asked for
-        for assignment in message.assignments:
-            attempt = Attempt(group, assignment.index, assignment.attempt, b"", 0)
+        for index, number in wire.assigned_pairs(message):
+            attempt = Attempt(group, index, number, b"", 0)
             self._end(attempt, translation.failure(attempt, FailureClass.PERMANENT, "unknown task type", text))
 
     def without_input(self, attempts: Iterable[Attempt], error: AntFarmError | OSError) -> None:
