@@ -14,7 +14,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from antfarm import failpoint
@@ -126,6 +127,17 @@ def _stop_with_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> No
             stop.set()
 
     loop.add_reader(number, on_input)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around the imports of a program's parts, without garbage collection: it would take a tenth of the start, going again and again through what stays for ever."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def tune_gc() -> None:

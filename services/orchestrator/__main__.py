@@ -20,8 +20,9 @@ def main() -> None:
     program.setup_logging(chosen.log_format, chosen.log_level)
 
     async def serve() -> int:
-        from antfarm.wire import NOT_SERVED
-        from services.orchestrator import app  # after the settings: --help must not wait for gRPC
+        with program.loading():  # after the settings: --help must not wait for gRPC
+            from antfarm.wire import NOT_SERVED
+            from services.orchestrator import app
 
         try:
             return await app.serve(chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from antfarm import program
 from antfarm.settings import load_settings
-from services.storage.app import serve
 from services.storage.settings import StorageSettings
 
 
@@ -17,7 +16,14 @@ def main() -> None:
         description="Keeps blobs where every node of the farm can reach them.",
     )
     program.setup_logging(settings.log_format, settings.log_level)
-    program.run(lambda: serve(settings), program="storage")
+
+    async def serve() -> int:
+        with program.loading():  # after the settings: --help must not wait for gRPC
+            from services.storage import app
+
+        return await app.serve(settings)
+
+    program.run(serve, program="storage")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ from __future__ import annotations
 from antfarm import program
 from antfarm.errors import ProtocolUnsupported
 from antfarm.settings import load_settings
-from antfarm.wire import NOT_SERVED
-from services.worker.app import run_worker
 from services.worker.settings import WorkerSettings
 
 PROGRAM = "python -m services.worker"
@@ -23,8 +21,12 @@ def main() -> None:
     program.setup_logging(settings.log_format, settings.log_level)
 
     async def serve() -> int:
+        with program.loading():  # after the settings: --help must not wait for gRPC
+            from antfarm.wire import NOT_SERVED
+            from services.worker import app
+
         try:
-            return await run_worker(settings)
+            return await app.run_worker(settings)
         except ProtocolUnsupported as error:
             if str(error) != NOT_SERVED:
                 raise
