@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 import antfarm
-from antfarm import net
+from antfarm.address import join_address, reserve
 from antfarm.errors import AntFarmError, InvalidArgument, NotFound, Unavailable
 from antfarm.program import STOP_WITH_STDIN
 
@@ -251,11 +251,11 @@ class LocalFarm:
 
     def _reserve(self, program: Program, port: int) -> None:
         try:
-            program.reserved = net.reserve(program.host, port)
+            program.reserved = reserve(program.host, port)
         except InvalidArgument as error:
             raise InvalidArgument(f"{program.name} did not start: {error}") from None
         program.port = program.reserved.getsockname()[1]  # the same one after a restart
-        program.address = net.join_address(program.advertise or program.host, program.port)
+        program.address = join_address(program.advertise or program.host, program.port)
 
     def _await_ready(self, programs: Sequence[Program]) -> None:
         """Wait for the ready line of each. Raises with the tail of its log when one ends, or when none becomes ready in time; kills the rest then."""

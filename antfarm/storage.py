@@ -24,6 +24,7 @@ from typing import TypeVar
 import grpc.aio
 
 from antfarm import net, wire
+from antfarm.address import parse_address
 from antfarm.blocking import loop_thread
 from antfarm.content import Content, Digest, FileSink, Source, content_of, items_in_thread, keep_freed_buffers
 from antfarm.errors import (
@@ -60,7 +61,7 @@ class AsyncStorage:
 
     def __init__(self, address: str, tls: net.Tls | None = None) -> None:
         """Args: address: "host:port". tls: certificates for a farm with mutual TLS."""
-        self.address = net.parse_address(address)
+        self.address = parse_address(address)
         self._tls = tls
         self._channel: grpc.aio.Channel | None = None
 

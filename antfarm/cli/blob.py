@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from antfarm import net
+from antfarm.address import parse_address
 from antfarm.cli import stdin
 from antfarm.cli.session import open_farm, output
 from antfarm.errors import BlobNotFound, InvalidArgument
@@ -50,7 +51,7 @@ def add(commands: Any, flags: argparse.ArgumentParser) -> None:
 async def _storage(options: argparse.Namespace) -> AsyncIterator[AsyncStorage]:
     if options.storage:
         tls = net.Tls.from_paths(options.tls_cert, options.tls_key, options.tls_ca)
-        async with AsyncStorage(net.parse_address(options.storage), tls) as storage:
+        async with AsyncStorage(parse_address(options.storage), tls) as storage:
             yield storage
         return
     async with open_farm(options) as farm:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from antfarm import net, program
+from antfarm.address import is_host, is_wildcard, own_address
 from antfarm.claim import claim
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm
@@ -65,8 +66,8 @@ async def up(options: argparse.Namespace) -> int:
     state = options.state or _default_state()
     farm = LocalFarm(state)
     farm.advertise = options.advertise
-    if not options.advertise and net.is_wildcard(options.host):
-        farm.advertise = socket.gethostname() if tls else net.own_address()  # certificates are made for names
+    if not options.advertise and is_wildcard(options.host):
+        farm.advertise = socket.gethostname() if tls else own_address()  # certificates are made for names
     with claim(state) as claimed:
         farm.inherit = (claimed.lock,)  # it stands until the last program has ended, however this one ends
         serving = False
@@ -96,7 +97,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InvalidArgument(f"{flag} {port}: not a port; give 1 to 65535, or 0 for any free one")
     if options.port and options.port == options.storage_port:
         raise InvalidArgument(f"--port and --storage-port are the same, {options.port}: give two")
-    if options.advertise and not net.is_host(options.advertise):
+    if options.advertise and not is_host(options.advertise):
         raise InvalidArgument(
             f"--advertise {options.advertise}: give this machine's name or one address of it; the ports are those of --port and --storage-port"
         )

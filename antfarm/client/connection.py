@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from antfarm import model, net, payload
+from antfarm.address import parse_address
 from antfarm.errors import (
     AntFarmError,
     DiskFull,
@@ -170,7 +171,7 @@ class Connection:
         dial_timeout_s: float = net.DIAL_TIMEOUT_S,
     ) -> Connection:
         """A connection that was answered. Unavailable in one line when nobody answers within `dial_timeout_s`."""
-        made = cls(net.parse_address(address), tls, patience_s=patience_s, allow_pickle=allow_pickle)
+        made = cls(parse_address(address), tls, patience_s=patience_s, allow_pickle=allow_pickle)
         try:
             await made._greet(dial_timeout_s)
         except BaseException:

@@ -23,7 +23,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from antfarm import apps, files, net
+from antfarm import apps, files
+from antfarm.address import reserve
 from antfarm.claim import alive, read_note, write_note
 from antfarm.errors import AntFarmError, InvalidArgument, Unavailable
 from antfarm.local import LocalFarm, Program
@@ -259,7 +260,7 @@ def _free_port(address: str) -> int:
     if not port.isdigit():
         return 0
     try:
-        net.reserve("127.0.0.1", int(port)).close()
+        reserve("127.0.0.1", int(port)).close()
     except InvalidArgument:
         return 0
     return int(port)

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from antfarm import __version__, net, wire
+from antfarm.address import parse_address
 from antfarm.errors import (
     AntFarmError,
     Cycle,
@@ -79,7 +80,7 @@ class Link:
             on_other_queue: told who answers instead of that one; until `queue` says otherwise its Welcome is not taken.
             dice: for the pauses between dials; given by tests.
         """
-        self._addresses = deque(net.parse_address(address) for address in addresses)
+        self._addresses = deque(parse_address(address) for address in addresses)
         self._identity = identity
         self._handler = handler
         self._tls = tls

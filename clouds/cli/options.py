@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from antfarm import __version__
+from antfarm.address import parse_address
 from clouds.box import SWEDEN, Box
 from clouds.catalogue import day_range
 from clouds.errors import CloudsError
@@ -105,7 +106,7 @@ def parse_run(arguments: Sequence[str]) -> Options:
         source=given.source,
         source_arguments=None if given.service_url else source_arguments,
         out=given.out,
-        connect=_address(given.connect) if given.connect else "",
+        connect=parse_address(given.connect) if given.connect else "",
         tls=tls,
         state=given.state,
         workers=given.workers,
@@ -267,12 +268,6 @@ def _snow_days(days: Sequence[date], area: Box | Extent, mode: str) -> tuple[dat
     if mode == "on" or isinstance(area, Extent):  # projected systems are polar ones
         return tuple(days)
     return tuple(day for day in days if snow_screen_wanted(area, day))
-
-
-def _address(text: str) -> str:
-    from antfarm.net import parse_address  # loads gRPC, which help and mistakes need not wait for
-
-    return parse_address(text)
 
 
 def _check_out(out: Path) -> None:

@@ -21,12 +21,13 @@ def main() -> None:
 
     async def serve() -> int:
         with program.loading():  # after the settings: --help must not wait for gRPC
-            from antfarm.wire import NOT_SERVED
             from services.orchestrator import app
 
         try:
             return await app.serve(chosen)
         except ProtocolUnsupported as error:
+            from antfarm.wire import NOT_SERVED
+
             if str(error) != NOT_SERVED:
                 raise
             raise ProtocolUnsupported(f"{chosen.upstream} is no orchestrator: check --upstream") from None

@@ -13,11 +13,13 @@ import random
 import secrets
 from pathlib import Path
 
+from antfarm import net, program  # isort: skip - before gRPC is loaded, which reads what antfarm.net sets
+
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from antfarm import net, program
+from antfarm.address import is_loopback, join_address
 from antfarm.errors import AntFarmError, Internal, Unavailable
 from antfarm.failpoint import failpoint
 from antfarm.interceptor import ErrorInterceptor
@@ -148,7 +150,7 @@ class Orchestrator:
 
     def _make_server(self, journal: Journal) -> grpc.aio.Server:
         settings, driver = self._settings, self.driver
-        loopback = net.is_loopback(settings.host)
+        loopback = is_loopback(settings.host)
         warnings = () if loopback or self._tls is not None else ("insecure",)
         if warnings:
             log.warning("insecure: anybody who reaches %s can run tasks here", settings.host)
@@ -189,7 +191,7 @@ class Orchestrator:
         background = [asyncio.create_task(tick_forever(driver)), asyncio.create_task(program.watchdog())]
         upstream = asyncio.create_task(self._upstream.run()) if self._upstream is not None else None
         program.tune_gc()
-        program.ready(f"orchestrator ready on {net.join_address(settings.host, port)}")
+        program.ready(f"orchestrator ready on {join_address(settings.host, port)}")
         log.info("serving from %s, epoch %d", settings.state_directory, driver.core.state.epoch)
         waiting: list[asyncio.Future[None]] = [asyncio.create_task(_wait(stop)), driver.failed]
         if upstream is not None:

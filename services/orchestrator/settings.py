@@ -6,10 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from antfarm.address import parse_address
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
 from antfarm.model import SECOND_NS
-from antfarm.net import parse_address
 from antfarm.settings import ProgramSettings, setting
 
 QUEUED_MIB_MIN = 4

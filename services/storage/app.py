@@ -6,11 +6,13 @@ import asyncio
 import logging
 from pathlib import Path
 
+from antfarm import net, program  # isort: skip - before gRPC is loaded, which reads what antfarm.net sets
+
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from antfarm import net, program
+from antfarm.address import is_loopback, join_address
 from antfarm.content import keep_freed_buffers
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
@@ -45,7 +47,7 @@ async def serve(settings: StorageSettings) -> int:
         await server.start()
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         log.info("serving %s", directory)
-        program.ready(f"storage ready on {net.join_address(settings.host, port)}")
+        program.ready(f"storage ready on {join_address(settings.host, port)}")
         background = [asyncio.create_task(program.watchdog())]
         if sweeper is not None:
             background.append(asyncio.create_task(sweeper.run()))
@@ -81,7 +83,7 @@ def _make_server(
     tls: net.Tls | None,
     sweeper: Sweeper | None,
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    loopback = net.is_loopback(settings.host)
+    loopback = is_loopback(settings.host)
     warnings = () if loopback or tls is not None else ("insecure",)
     if warnings:
         log.warning("insecure: anybody who reaches %s can read and write blobs", settings.host)

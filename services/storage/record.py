@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import grpc.aio
 
 from antfarm import net, wire
+from antfarm.address import parse_address
 from antfarm.errors import InvalidArgument, JobNotFound
 from antfarm.model import TaskState
 from antfarm.v1 import job_pb2, job_pb2_grpc, system_pb2, system_pb2_grpc
@@ -21,7 +22,7 @@ class Record:
 
     def __init__(self, addresses: Sequence[str], tls: net.Tls | None) -> None:
         """Args: addresses: "host:port" of each."""
-        self._channels = {address: net.open_channel(net.parse_address(address), tls) for address in addresses}
+        self._channels = {address: net.open_channel(parse_address(address), tls) for address in addresses}
 
     async def close(self) -> None:
         """Close the connections."""

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from antfarm.address import parse_address
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
-from antfarm.net import parse_address
 from antfarm.settings import ProgramSettings, setting
 from services.storage.core.sweep import Ages
 

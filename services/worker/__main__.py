@@ -22,12 +22,13 @@ def main() -> None:
 
     async def serve() -> int:
         with program.loading():  # after the settings: --help must not wait for gRPC
-            from antfarm.wire import NOT_SERVED
             from services.worker import app
 
         try:
             return await app.run_worker(settings)
         except ProtocolUnsupported as error:
+            from antfarm.wire import NOT_SERVED
+
             if str(error) != NOT_SERVED:
                 raise
             raise ProtocolUnsupported(f"{', '.join(settings.addresses)} is no orchestrator: check --connect") from None

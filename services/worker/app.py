@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from antfarm import net, program
+from antfarm.address import parse_address
 from antfarm.link import Link, WorkerIdentity
 from antfarm.link.stream import now_ns
 from antfarm.model import SECOND_NS
@@ -39,7 +40,7 @@ async def run_worker(settings: WorkerSettings) -> int:
     InvalidArgument in one line for settings and apps that cannot be used; what the orchestrator refuses for good is raised too.
     """
     tls = net.Tls.from_paths(settings.tls_cert, settings.tls_key, settings.tls_ca)
-    addresses = [net.parse_address(address) for address in settings.addresses]
+    addresses = [parse_address(address) for address in settings.addresses]
     place = claim(settings.state or default_state(dict(os.environ)), settings.worker_id)
     place.sweep()
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -169,7 +170,7 @@ def _manner(settings: WorkerSettings) -> Manner:
         slots=settings.slot_count,
         capacity=settings.resources,
         grace_ns=int(settings.cancel_grace_s * SECOND_NS),
-        storage_override=net.parse_address(settings.storage) if settings.storage else "",
+        storage_override=parse_address(settings.storage) if settings.storage else "",
     )
 
 

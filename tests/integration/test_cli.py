@@ -16,7 +16,7 @@ import client_app
 import pytest
 
 import antfarm as af
-from antfarm import net
+from antfarm.address import own_address
 from antfarm.local import LocalFarm
 
 pytestmark = pytest.mark.slow
@@ -772,7 +772,7 @@ def test_up_on_every_address_tells_one_that_others_can_reach(cli: Cli, advertise
     assert found is not None, process.stderr.read()
     address, storage = found.groups()
     assert process.stdout.readline().endswith(f"  export ANTFARM_ADDRESS={address}\n")
-    host = advertised or net.own_address()
+    host = advertised or own_address()
     assert (address.rpartition(":")[0], storage.rpartition(":")[0]) == (host, host)
     assert process.stdout.readline().endswith(f" --connect {address} --app MODULE_OR_FILE\n")
     with af.connect(address) as farm:

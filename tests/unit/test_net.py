@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from antfarm import errors, net
+from antfarm.address import is_host, is_loopback, is_wildcard, own_address, parse_address, reserve
 from antfarm.wire import error_from_rpc
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
@@ -29,13 +30,13 @@ from antfarm.wire import error_from_rpc
 
 @pytest.mark.parametrize("address", ["127.0.0.1:50051", "node-7.farm.example:1", "[::1]:65535", "localhost:80"])
 def test_an_address_is_taken_as_given(address: str) -> None:
-    assert net.parse_address(f" {address}\n") == address
+    assert parse_address(f" {address}\n") == address
 
 
 def test_a_port_may_be_left_to_its_default() -> None:
-    assert net.parse_address("node7", default_port=50051) == "node7:50051"
-    assert net.parse_address("[::1]", default_port=50051) == "[::1]:50051"
-    assert net.parse_address("node7:1", default_port=50051) == "node7:1"
+    assert parse_address("node7", default_port=50051) == "node7:50051"
+    assert parse_address("[::1]", default_port=50051) == "[::1]:50051"
+    assert parse_address("node7:1", default_port=50051) == "node7:1"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_port_may_be_left_to_its_default() -> None:
 )
 def test_what_is_no_address_is_refused_in_one_line(address: str) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
-        net.parse_address(address)
+        parse_address(address)
     assert str(caught.value) == f"address {address!r} is not HOST:PORT, e.g. 127.0.0.1:50051"
 
 
@@ -74,7 +75,7 @@ def test_what_is_no_address_is_refused_in_one_line(address: str) -> None:
     ],
 )  # fmt: skip
 def test_serving_beyond_this_machine_without_protection_must_be_asked_for(host: str, loopback: bool) -> None:
-    assert net.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback
     net.check_bind(host, None, insecure=True)
     net.check_bind(host, net.Tls(cert=Path("c"), key=Path("k"), ca=Path("a")), insecure=False)
     if loopback:
@@ -107,17 +108,17 @@ async def ask(address: str, tls: net.Tls | None) -> str:
 
 @pytest.mark.parametrize("host", ["node1", "node1.example.org", "10.0.0.1", "::1", "[2001:db8::1]"])
 def test_a_name_or_an_address_can_be_connected_to(host: str) -> None:
-    assert net.is_host(host)
-    assert not net.is_wildcard(host)
+    assert is_host(host)
+    assert not is_wildcard(host)
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "[::]", "node1:50051", "10.0.0.1:50051", "a b", "http://node1"])
 def test_what_nobody_can_connect_to_is_no_host(host: str) -> None:
-    assert not net.is_host(host)
+    assert not is_host(host)
 
 
 def test_this_machine_has_an_address_that_others_can_be_told() -> None:
-    assert net.is_host(net.own_address())
+    assert is_host(own_address())
 
 
 async def test_port_0_picks_a_free_one(server: grpc.aio.Server) -> None:
@@ -362,7 +363,7 @@ async def test_whether_somebody_listens_is_seen_without_a_dial() -> None:
 
 
 def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
-    with net.reserve("127.0.0.1") as reserved:
+    with reserve("127.0.0.1") as reserved:
         port = reserved.getsockname()[1]
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
@@ -371,4 +372,4 @@ def test_a_reserved_port_is_nobody_elses_and_free_for_who_was_told_it() -> None:
             told.bind(("127.0.0.1", port))
             told.listen()
             with pytest.raises(errors.InvalidArgument, match="in use"):
-                net.reserve("127.0.0.1", port)
+                reserve("127.0.0.1", port)
