@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from antfarm.client.blocking import Farm as Farm
     from antfarm.client.blocking import Future as Future
     from antfarm.client.blocking import Job as Job
-    from antfarm.client.blocking import connect as connect
+    from antfarm.client.opening import connect as connect
     from antfarm.context import Context as Context
     from antfarm.context import current_context as current_context
     from antfarm.errors import AntFarmError as AntFarmError
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from antfarm.pipeline import stage as stage
 
 _HOMES = {
-    "client.blocking": "connect Farm Job Future",
+    "client.blocking": "Farm Job Future",
+    "client.opening": "connect",
     "builtin": "shell",
     "context": "Context current_context",
     "form": "File",

@@ -9,8 +9,8 @@
 """
 
 from antfarm.client.farm import AsyncFarm as Farm
-from antfarm.client.farm import connect
 from antfarm.client.job import AsyncFuture as Future
 from antfarm.client.job import AsyncJob as Job
+from antfarm.client.opening import connect_async as connect
 
 __all__ = ["Farm", "Future", "Job", "connect"]

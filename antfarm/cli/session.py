@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from antfarm.cli.output import FORMATS, Output
-from antfarm.client.farm import AsyncFarm, connect
+from antfarm.client.farm import AsyncFarm
+from antfarm.client.opening import connect_async
 from antfarm.duration import seconds
 from antfarm.errors import InvalidArgument
 from antfarm.model import JobState, JobStatus
@@ -76,7 +77,7 @@ def find_address(options: argparse.Namespace) -> str:
 async def open_farm(options: argparse.Namespace, *, embedded: bool = False) -> AsyncIterator[AsyncFarm]:
     """The farm that is meant; with `embedded` one of the user's own when no address was given."""
     address = given_address(options) if embedded else find_address(options)
-    farm = await connect(
+    farm = await connect_async(
         address or None, tls_cert=options.tls_cert, tls_key=options.tls_key, tls_ca=options.tls_ca, patience=60
     )
     async with farm:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from antfarm.blocking import loop_thread
 from antfarm.client import farm as aio
 from antfarm.client.arrival import completed
-from antfarm.client.connection import PATIENCE_S
 from antfarm.client.executor import FarmExecutor
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob, Order, fraction_done, outcome_of_failure, value_of
@@ -29,50 +27,6 @@ from antfarm.task import is_whole
 from antfarm.wire import Arrived
 
 R = TypeVar("R")
-
-
-def connect(
-    address: str | None = None,
-    *,
-    tls_cert: str | Path = "",
-    tls_key: str | Path = "",
-    tls_ca: str | Path = "",
-    allow_pickle: bool | None = None,
-    patience: Duration = PATIENCE_S,
-    slots: int | None = None,
-    state_dir: str | Path | None = None,
-) -> Farm:
-    """Connect to a farm, or without an address to a durable one on this machine. Use it as `with af.connect() as farm`.
-
-    Args:
-        address: "host:50051". None: ANTFARM_ADDRESS from the environment, else the embedded farm.
-        tls_cert, tls_key, tls_ca: PEM files for mutual TLS; all or none.
-        allow_pickle: send and read pickles where values or functions have no other form. Default: only on an embedded farm.
-        patience: how long calls go on trying while a farm that had answered before does not.
-        slots: embedded farm: tasks at a time. Default: one per core.
-        state_dir: embedded farm: where it keeps its state. Default: ~/.local/state/antfarm/local.
-
-    A process that is forked afterwards cannot use the farm, nor connect: start processes by `multiprocessing.get_context("spawn")`.
-    A script that connects needs `if __name__ == "__main__":` around it, because workers import the script to find its functions.
-    Raises Unavailable in one line when nobody answers at the address.
-
-    >>> import antfarm as af
-    >>> with af.connect() as farm:  # doctest: +SKIP
-    ...     print(list(farm.map(square, range(10)).results()))
-    """
-    core = loop_thread().run(
-        aio.connect(
-            address,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            tls_ca=tls_ca,
-            allow_pickle=allow_pickle,
-            patience=patience,
-            slots=slots,
-            state_dir=state_dir,
-        )
-    )
-    return Farm(core)
 
 
 class Future(FutureHandle, Generic[R]):

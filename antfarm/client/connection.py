@@ -54,8 +54,6 @@ CALL_TIMEOUT_S = 30.0
 """One try of a unary call."""
 _TRY_MIN_S = 5.0
 """However little patience there is, one try gets this time."""
-PATIENCE_S = 300.0
-"""How long calls go on trying by default, once there was contact."""
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.1, 4.0
 _COMPLAIN_AFTER_S = 5.0
 
@@ -166,7 +164,7 @@ class Connection:
         address: str,
         tls: net.Tls | None = None,
         *,
-        patience_s: float = PATIENCE_S,
+        patience_s: float,
         allow_pickle: bool = False,
         dial_timeout_s: float = net.DIAL_TIMEOUT_S,
     ) -> Connection:

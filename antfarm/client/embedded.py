@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class EmbeddedFarm:
         self._slots = slots
         self._allow_pickle = allow_pickle
         self._programs = LocalFarm(directory)
+        self._starting = ExitStack()
+        """Ends when all that was launched serves."""
         self._owns = False
         self._ready = False
         """The worker has served: what has its name is of this farm."""
@@ -89,19 +91,26 @@ class EmbeddedFarm:
         self.address = ""
 
     @classmethod
-    def open(
+    def launch(
         cls, directory: Path | None = None, *, slots: int | None = None, allow_pickle: bool = True
     ) -> EmbeddedFarm:
-        """Start the farm or attach to it, and start a worker for this process. Blocks until all of it serves."""
+        """Start the farm or attach to it, and start a worker for this process. Returns when their processes are there: `wait` for them, or `close`."""
         made = cls(directory or default_directory(), slots=slots, allow_pickle=allow_pickle)
         try:
+            made._starting.enter_context(made._programs.together())
             made._join()
-            made._ready = True
-            made._guard.start()
         except BaseException:
             made.close()
             raise
         return made
+
+    def wait(self) -> None:
+        """Block until all of it serves. When it does not, end it with `close`."""
+        self._starting.close()
+        if self._owns:
+            self._tell()
+        self._ready = True
+        self._guard.start()
 
     def close(self, *, now: bool = False) -> None:
         """End this process's worker, and the rest when it runs here.
@@ -130,7 +139,7 @@ class EmbeddedFarm:
         deadline = time.monotonic() + _WAIT_S
         while True:
             if self._take_lock():
-                self._run()
+                self._start()
                 return
             known = read_note(self._directory)
             if known.get("orchestrator") and alive(known.get("pid", 0)):
@@ -147,18 +156,16 @@ class EmbeddedFarm:
         self._owns = files.lock(self._lock, self._directory / "lock", f"the embedded farm in {self._directory}")
         return self._owns
 
-    def _run(self) -> None:
+    def _start(self) -> None:
         """Start Storage and the orchestrator, under their former addresses where these are free, and this process's worker if it has none."""
         known = read_note(self._directory)
         self._write({})
         self._sweep()
-        with self._programs.together():
-            with self._lending_lock():
-                storage = self._programs.start_storage(port=_free_port(known.get("storage", "")))
-                self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
-            if not any(program.role == "worker" for program in self._programs.programs.values()):
-                self._start_worker()
-        self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": storage})
+        with self._lending_lock():
+            self._programs.start_storage(port=_free_port(known.get("storage", "")))
+            self.address = self._programs.start_orchestrator(port=_free_port(known.get("orchestrator", "")))
+        if not any(program.role == "worker" for program in self._programs.programs.values()):
+            self._start_worker()
 
     @contextmanager
     def _lending_lock(self) -> Iterator[None]:
@@ -171,7 +178,9 @@ class EmbeddedFarm:
 
     def _take_over(self) -> None:
         try:
-            self._run()
+            with self._programs.together():
+                self._start()
+            self._tell()
         except BaseException:
             self._give_back()
             raise
@@ -228,8 +237,12 @@ class EmbeddedFarm:
 
     # ---- what stands on disk ----------------------------------------------------------------------------------------
 
+    def _tell(self) -> None:
+        """Tell others where the farm is that runs here."""
+        self._write({"pid": os.getpid(), "orchestrator": self.address, "storage": self._programs.storage_address})
+
     def _write(self, running: dict[str, Any]) -> None:
-        """Tell others where the farm is; the addresses stay known when it ends, so that it can come back under them."""
+        """Write it down; the addresses stay known when the farm ends, so that it can come back under them."""
         kept = {key: value for key, value in read_note(self._directory).items() if key != "pid"}
         write_note(self._directory, {**kept, **running})
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from antfarm import apps, builtin, model, net
+from antfarm import apps, builtin, model
 from antfarm.client.arrival import completed, ended, flat
 from antfarm.client.coalescer import Coalescer
-from antfarm.client.connection import PATIENCE_S, Connection
+from antfarm.client.connection import Connection
 from antfarm.client.handle import FutureHandle, JobHandle
 from antfarm.client.job import AsyncFuture, AsyncJob
 from antfarm.client.plan import (
@@ -32,11 +30,9 @@ from antfarm.client.plan import (
 )
 from antfarm.client.selection import find_job, list_jobs
 from antfarm.client.writer import Feed, JobWriter, batches, new_job_id
-from antfarm.context import in_task
 from antfarm.duration import Duration, seconds
-from antfarm.errors import AntFarmError, InvalidArgument, WrongState
+from antfarm.errors import AntFarmError
 from antfarm.model import JobStatus
-from antfarm.task import is_whole
 
 R = TypeVar("R")
 
@@ -45,88 +41,8 @@ _LOOK_S = 3.0
 """How long a notice may look for what it would tell."""
 _HURRY_S = 2.0
 """How long a farm that is closed at once may send what was submitted."""
-_SLOTS_MAX = 4096
-_ADDRESS = "ANTFARM_ADDRESS"
-"""Variable that names the farm where the call does not."""
 
 log = logging.getLogger("antfarm.client")
-
-
-def _check_place(address: str | None) -> None:
-    """Refuse what would start farms without end: to connect while a worker imports the script, or, without address, in a task."""
-    app = apps.loading()
-    if app:
-        raise WrongState(
-            f'{app} calls antfarm.connect() when a worker imports it: put that code under `if __name__ == "__main__":`'
-        )
-    if address is None and in_task():
-        raise WrongState("a task cannot bring a farm of its own: give antfarm.connect() the address of one")
-
-
-def _check_options(address: Any, *, patience: Any, slots: Any, allow_pickle: Any, state_dir: Any) -> float:
-    """Refuse what is of no use, by the name of its parameter. The patience in seconds."""
-    if address is not None and not isinstance(address, str):
-        raise InvalidArgument(f"address={address!r}: give 'HOST:PORT', e.g. '127.0.0.1:50051'")
-    if slots is not None and (not is_whole(slots) or not 0 <= slots <= _SLOTS_MAX):
-        raise InvalidArgument(f"slots={slots!r}: give a whole number from 1 to {_SLOTS_MAX:,}; None is one per core")
-    if allow_pickle is not None and not isinstance(allow_pickle, bool):
-        raise InvalidArgument(f"allow_pickle={allow_pickle!r}: give True or False")
-    if state_dir is not None and not isinstance(state_dir, str | Path):
-        raise InvalidArgument(f"state_dir={state_dir!r}: give the path of a directory")
-    if address and (slots is not None or state_dir is not None):
-        raise InvalidArgument(
-            f"slots= and state_dir= are for a farm of one's own, not for that at {address}: leave them out"
-            + (f", or unset {_ADDRESS}" if address == os.environ.get(_ADDRESS) else "")
-        )
-    try:
-        return seconds(patience)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"patience: {error}") from None
-
-
-async def connect(
-    address: str | None = None,
-    *,
-    tls_cert: str | Path = "",
-    tls_key: str | Path = "",
-    tls_ca: str | Path = "",
-    allow_pickle: bool | None = None,
-    patience: Duration = PATIENCE_S,
-    slots: int | None = None,
-    state_dir: str | Path | None = None,
-) -> AsyncFarm:
-    """Connect to a farm, or without an address to a durable one on this machine. Use it as `async with await connect() as farm`.
-
-    Args:
-        address: "host:50051". None: ANTFARM_ADDRESS from the environment, else the embedded farm.
-        tls_cert, tls_key, tls_ca: PEM files for mutual TLS; all or none.
-        allow_pickle: send and read pickles where values or functions have no other form. Default: only on an embedded farm.
-        patience: how long calls go on trying while a farm that had answered before does not.
-        slots: embedded farm: tasks at a time. Default: one per core.
-        state_dir: embedded farm: where it keeps its state. Default: ~/.local/state/antfarm/local.
-
-    Raises Unavailable in one line when nobody answers at the address.
-    """
-    address = address or os.environ.get(_ADDRESS) or None
-    patience_s = _check_options(address, patience=patience, slots=slots, allow_pickle=allow_pickle, state_dir=state_dir)
-    _check_place(address)
-    tls = net.Tls.from_paths(str(tls_cert), str(tls_key), str(tls_ca))
-    if address is not None:
-        connection = await Connection.open(address, tls, patience_s=patience_s, allow_pickle=bool(allow_pickle))
-        return AsyncFarm(connection)
-    from antfarm.client.embedded import EmbeddedFarm, script_labels
-
-    may_pickle = allow_pickle is not False
-    embedded = await asyncio.to_thread(
-        EmbeddedFarm.open, Path(state_dir) if state_dir else None, slots=slots, allow_pickle=may_pickle
-    )
-    try:
-        connection = await Connection.open(embedded.address, None, patience_s=patience_s, allow_pickle=may_pickle)
-        script = await Script.look(connection, script_labels())
-    except BaseException:
-        await asyncio.to_thread(embedded.close)
-        raise
-    return AsyncFarm(connection, embedded.close, script)
 
 
 def in_a_hurry(kind: type[BaseException] | None) -> bool:

@@ -26,7 +26,7 @@ from services.worker.runtime import place
         (open_state_dir, "--backend file:{}", "lock"),
         (lambda path: place.claim(path, "w"), "--state {}", "w/lock"),
         (lambda path: claim(path).__enter__(), "the state directory {}", "lock"),
-        (EmbeddedFarm.open, "the embedded farm in {}", "lock"),
+        (EmbeddedFarm.launch, "the embedded farm in {}", "lock"),
     ],
     ids=["orchestrator", "storage", "worker", "up", "embedded"],
 )
