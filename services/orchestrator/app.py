@@ -12,6 +12,7 @@ import logging
 import random
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antfarm import net, program  # isort: skip - before gRPC is loaded, which reads what antfarm.net sets
 
@@ -56,7 +57,9 @@ from services.orchestrator.servicers.jobs import JobServicer
 from services.orchestrator.servicers.operators import BackupServicer, SystemServicer, TaskServicer, WorkerServicer
 from services.orchestrator.servicers.queues import ReportQueueServicer, WorkQueueServicer
 from services.orchestrator.settings import OrchestratorSettings
-from services.orchestrator.upstream import Upstream
+
+if TYPE_CHECKING:
+    from services.orchestrator.upstream import Upstream
 
 log = logging.getLogger("antfarm.orchestrator")
 
@@ -135,6 +138,10 @@ class Orchestrator:
             self._upstream.deliver(effect)
 
     def _make_upstream(self, journal: Journal, above: Above) -> Upstream:
+        from services.orchestrator.upstream import (
+            Upstream,  # a tenth of what is loaded, and most orchestrators have none above
+        )
+
         settings = self._settings
         return Upstream(
             self.driver,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antfarm import net, program  # isort: skip - before gRPC is loaded, which reads what antfarm.net sets
 
@@ -17,10 +18,11 @@ from antfarm.content import keep_freed_buffers
 from antfarm.interceptor import ErrorInterceptor
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.filesystem import FilesystemBackend
-from services.storage.record import Record
 from services.storage.servicer import BlobServicer, SystemServicer
 from services.storage.settings import StorageSettings, file_directory
-from services.storage.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from services.storage.sweeper import Sweeper
 
 log = logging.getLogger("antfarm.storage")
 
@@ -72,6 +74,9 @@ def _make_sweeper(
 ) -> Sweeper | None:
     if not settings.orchestrators:
         return None
+    from services.storage.record import Record  # most Storages never sweep, and need not load how
+    from services.storage.sweeper import Sweeper
+
     record = Record(settings.orchestrators, tls)
     return Sweeper(backend, record, directory / "record.json", settings.ages, dry_run=settings.sweep_dry_run)
 
