@@ -50,6 +50,8 @@ ID_IN_USE_PATIENCE_S = 5.0
 GOODBYE_TIMEOUT_S = 2.0
 LOOK_NS = SECOND_NS // 10
 """How often it is looked whether somebody listens where nobody did."""
+LOOK_FIRST_NS = SECOND_NS // 100
+"""The first time after a dial that was refused, then twice as long each time: a farm's programs start side by side, and the orchestrator is ready last."""
 _INCURABLE = (ProtocolUnsupported, Cycle, PermissionDenied, InvalidArgument)
 
 
@@ -243,7 +245,8 @@ class Link:
         Who broke the connection is looked at once: a process that died listens no more. One that listens is let alone, for the pause is for its sake.
         """
         now = now_ns()
-        deadline_ns, look_ns = now + self._session.disconnected(refused=refused), now + LOOK_NS
+        deadline_ns, pace_ns = now + self._session.disconnected(refused=refused), LOOK_FIRST_NS if refused else LOOK_NS
+        look_ns = now + pace_ns
         looks = True
         while self._goodbye is None and now < deadline_ns:
             await wait_for(self._wake, min(deadline_ns, look_ns) - now if looks else deadline_ns - now)
@@ -252,7 +255,8 @@ class Link:
                 if listens and refused:
                     return
                 looks = refused = not listens
-                look_ns = now_ns() + LOOK_NS
+                pace_ns = min(2 * pace_ns, LOOK_NS)
+                look_ns = now_ns() + pace_ns
             now = now_ns()
 
     # ---- one connection ---------------------------------------------------------------------------------------------
