@@ -53,8 +53,18 @@ _KEEPALIVE_OPTIONS: Options = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 
+_FLOW_OPTIONS: Options = (
+    # By default each side sends a ping with nearly every message that it gets, to measure how much can be on the way: a third of what a heartbeat costs.
+    ("grpc.http2.bdp_probe", 0),
+    # Without that a stream has at most so much on the way that nobody has read: the longest message, where the default is 64 KiB.
+    ("grpc.http2.lookahead_bytes", MESSAGE_BYTES_MAX),
+    # And no frame is longer than this, where the default of 16 KiB costs a tenth more for bulk.
+    ("grpc.http2.max_frame_size", 256 * 1024),
+)
+
 CHANNEL_OPTIONS: Options = (
     *_MESSAGE_OPTIONS,
+    *_FLOW_OPTIONS,
     *_KEEPALIVE_OPTIONS,
     # The session dials with its own jitter; the channel's back-off stays below it.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -71,6 +81,7 @@ CHANNEL_OPTIONS: Options = (
 
 SERVER_OPTIONS: Options = (
     *_MESSAGE_OPTIONS,
+    *_FLOW_OPTIONS,
     *_KEEPALIVE_OPTIONS,
     # Otherwise eager clients get "too_many_pings". The popular min_recv_ping_... spelling is ignored by gRPC.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

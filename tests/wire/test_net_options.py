@@ -94,6 +94,53 @@ async def test_metadata_passes_up_to_its_limit_every_time(serve: Serve) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+# ---- flow ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("left_out", "pings"), [((), False), (("bdp_probe",), True)], ids=["as set", "without it"])
+async def test_a_message_draws_no_ping(serve: Serve, left_out: tuple[str, ...], pings: bool) -> None:
+    """Heartbeats are short and seldom: a ping for each, and its answer, would cost as much as they do."""
+    address = await serve(options=without(net.SERVER_OPTIONS, *left_out), echo=echo)
+    async with (
+        Proxy(address) as proxy,
+        plain_channel(proxy.address, without(net.CHANNEL_OPTIONS, *left_out)) as channel,
+    ):
+        for _ in range(10):
+            await channel.unary_unary("/test/echo")(b"x", timeout=10)
+        assert (proxy.pings_of_client > 0, proxy.pings_of_server > 0) == (pings, pings)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "passes"), [((), True), (("lookahead_bytes",), False)], ids=["as set", "without it"]
+)
+async def test_a_whole_message_is_on_the_way_before_anybody_reads(
+    serve: Serve, left_out: tuple[str, ...], passes: bool
+) -> None:
+    """With 64 KiB, and no pings that would find out that more is wise, a long message would wait for many answers from a far peer."""
+    address = await serve(options=without(net.SERVER_OPTIONS, *left_out), echo=echo)
+    async with Proxy(address) as proxy, plain_channel(proxy.address) as channel:
+        await channel.unary_unary("/test/echo")(b"x", timeout=10)
+        proxy.hold_server()
+        call = asyncio.ensure_future(_await(channel, bytes(1 << 20)))
+        if passes:
+            await until(lambda: proxy.bytes_of_client > 1 << 20)
+        else:
+            with pytest.raises(TimeoutError):
+                await until(lambda: proxy.bytes_of_client > 1 << 20, 0.5)
+        call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "longest"), [((), 256 * 1024), (("max_frame_size",), 16 * 1024)], ids=["as set", "without it"]
+)
+async def test_long_messages_travel_in_long_frames(serve: Serve, left_out: tuple[str, ...], longest: int) -> None:
+    address = await serve(options=without(net.SERVER_OPTIONS, *left_out), echo=echo)
+    async with Proxy(address) as proxy, plain_channel(proxy.address, net.CHANNEL_OPTIONS) as channel:
+        await channel.unary_unary("/test/echo")(b"x", timeout=10)
+        await channel.unary_unary("/test/echo")(bytes(1 << 20), timeout=10)
+        assert proxy.longest_of_client == longest
+
+
 # ---- ports -----------------------------------------------------------------------------------------------------------
 
 

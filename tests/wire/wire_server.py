@@ -16,7 +16,7 @@ _PREFACE_BYTES = 24
 
 
 class Proxy:
-    """A TCP proxy that counts connections and reads along: which HTTP/2 frames the client sends and what the server says at the end."""
+    """A TCP proxy that counts connections and reads along: pings, how much the client sends in how long frames, and what the server says at the end."""
 
     def __init__(self, target: str, *, delay_s: float = 0.0) -> None:
         host, _, port = target.rpartition(":")
@@ -26,7 +26,11 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.pings_of_client = 0
+        self.pings_of_server = 0
         self.goaways: list[bytes] = []
+        self.bytes_of_client = 0
+        self.longest_of_client = 0
+        self.held = False
         self.frozen = asyncio.Event()
         self.address = ""
 
@@ -46,6 +50,10 @@ class Proxy:
         """From now on nothing is passed on, as when the other node lost its power."""
         self.frozen.set()
 
+    def hold_server(self) -> None:
+        """From now on nothing that the server says is passed on, as on a long way where its answers are late."""
+        self.held = True
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.ensure_future(self._connect(reader, writer))
@@ -57,8 +65,8 @@ class Proxy:
         there_reader, there_writer = await asyncio.open_connection(*self._target)
         try:
             await asyncio.gather(
-                self._pump(reader, there_writer, self._saw_client, skip=_PREFACE_BYTES),
-                self._pump(there_reader, writer, self._saw_server, skip=0),
+                self._pump(reader, there_writer, self._saw_client, from_client=True),
+                self._pump(there_reader, writer, self._saw_server, from_client=False),
             )
         finally:
             writer.close()
@@ -70,13 +78,14 @@ class Proxy:
         writer: asyncio.StreamWriter,
         saw: Callable[[int, int, bytes], None],
         *,
-        skip: int,
+        from_client: bool,
     ) -> None:
-        waiting = b""
+        waiting, skip = b"", _PREFACE_BYTES if from_client else 0
         with contextlib.suppress(ConnectionError):
             while chunk := await reader.read(65536):
-                if self.frozen.is_set():
+                if self.frozen.is_set() or (self.held and not from_client):
                     continue
+                self.bytes_of_client += len(chunk) if from_client else 0
                 writer.write(chunk)
                 await writer.drain()
                 waiting += chunk
@@ -89,10 +98,13 @@ class Proxy:
             writer.write_eof()
 
     def _saw_client(self, kind: int, flags: int, body: bytes) -> None:
+        self.longest_of_client = max(self.longest_of_client, len(body))
         if kind == PING and not flags & ACK:
             self.pings_of_client += 1
 
     def _saw_server(self, kind: int, flags: int, body: bytes) -> None:
+        if kind == PING and not flags & ACK:
+            self.pings_of_server += 1
         if kind == GOAWAY:
             self.goaways.append(body[8:])
 
