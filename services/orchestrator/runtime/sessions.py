@@ -47,14 +47,15 @@ class Session:
         """Reports that they are on."""
         self._room = asyncio.Event()
         self._room.set()
-        self._frames_ready = asyncio.Event()
+        self._frames_wanted: asyncio.Future[None] | None = None
+        """What the writer of the Work Queue waits with. No Event, whose further steps are felt at every heartbeat of an idle farm."""
         self._verdicts_ready = asyncio.Event()
 
     def welcome(self, frame: work_queue_pb2.PullTasksResponse) -> None:
         """Put the first frame in front of all that waited for it."""
         early, self._early = self._early or [], None
         self._frames.extend((frame, *early))
-        self._frames_ready.set()
+        self._wake_writer()
 
     def send(self, frame: work_queue_pb2.PullTasksResponse) -> None:
         """Queue a frame; one for a session that has ended goes nowhere."""
@@ -63,7 +64,7 @@ class Session:
         waiting = self._frames if self._early is None else self._early
         waiting.append(frame)
         if self._early is None:
-            self._frames_ready.set()
+            self._wake_writer()
         if len(waiting) > FRAMES_WAITING_MAX:
             waiting.clear()
             self._verdicts.clear()
@@ -86,8 +87,13 @@ class Session:
     def end(self, error: AntFarmError) -> None:
         """End both streams with an error, after what is queued."""
         self.error = self.error or error
-        self._frames_ready.set()
+        self._wake_writer()
         self._verdicts_ready.set()
+
+    def _wake_writer(self) -> None:
+        wanted, self._frames_wanted = self._frames_wanted, None
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
 
     def _demand_open(self) -> None:
         if self.error is not None:
@@ -97,8 +103,8 @@ class Session:
         """All frames that wait; waits for one. Raises `error` when the session has ended and nothing is left."""
         while not self._frames:
             self._demand_open()
-            self._frames_ready.clear()
-            await self._frames_ready.wait()
+            self._frames_wanted = asyncio.get_running_loop().create_future()
+            await self._frames_wanted
         frames, self._frames = self._frames, []
         return frames
 
@@ -248,8 +254,11 @@ class Sessions:
         session.send(work_queue_pb2.PullTasksResponse(revoke=revoke))
 
     def _ack(self, session: Session, effect: effects.AckHeartbeat) -> None:
-        ack = work_queue_pb2.HeartbeatAck(number=effect.number, revoked=wire.tokens_to_wire(list(effect.revoked)))
-        session.send(work_queue_pb2.PullTasksResponse(heartbeat_ack=ack))
+        frame = work_queue_pb2.PullTasksResponse()
+        frame.heartbeat_ack.number = effect.number
+        if effect.revoked:
+            frame.heartbeat_ack.revoked.extend(wire.tokens_to_wire(list(effect.revoked)))
+        session.send(frame)
 
     def _drain(self, session: Session, effect: effects.SendDrain) -> None:
         drain = work_queue_pb2.Drain(limit=wire.duration_to_wire(effect.limit_ns))
