@@ -219,10 +219,10 @@ class Driver:
             self.durable_seq = batch[-1][0]
             self._commit()  # first: the journal works while what is durable is told
             failpoint("driver.before_release")
+            self._wake(touched)  # before verdicts: somebody may wait for the result
             self._release_durable()
             failpoint("driver.after_release")
             self._tell()
-            self._wake(touched)
         except Exception as defect:
             self._fail(defect)
 
