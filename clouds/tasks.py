@@ -230,19 +230,24 @@ def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dic
         "seconds": done.result["seconds"] | {"fetch": source["fetch_s"]},
     }
     day_fold = fold.fold_day(done.rgb, done.cover.mask, day, fold.grid_shape(*request.picture_size))
-    for name, content in (
-        ("overlay.jpg", done.overlay_jpg),
-        ("mask.png", done.mask_png),
-        ("thumbnail.jpg", done.thumbnail_jpg),
-        ("fold.npz", fold.to_bytes(day_fold)),
-    ):
-        _put_first(storage, folder + name, content)
-    entry["cached"] = not _put_first(storage, entry["key"], analyse.result_json(result))
+    blobs = {
+        f"{folder}overlay.jpg": done.overlay_jpg,
+        f"{folder}mask.png": done.mask_png,
+        f"{folder}thumbnail.jpg": done.thumbnail_jpg,
+        f"{folder}fold.npz": fold.to_bytes(day_fold),
+        entry["key"]: analyse.result_json(result),  # the last, which stands for all
+    }
+    try:
+        storage.put_all(blobs)
+        entry["cached"] = False
+    except Conflict:  # another attempt was here, and has said the same in other bytes: what it left out is added
+        for key, content in blobs.items():
+            entry["cached"] = not _put_first(storage, key, content)
     return entry
 
 
 def _put_first(storage: Storage, key: str, content: bytes) -> bool:
-    """Store what the first attempt to come so far may say for all; False when another has said the same in other bytes."""
+    """Store what the first attempt to come so far may say for all; False when another has said it."""
     try:
         storage.put(key, content)
     except Conflict:

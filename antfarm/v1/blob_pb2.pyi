@@ -149,6 +149,84 @@ class WriteBlobResponse(_message.Message):
 Global___WriteBlobResponse: _TypeAlias = WriteBlobResponse  # noqa: Y015
 
 @_typing.final
+class SmallBlob(_message.Message):
+    """A blob with all its content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Key to write."""
+    sha256: _builtins.bytes
+    """SHA-256 that the content must have, 32 bytes. Empty: not known."""
+    content: _builtins.bytes
+    """All content, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "key", b"key", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SmallBlob: _TypeAlias = SmallBlob  # noqa: Y015
+
+@_typing.final
+class WriteBlobsRequest(_message.Message):
+    """Request of WriteBlobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SmallBlob]:
+        """The blobs, at most 64, and together no larger than a message may be."""
+
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[Global___SmallBlob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteBlobsRequest: _TypeAlias = WriteBlobsRequest  # noqa: Y015
+
+@_typing.final
+class WriteBlobsResponse(_message.Message):
+    """Answer of WriteBlobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def written(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteBlobResponse]:
+        """What was written, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        written: _abc.Iterable[Global___WriteBlobResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteBlobsResponse: _TypeAlias = WriteBlobsResponse  # noqa: Y015
+
+@_typing.final
 class ReadBlobRequest(_message.Message):
     """Request of ReadBlob."""
 

@@ -40,6 +40,11 @@ class BlobServiceStub:
                 request_serializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobRequest.SerializeToString,
                 response_deserializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobResponse.FromString,
                 _registered_method=True)
+        self.WriteBlobs = channel.unary_unary(
+                '/antfarm.v1.BlobService/WriteBlobs',
+                request_serializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobsRequest.SerializeToString,
+                response_deserializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobsResponse.FromString,
+                _registered_method=True)
         self.ReadBlob = channel.unary_stream(
                 '/antfarm.v1.BlobService/ReadBlob',
                 request_serializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
@@ -78,6 +83,15 @@ class BlobServiceServicer:
         with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
         (DIGEST_MISMATCH) when the content is not what was announced. When the server decides before the end of the stream it sends its initial metadata
         at once, then hears the client out for a while: a client SHOULD stop sending and close its side when the initial metadata comes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteBlobs(self, request, context):
+        """Writes up to 64 blobs whose content is small in one call, each as WriteBlob would. They are told in their order, and the last is written only when all
+        before it are durable, so that it may stand for them. An error is that of one of them, and the last then stays unwritten; others may have been
+        written, and the same call again is safe. INVALID_ARGUMENT when there are more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +141,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.WriteBlob,
                     request_deserializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobRequest.FromString,
                     response_serializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobResponse.SerializeToString,
+            ),
+            'WriteBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteBlobs,
+                    request_deserializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobsRequest.FromString,
+                    response_serializer=antfarm_dot_v1_dot_blob__pb2.WriteBlobsResponse.SerializeToString,
             ),
             'ReadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadBlob,
@@ -182,6 +201,33 @@ class BlobService:
             '/antfarm.v1.BlobService/WriteBlob',
             antfarm_dot_v1_dot_blob__pb2.WriteBlobRequest.SerializeToString,
             antfarm_dot_v1_dot_blob__pb2.WriteBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antfarm.v1.BlobService/WriteBlobs',
+            antfarm_dot_v1_dot_blob__pb2.WriteBlobsRequest.SerializeToString,
+            antfarm_dot_v1_dot_blob__pb2.WriteBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

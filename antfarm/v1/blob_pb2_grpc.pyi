@@ -29,6 +29,11 @@ class BlobServiceStub:
     (DIGEST_MISMATCH) when the content is not what was announced. When the server decides before the end of the stream it sends its initial metadata
     at once, then hears the client out for a while: a client SHOULD stop sending and close its side when the initial metadata comes.
     """
+    WriteBlobs: _aio.UnaryUnaryMultiCallable[_blob_pb2.WriteBlobsRequest, _blob_pb2.WriteBlobsResponse]
+    """Writes up to 64 blobs whose content is small in one call, each as WriteBlob would. They are told in their order, and the last is written only when all
+    before it are durable, so that it may stand for them. An error is that of one of them, and the last then stays unwritten; others may have been
+    written, and the same call again is safe. INVALID_ARGUMENT when there are more.
+    """
     ReadBlob: _aio.UnaryStreamMultiCallable[_blob_pb2.ReadBlobRequest, _blob_pb2.ReadBlobResponse]
     """Reads a blob or a range of it. The first message carries `blob`, all carry content in order. A whole read is verified against the digest
     as it flows and ends with DATA_LOSS instead of OK on a mismatch; a range is verified against the checksums of its blocks before it is sent.
@@ -58,6 +63,17 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         with `existed` set, at once where the header announced size and digest; with another content ALREADY_EXISTS (CONFLICT). INVALID_ARGUMENT
         (DIGEST_MISMATCH) when the content is not what was announced. When the server decides before the end of the stream it sends its initial metadata
         at once, then hears the client out for a while: a client SHOULD stop sending and close its side when the initial metadata comes.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteBlobs(
+        self,
+        request: _blob_pb2.WriteBlobsRequest,
+        context: _aio.ServicerContext[_blob_pb2.WriteBlobsRequest, _abc.Awaitable[_blob_pb2.WriteBlobsResponse]],
+    ) -> _abc.Awaitable[_blob_pb2.WriteBlobsResponse]:
+        """Writes up to 64 blobs whose content is small in one call, each as WriteBlob would. They are told in their order, and the last is written only when all
+        before it are durable, so that it may stand for them. An error is that of one of them, and the last then stays unwritten; others may have been
+        written, and the same call again is safe. INVALID_ARGUMENT when there are more.
         """
 
     @_abc_1.abstractmethod

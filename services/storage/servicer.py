@@ -12,6 +12,7 @@ import grpc.aio
 
 from antfarm import __version__, model, wire
 from antfarm.errors import AntFarmError, BlobNotFound, DigestMismatch, InvalidArgument, Overloaded
+from antfarm.model import BLOBS_TOGETHER_MAX
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.base import CHUNK_BYTES_MAX, Backend, Written, conflict
 from services.storage.keys import check_key, check_prefix
@@ -87,6 +88,31 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
                 await writer.write(announced.checked_chunk(frame))
             announced.check_end()
             return await writer.commit(size_bytes=announced.size_bytes, sha256=announced.sha256)
+        finally:
+            await writer.abort()
+
+    async def WriteBlobs(self, request: blob_pb2.WriteBlobsRequest, context: Context) -> blob_pb2.WriteBlobsResponse:
+        """See the protocol. All before the last go side by side, so that their syncs wait for the disk together."""
+        blobs = request.blobs
+        if len(blobs) > BLOBS_TOGETHER_MAX:
+            raise InvalidArgument(f"{len(blobs)} blobs in one call are above {BLOBS_TOGETHER_MAX}")
+        with self._stream():
+            # Whatever happens to one of them, this call ends after all of them: none may use the backend when it is closed.
+            done = await asyncio.gather(*map(self._write_small, blobs[:-1]), return_exceptions=True)
+            written = [_result(one) for one in done]
+            written += [await self._write_small(last) for last in blobs[-1:]]
+        return blob_pb2.WriteBlobsResponse(
+            written=[blob_pb2.WriteBlobResponse(blob=wire.blob_to_wire(w.blob), existed=w.existed) for w in written]
+        )
+
+    async def _write_small(self, small: blob_pb2.SmallBlob) -> Written:
+        key, sha256, content = check_key(small.key), _checked_digest(small.sha256), small.content
+        if len(content) > CHUNK_BYTES_MAX:
+            raise InvalidArgument(f"blob {key}: {len(content)} bytes in one piece are above {CHUNK_BYTES_MAX}")
+        writer = await self._backend.open_write(key)
+        try:
+            await writer.write(content)
+            return await writer.commit(sha256=sha256)
         finally:
             await writer.abort()
 
@@ -241,6 +267,12 @@ class _Announced:
         """The stream has ended; refuse it when nothing says that it was meant to. A client that died ends its stream like one that is done."""
         if not self._finished and self.size_bytes is None:
             raise InvalidArgument(f"blob {self.key}: the stream ended without a finish frame; nothing was kept")
+
+
+def _result(done: Written | BaseException) -> Written:
+    if isinstance(done, BaseException):
+        raise done
+    return done
 
 
 def _checked_digest(sha256: bytes) -> bytes:

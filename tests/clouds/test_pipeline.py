@@ -158,6 +158,26 @@ def test_a_day_downloaded_before_is_only_analysed(running_farm: RunningFarm, tmp
         assert server.stats()["requests"] == 2
 
 
+def test_what_an_earlier_attempt_has_stored_stands_and_the_rest_is_added(
+    running_farm: RunningFarm, tmp_path: Path
+) -> None:
+    """It may have said the same in other bytes, those of another JPEG library say."""
+    with serving("--seed", "13") as server:
+        ask = arguments_for(server, tmp_path, FIRST, 1, "--connect", running_farm.address, seed=13)
+        first = run(ask)
+        series = f"clouds/{series_of(server, blobs(running_farm.storage))}/"
+        folder = f"{series}{FIRST}/F1/"
+        stored = blobs(running_farm.storage, folder)
+        for key in stored.keys() - {f"{folder}mask.png"}:
+            running_farm.storage.delete(key)
+        overlay = stored[f"{folder}overlay.jpg"] + b"\0"
+        running_farm.storage.put(f"{folder}overlay.jpg", overlay)
+        assert run(ask).series == first.series
+        again = blobs(running_farm.storage, folder)
+        assert again.keys() == stored.keys()
+        assert again[f"{folder}overlay.jpg"] == overlay
+
+
 def test_a_result_that_is_lost_costs_its_day_and_not_the_report(running_farm: RunningFarm, tmp_path: Path) -> None:
     with serving("--seed", "4") as server:
         ask = arguments_for(server, tmp_path, FIRST, 3, "--connect", running_farm.address, seed=4)

@@ -56,14 +56,14 @@ class _Storage:
     async def one(self) -> bool:
         """One call. False when it was refused."""
         before = self._all()
-        writes = self.dice.random() < 0.5
+        call = self._pick((self._write, self._write, self._write_several, self._call, self._call))
         try:
-            await (self._write() if writes else self._call())
+            await call()
         except DecodeError:
             return False
         except AntFarmError as error:
             wire.error_to_status(error)
-            if self._all() != before:
+            if self._all() != before and call != self._write_several:
                 raise Broken(f"a refused call changed what is stored: {error!r}") from None
             return False
         for key, content in before.items():
@@ -101,6 +101,19 @@ class _Storage:
         written = self.backend._blobs[response.blob.key]
         if hashlib.sha256(written[1]).digest() != response.blob.sha256 or len(written[1]) != response.blob.size_bytes:
             raise Broken(f"blob {response.blob.key} is not what was announced")
+
+    async def _write_several(self) -> None:
+        """When it is refused for one of them, others may have been written."""
+        blobs = []
+        for _ in range(self.dice.randrange(4)):
+            content = self._pick(_CONTENT)
+            sha256 = hashlib.sha256(content).digest() if self.dice.random() < 0.5 else b""
+            blobs.append(blob_pb2.SmallBlob(key=self._pick(_KEYS), sha256=sha256, content=content))
+        request = self._wrong(blob_pb2.WriteBlobsRequest(blobs=blobs))
+        response: Any = await self.service.WriteBlobs(request, _Peer())  # type: ignore[arg-type]
+        for small, written in zip(request.blobs, response.written, strict=True):
+            if hashlib.sha256(small.content).digest() != written.blob.sha256:
+                raise Broken(f"blob {written.blob.key} is not what was sent")
 
     async def _call(self) -> None:
         key = self._pick(_KEYS)

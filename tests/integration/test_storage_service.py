@@ -35,6 +35,8 @@ from antfarm.interceptor import ErrorInterceptor
 from antfarm.model import BlobRef
 from antfarm.storage import AsyncStorage, Storage
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
+from services.storage.backends.base import Written
+from services.storage.backends.filestream import FileWriter
 from services.storage.backends.filesystem import FilesystemBackend
 from services.storage.servicer import BlobServicer, SystemServicer
 
@@ -128,6 +130,54 @@ async def test_blobs_come_out(client: AsyncStorage, tmp_path: Path, content: byt
         assert (tmp_path / "copy").read_bytes() == content
     assert sorted(os.listdir(tmp_path)) == ["copy", "s"]
     assert await client.stat("k") == await client.verify("k") == blob
+
+
+async def test_several_blobs_go_in_together(client: AsyncStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones in few calls, large ones in calls of their own; empty, and again, and told in their order."""
+    calls: list[int] = []
+    build = storage._write_blobs_request
+    monkeypatch.setattr(storage, "_write_blobs_request", lambda group: calls.append(len(group)) or build(group))
+    blobs = {f"d/{number}": b"%d" % number for number in range(70)}
+    blobs |= {"d/large": CONTENT, "d/fits": CONTENT[: 1024 * 1024], "d/too": CONTENT[: 1024 * 1024 - 9], "d/none": b""}
+    for _ in range(2):
+        assert await client.put_all(blobs) == [ref(key, content) for key, content in blobs.items()]
+    assert calls == [64, 6, 3] * 2
+    assert {blob.key: await client.get(blob) async for blob in client.list()} == blobs
+    assert await client.put_all({}) == []
+
+
+async def test_the_last_of_several_stands_for_the_others(client: AsyncStorage, tmp_path: Path) -> None:
+    """It is written only when all before it are durable. What went wrong is told, and what went well stays."""
+    await client.put("d/taken", b"other")
+    with pytest.raises(Conflict, match=r"^blob d/taken exists with other content"):
+        await client.put_all({"d/a": b"a", "d/taken": b"t", "d/b": b"b", "d/last": b"l"})
+    with pytest.raises(InvalidKey):
+        await client.put_all({"d/c": b"c", "../d": b"d", "d/last": b"l"})
+    assert [blob.key async for blob in client.list()] == ["d/a", "d/b", "d/c", "d/taken"]
+    with pytest.raises(Conflict):
+        await client.put_all({"d/a": b"a", "d/e": b"e", "d/taken": b"t"})
+    assert [blob.key async for blob in client.list("d/e")] == ["d/e"]
+    await wait_until(no_temporaries(tmp_path))
+
+
+async def test_the_last_of_several_comes_after_the_others(
+    client: AsyncStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its write begins when all others have ended, however long they take."""
+    order: list[str] = []
+    commit = FileWriter.commit
+
+    async def slow(self: FileWriter, **announced: Any) -> Written:
+        order.append(f"begin {self._key}")
+        await asyncio.sleep(0.05 if self._key == "b" else 0.0)
+        written = await commit(self, **announced)
+        order.append(f"end {self._key}")
+        return written
+
+    monkeypatch.setattr(FileWriter, "commit", slow)
+    await client.put_all({"a": b"1", "b": b"2", "c": b"3", "last": b"4"})
+    assert order[:3] == ["begin a", "begin b", "begin c"]
+    assert order[-3:] == ["end b", "begin last", "end last"]
 
 
 async def test_ranges_come_out(client: AsyncStorage) -> None:
@@ -332,7 +382,14 @@ async def test_whoever_is_no_storage_of_this_protocol_is_told_apart_at_once(tmp_
     address = f"127.0.0.1:{net.bind(server, '127.0.0.1', 0, None, insecure=False)}"
     await server.start()
     async with AsyncStorage(address) as client:
-        calls = (client.put("k", b"1"), client.get("k"), client.stat("k"), client.delete("k"), client.verify("k"))
+        calls = (
+            client.put("k", b"1"),
+            client.put_all({"k": b"1", "l": b"2"}),
+            client.get("k"),
+            client.stat("k"),
+            client.delete("k"),
+            client.verify("k"),
+        )
         for call in calls:
             with pytest.raises(ProtocolUnsupported, match=f"^{address} does not answer as a Storage of protocol 1 "):
                 await call
@@ -378,6 +435,41 @@ async def test_streams_that_commit(stub: blob_pb2_grpc.BlobServiceStub, stream: 
     answer = await stub.WriteBlob(iter(stream))
     assert wire.blob_from_wire(answer.blob) == ref("k", b"abc")
     assert answer.existed is False
+
+
+SMALL = blob_pb2.SmallBlob
+
+
+@pytest.mark.parametrize(
+    ("blobs", "reason"),
+    [
+        ([SMALL(key=f"k{number}") for number in range(65)], "65 blobs in one call are above 64"),
+        ([SMALL(key="k", content=bytes(1024 * 1024 + 1))], "1048577 bytes in one piece are above 1048576"),
+        ([SMALL(key="k", content=b"abc", sha256=b"short")], "sha256 has 5 bytes"),
+        ([SMALL(key="k", content=b"abc", sha256=sha(b"abd"))], "was announced"),
+        ([SMALL(key="k/../k", content=b"abc"), SMALL(key="last")], "is not allowed"),
+    ],
+    ids=["many", "large", "digest-form", "digest", "key"],
+)
+async def test_calls_with_several_blobs_that_are_refused(
+    stub: blob_pb2_grpc.BlobServiceStub, tmp_path: Path, blobs: list[blob_pb2.SmallBlob], reason: str
+) -> None:
+    """Their form and digests are judged as those of a stream are."""
+    with pytest.raises(grpc.aio.AioRpcError, match=reason) as caught:
+        await stub.WriteBlobs(blob_pb2.WriteBlobsRequest(blobs=blobs))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert os.listdir(tmp_path / "s/blobs") == []
+    await wait_until(no_temporaries(tmp_path))
+
+
+async def test_several_blobs_need_no_digest(stub: blob_pb2_grpc.BlobServiceStub) -> None:
+    """As in a stream it may be left out; what existed is told for each, and of none there is nothing to tell."""
+    await stub.WriteBlobs(blob_pb2.WriteBlobsRequest(blobs=[SMALL(key="k", content=b"abc")]))
+    request = blob_pb2.WriteBlobsRequest(blobs=[SMALL(key="k", content=b"abc"), SMALL(key="l")])
+    answer = await stub.WriteBlobs(request)
+    assert [wire.blob_from_wire(written.blob) for written in answer.written] == [ref("k", b"abc"), ref("l", b"")]
+    assert [written.existed for written in answer.written] == [True, False]
+    assert len((await stub.WriteBlobs(blob_pb2.WriteBlobsRequest())).written) == 0
 
 
 @pytest.mark.parametrize(
@@ -458,6 +550,7 @@ async def test_streams_above_the_bound_are_refused(tmp_path: Path) -> None:
         stub = blob_pb2_grpc.BlobServiceStub(channel)
         held = stub.WriteBlob()
         await held.write(blob_pb2.WriteBlobRequest(header=blob_pb2.WriteBlobHeader(key="held")))
+        await held.write(blob_pb2.WriteBlobRequest(chunk=bytes(256 * 1024)))
         await held.write(blob_pb2.WriteBlobRequest(chunk=bytes(256 * 1024)))
         await wait_until(lambda: os.listdir(tmp_path / "s/tmp") != [])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -626,6 +719,7 @@ def test_the_blocking_client_does_the_same(blocking: Storage, tmp_path: Path) ->
     assert blocking.get(blob, offset=10, length=5) == CONTENT[10:15]
     assert b"".join(blocking.stream(blob)) == CONTENT
     assert blocking.download(blob, tmp_path / "copy") == blob
+    assert blocking.put_all({"k": CONTENT, "lines": CONTENT}) == [ref("k", CONTENT), ref("lines", CONTENT)]
     assert (tmp_path / "copy").read_bytes() == CONTENT
     assert [found.key for found in blocking.list()] == ["k", "lines"]
     assert blocking.delete("lines") is True
