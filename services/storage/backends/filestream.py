@@ -120,17 +120,16 @@ class FileWriter:
         self._committing = Step[Written]()
 
     async def write(self, chunk: bytes) -> None:
-        """See `BlobWriter`."""
+        """See `BlobWriter`. What is gathered goes to a thread when the next chunk comes: content of one chunk is left to `commit`, one visit in all."""
+        if self._gathered_bytes >= _GATHER_BYTES:
+            await self._written()
+            self._unsynced_bytes += self._gathered_bytes
+            self._writing.start(self._disk.run(self._write, self._taken()))
+            if self._unsynced_bytes >= _SYNC_BYTES and not self._syncing.running:
+                self._unsynced_bytes = 0
+                self._syncing.start(self._disk.run(self._sync))
         self._gathered.append(chunk)
         self._gathered_bytes += len(chunk)
-        if self._gathered_bytes < _GATHER_BYTES:
-            return
-        await self._written()
-        self._unsynced_bytes += self._gathered_bytes
-        self._writing.start(self._disk.run(self._write, self._taken()))
-        if self._unsynced_bytes >= _SYNC_BYTES and not self._syncing.running:
-            self._unsynced_bytes = 0
-            self._syncing.start(self._disk.run(self._sync))
 
     async def _written(self) -> None:
         """Wait for the piece before; raise what has gone wrong by now."""
