@@ -28,6 +28,8 @@ BATCH_BYTES_MAX = 1024 * 1024
 """What a sender packs into one frame of many payloads or results; far enough below the message limit."""
 BLOBS_TOGETHER_MAX = 64
 """Small blobs in one call to Storage."""
+BYTES_TOGETHER_MAX = 2 * 1024 * 1024
+"""Their content: both sides hold all of it in memory."""
 ERROR_TEXT_BYTES_MAX = 16 * 1024
 LOG_TAIL_BYTES_MAX = 64 * 1024
 KEY_BYTES_MAX = 512

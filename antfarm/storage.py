@@ -38,7 +38,7 @@ from antfarm.errors import (
     ProtocolUnsupported,
     Unavailable,
 )
-from antfarm.model import BLOBS_TOGETHER_MAX, PROTOCOL_MAJOR, BlobRef
+from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX, PROTOCOL_MAJOR, BlobRef
 from antfarm.text import is_text
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
 
@@ -48,8 +48,7 @@ _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
 _PAGE_BLOBS = 1000
 _SMALL_BYTES_MAX = 1024 * 1024
-_TOGETHER_BYTES_MAX = 2 * 1024 * 1024
-"""Content in one call of `put_all`: each call holds all of its content in memory, here and in Storage."""
+"""What is larger is written by a stream, in pieces."""
 _RANGE_BYTES_END = 2**63
 """Offset and length lie below it, and so does their sum below what a message can carry."""
 
@@ -174,6 +173,22 @@ class AsyncStorage:
         """The content, or a range of it, verified; see `stream`. Holds all of it in memory."""
         return b"".join([piece async for piece in self.stream(source, offset=offset, length=length)])
 
+    async def get_all(self, keys: Iterable[str]) -> list[bytes]:
+        """The content of several blobs, in fewer calls where they are small. Each as by `get`; holds all of it in memory."""
+        wanted = list(keys)
+        for key in wanted:
+            _check_key(key)
+        found: list[bytes] = []
+        for start in range(0, len(wanted), BLOBS_TOGETHER_MAX):
+            found += await self._get_group(wanted[start : start + BLOBS_TOGETHER_MAX])
+        return found
+
+    async def _get_group(self, keys: list[str]) -> list[bytes]:
+        request = blob_pb2.ReadBlobsRequest(keys=keys)
+        answer = await self._unary(lambda: self._stub().ReadBlobs(request))
+        contents = await asyncio.to_thread(_verified, answer)
+        return [await self.get(content) if isinstance(content, BlobRef) else content for content in contents]
+
     async def download(self, source: str | BlobRef, path: Path) -> BlobRef:
         """Write the content to a file, which appears, or replaces another, only when it is whole and verified."""
         part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
@@ -262,12 +277,12 @@ def _check_key(key: object) -> None:
 
 def _grouped(blobs: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:
     """The blobs in their order, as many together as one call may carry."""
-    group, room_bytes = list[tuple[str, bytes]](), _TOGETHER_BYTES_MAX
+    group, room_bytes = list[tuple[str, bytes]](), BYTES_TOGETHER_MAX
     for key, content in blobs.items():
         alone = len(content) > _SMALL_BYTES_MAX
         if group and (alone or len(group) == BLOBS_TOGETHER_MAX or len(content) > room_bytes):
             yield group
-            group, room_bytes = [], _TOGETHER_BYTES_MAX
+            group, room_bytes = [], BYTES_TOGETHER_MAX
         if alone:
             yield [(key, content)]
         else:
@@ -285,6 +300,24 @@ def _write_blobs_request(group: Iterable[tuple[str, bytes]]) -> blob_pb2.WriteBl
             for key, content in group
         ]
     )
+
+
+def _verified(answer: blob_pb2.ReadBlobsResponse) -> list[bytes | BlobRef]:
+    """What came, or what is still to be read. In a thread: hashes all content. DataLoss."""
+    found: list[bytes | BlobRef] = []
+    for message in answer.blobs:
+        blob, content = wire.blob_from_wire(message.blob), message.chunk
+        if blob.size_bytes and not content:
+            found.append(blob)
+        elif hashlib.sha256(content).digest() == blob.sha256:
+            found.append(content)
+        else:
+            raise _mismatch(blob.key)
+    return found
+
+
+def _mismatch(key: str) -> DataLoss:
+    return DataLoss(f"blob {key}: what arrived does not match its digest; use nothing of it")
 
 
 def _bytes_in_range(name: str, value: int) -> int:
@@ -352,7 +385,7 @@ class _Read:
                 await _pause(repetition, error)
                 repetition += 1
         if self._digest is not None and (self.blob is None or await self._digest.sha256() != self.blob.sha256):
-            raise DataLoss(f"blob {self._key}: what arrived does not match its digest; use nothing of it")
+            raise _mismatch(self._key)
 
     async def _take(self, message: blob_pb2.ReadBlobResponse) -> bytes:
         if message.HasField("blob"):
@@ -400,6 +433,10 @@ class Storage:
     def get(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> bytes:
         """See `AsyncStorage.get`."""
         return loop_thread().run(self._storage.get(source, offset=offset, length=length))
+
+    def get_all(self, keys: Iterable[str]) -> list[bytes]:
+        """See `AsyncStorage.get_all`."""
+        return loop_thread().run(self._storage.get_all(keys))
 
     def stream(self, source: str | BlobRef, *, offset: int = 0, length: int = 0) -> Iterator[bytes]:
         """See `AsyncStorage.stream`."""

@@ -76,9 +76,7 @@ async def _read(storage: AsyncStorage, key: str, shape: tuple[int, int]) -> _Day
     """One day, or why it cannot be read."""
     folder = key.removesuffix("result.json")
     try:
-        text, thumbnail, part = await asyncio.gather(
-            storage.get(key), storage.get(f"{folder}thumbnail.jpg"), storage.get(f"{folder}fold.npz")
-        )
+        text, thumbnail, part = await storage.get_all([key, f"{folder}thumbnail.jpg", f"{folder}fold.npz"])
         day = _Day(result=json.loads(text), thumbnail=thumbnail, fold=fold.from_bytes(part))
         if day.fold.shape != shape:
             raise CloudsError(f"its map has {day.fold.shape} cells instead of {shape}")

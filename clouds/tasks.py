@@ -212,11 +212,12 @@ def measure(source: dict[str, Any], ctx: af.Context, *, request: Request) -> dic
         return entry
     except BlobNotFound:
         pass
-    picture = storage.get(source["key"])
-    extension = request.catalogue.extension
-    bands721 = storage.get(f"{source['folder']}bands721.{extension}") if source["snow"] else None
+    keys = [source["key"]]
+    if source["snow"]:
+        keys.append(f"{source['folder']}bands721.{request.catalogue.extension}")
+    picture, *screen = storage.get_all(keys)
     try:
-        done = analyse.analyse_picture(picture, day=day, box=request.box, bands721=bands721)
+        done = analyse.analyse_picture(picture, day=day, box=request.box, bands721=screen[0] if screen else None)
     except CloudsError as error:
         raise af.PermanentError(str(error)) from error
     result = done.result | {

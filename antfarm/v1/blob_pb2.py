@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from antfarm.v1 import common_pb2 as antfarm_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61ntfarm/v1/blob.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\"V\n\x0fWriteBlobHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x42\r\n\x0b_size_bytes\"\x8a\x01\n\x10WriteBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.antfarm.v1.WriteBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1b.antfarm.v1.WriteBlobFinishH\x00\x42\x07\n\x05\x66rame\"I\n\x0fWriteBlobFinish\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x42\r\n\x0b_size_bytes\"G\n\x11WriteBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"9\n\tSmallBlob\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"9\n\x11WriteBlobsRequest\x12$\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.SmallBlob\"D\n\x12WriteBlobsResponse\x12.\n\x07written\x18\x01 \x03(\x0b\x32\x1d.antfarm.v1.WriteBlobResponse\">\n\x0fReadBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"D\n\x10ReadBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x1e\n\x0fStatBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"5\n\x10StatBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\"I\n\x10ListBlobsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x11ListBlobsResponse\x12\"\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.BlobRef\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x11\x44\x65leteBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"%\n\x12\x44\x65leteBlobResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\" \n\x11VerifyBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"7\n\x12VerifyBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef2\x9a\x04\n\x0b\x42lobService\x12J\n\tWriteBlob\x12\x1c.antfarm.v1.WriteBlobRequest\x1a\x1d.antfarm.v1.WriteBlobResponse(\x01\x12K\n\nWriteBlobs\x12\x1d.antfarm.v1.WriteBlobsRequest\x1a\x1e.antfarm.v1.WriteBlobsResponse\x12G\n\x08ReadBlob\x12\x1b.antfarm.v1.ReadBlobRequest\x1a\x1c.antfarm.v1.ReadBlobResponse0\x01\x12\x45\n\x08StatBlob\x12\x1b.antfarm.v1.StatBlobRequest\x1a\x1c.antfarm.v1.StatBlobResponse\x12H\n\tListBlobs\x12\x1c.antfarm.v1.ListBlobsRequest\x1a\x1d.antfarm.v1.ListBlobsResponse\x12K\n\nDeleteBlob\x12\x1d.antfarm.v1.DeleteBlobRequest\x1a\x1e.antfarm.v1.DeleteBlobResponse\x12K\n\nVerifyBlob\x12\x1d.antfarm.v1.VerifyBlobRequest\x1a\x1e.antfarm.v1.VerifyBlobResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61ntfarm/v1/blob.proto\x12\nantfarm.v1\x1a\x17\x61ntfarm/v1/common.proto\"V\n\x0fWriteBlobHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x17\n\nsize_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x42\r\n\x0b_size_bytes\"\x8a\x01\n\x10WriteBlobRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.antfarm.v1.WriteBlobHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1b.antfarm.v1.WriteBlobFinishH\x00\x42\x07\n\x05\x66rame\"I\n\x0fWriteBlobFinish\x12\x17\n\nsize_bytes\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x42\r\n\x0b_size_bytes\"G\n\x11WriteBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"9\n\tSmallBlob\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"9\n\x11WriteBlobsRequest\x12$\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x15.antfarm.v1.SmallBlob\"D\n\x12WriteBlobsResponse\x12.\n\x07written\x18\x01 \x03(\x0b\x32\x1d.antfarm.v1.WriteBlobResponse\">\n\x0fReadBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"D\n\x10ReadBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\" \n\x10ReadBlobsRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"@\n\x11ReadBlobsResponse\x12+\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x1c.antfarm.v1.ReadBlobResponse\"\x1e\n\x0fStatBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"5\n\x10StatBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef\"I\n\x10ListBlobsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"P\n\x11ListBlobsResponse\x12\"\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x13.antfarm.v1.BlobRef\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x11\x44\x65leteBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"%\n\x12\x44\x65leteBlobResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\" \n\x11VerifyBlobRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"7\n\x12VerifyBlobResponse\x12!\n\x04\x62lob\x18\x01 \x01(\x0b\x32\x13.antfarm.v1.BlobRef2\xe4\x04\n\x0b\x42lobService\x12J\n\tWriteBlob\x12\x1c.antfarm.v1.WriteBlobRequest\x1a\x1d.antfarm.v1.WriteBlobResponse(\x01\x12K\n\nWriteBlobs\x12\x1d.antfarm.v1.WriteBlobsRequest\x1a\x1e.antfarm.v1.WriteBlobsResponse\x12G\n\x08ReadBlob\x12\x1b.antfarm.v1.ReadBlobRequest\x1a\x1c.antfarm.v1.ReadBlobResponse0\x01\x12H\n\tReadBlobs\x12\x1c.antfarm.v1.ReadBlobsRequest\x1a\x1d.antfarm.v1.ReadBlobsResponse\x12\x45\n\x08StatBlob\x12\x1b.antfarm.v1.StatBlobRequest\x1a\x1c.antfarm.v1.StatBlobResponse\x12H\n\tListBlobs\x12\x1c.antfarm.v1.ListBlobsRequest\x1a\x1d.antfarm.v1.ListBlobsResponse\x12K\n\nDeleteBlob\x12\x1d.antfarm.v1.DeleteBlobRequest\x1a\x1e.antfarm.v1.DeleteBlobResponse\x12K\n\nVerifyBlob\x12\x1d.antfarm.v1.VerifyBlobRequest\x1a\x1e.antfarm.v1.VerifyBlobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,22 +50,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READBLOBREQUEST']._serialized_end=689
   _globals['_READBLOBRESPONSE']._serialized_start=691
   _globals['_READBLOBRESPONSE']._serialized_end=759
-  _globals['_STATBLOBREQUEST']._serialized_start=761
-  _globals['_STATBLOBREQUEST']._serialized_end=791
-  _globals['_STATBLOBRESPONSE']._serialized_start=793
-  _globals['_STATBLOBRESPONSE']._serialized_end=846
-  _globals['_LISTBLOBSREQUEST']._serialized_start=848
-  _globals['_LISTBLOBSREQUEST']._serialized_end=921
-  _globals['_LISTBLOBSRESPONSE']._serialized_start=923
-  _globals['_LISTBLOBSRESPONSE']._serialized_end=1003
-  _globals['_DELETEBLOBREQUEST']._serialized_start=1005
-  _globals['_DELETEBLOBREQUEST']._serialized_end=1037
-  _globals['_DELETEBLOBRESPONSE']._serialized_start=1039
-  _globals['_DELETEBLOBRESPONSE']._serialized_end=1076
-  _globals['_VERIFYBLOBREQUEST']._serialized_start=1078
-  _globals['_VERIFYBLOBREQUEST']._serialized_end=1110
-  _globals['_VERIFYBLOBRESPONSE']._serialized_start=1112
-  _globals['_VERIFYBLOBRESPONSE']._serialized_end=1167
-  _globals['_BLOBSERVICE']._serialized_start=1170
-  _globals['_BLOBSERVICE']._serialized_end=1708
+  _globals['_READBLOBSREQUEST']._serialized_start=761
+  _globals['_READBLOBSREQUEST']._serialized_end=793
+  _globals['_READBLOBSRESPONSE']._serialized_start=795
+  _globals['_READBLOBSRESPONSE']._serialized_end=859
+  _globals['_STATBLOBREQUEST']._serialized_start=861
+  _globals['_STATBLOBREQUEST']._serialized_end=891
+  _globals['_STATBLOBRESPONSE']._serialized_start=893
+  _globals['_STATBLOBRESPONSE']._serialized_end=946
+  _globals['_LISTBLOBSREQUEST']._serialized_start=948
+  _globals['_LISTBLOBSREQUEST']._serialized_end=1021
+  _globals['_LISTBLOBSRESPONSE']._serialized_start=1023
+  _globals['_LISTBLOBSRESPONSE']._serialized_end=1103
+  _globals['_DELETEBLOBREQUEST']._serialized_start=1105
+  _globals['_DELETEBLOBREQUEST']._serialized_end=1137
+  _globals['_DELETEBLOBRESPONSE']._serialized_start=1139
+  _globals['_DELETEBLOBRESPONSE']._serialized_end=1176
+  _globals['_VERIFYBLOBREQUEST']._serialized_start=1178
+  _globals['_VERIFYBLOBREQUEST']._serialized_end=1210
+  _globals['_VERIFYBLOBRESPONSE']._serialized_start=1212
+  _globals['_VERIFYBLOBRESPONSE']._serialized_end=1267
+  _globals['_BLOBSERVICE']._serialized_start=1270
+  _globals['_BLOBSERVICE']._serialized_end=1882
 # @@protoc_insertion_point(module_scope)

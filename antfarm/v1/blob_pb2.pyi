@@ -285,6 +285,54 @@ class ReadBlobResponse(_message.Message):
 Global___ReadBlobResponse: _TypeAlias = ReadBlobResponse  # noqa: Y015
 
 @_typing.final
+class ReadBlobsRequest(_message.Message):
+    """Request of ReadBlobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys to read, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBlobsRequest: _TypeAlias = ReadBlobsRequest  # noqa: Y015
+
+@_typing.final
+class ReadBlobsResponse(_message.Message):
+    """Answer of ReadBlobs: messages as one of ReadBlob each, in the order of the request. Their content is at most 2 MiB together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadBlobResponse]:
+        """The blobs, with all their content or none."""
+
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[Global___ReadBlobResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadBlobsResponse: _TypeAlias = ReadBlobsResponse  # noqa: Y015
+
+@_typing.final
 class StatBlobRequest(_message.Message):
     """Request of StatBlob."""
 

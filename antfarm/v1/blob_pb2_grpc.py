@@ -50,6 +50,11 @@ class BlobServiceStub:
                 request_serializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.ReadBlobs = channel.unary_unary(
+                '/antfarm.v1.BlobService/ReadBlobs',
+                request_serializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobsRequest.SerializeToString,
+                response_deserializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobsResponse.FromString,
+                _registered_method=True)
         self.StatBlob = channel.unary_unary(
                 '/antfarm.v1.BlobService/StatBlob',
                 request_serializer=antfarm_dot_v1_dot_blob__pb2.StatBlobRequest.SerializeToString,
@@ -106,6 +111,14 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadBlobs(self, request, context):
+        """Reads up to 64 whole blobs in one call, each verified as by ReadBlob. Of those that are too large for the answer only `blob` comes, and ReadBlob reads
+        them. An error is that of one of them. INVALID_ARGUMENT when there are more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StatBlob(self, request, context):
         """Size and digest of a blob, without reading it.
         """
@@ -151,6 +164,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ReadBlob,
                     request_deserializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobRequest.FromString,
                     response_serializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'ReadBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadBlobs,
+                    request_deserializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobsRequest.FromString,
+                    response_serializer=antfarm_dot_v1_dot_blob__pb2.ReadBlobsResponse.SerializeToString,
             ),
             'StatBlob': grpc.unary_unary_rpc_method_handler(
                     servicer.StatBlob,
@@ -255,6 +273,33 @@ class BlobService:
             '/antfarm.v1.BlobService/ReadBlob',
             antfarm_dot_v1_dot_blob__pb2.ReadBlobRequest.SerializeToString,
             antfarm_dot_v1_dot_blob__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antfarm.v1.BlobService/ReadBlobs',
+            antfarm_dot_v1_dot_blob__pb2.ReadBlobsRequest.SerializeToString,
+            antfarm_dot_v1_dot_blob__pb2.ReadBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

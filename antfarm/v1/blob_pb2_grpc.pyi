@@ -39,6 +39,10 @@ class BlobServiceStub:
     as it flows and ends with DATA_LOSS instead of OK on a mismatch; a range is verified against the checksums of its blocks before it is sent.
     OUT_OF_RANGE (RANGE) when the offset lies beyond the end.
     """
+    ReadBlobs: _aio.UnaryUnaryMultiCallable[_blob_pb2.ReadBlobsRequest, _blob_pb2.ReadBlobsResponse]
+    """Reads up to 64 whole blobs in one call, each verified as by ReadBlob. Of those that are too large for the answer only `blob` comes, and ReadBlob reads
+    them. An error is that of one of them. INVALID_ARGUMENT when there are more.
+    """
     StatBlob: _aio.UnaryUnaryMultiCallable[_blob_pb2.StatBlobRequest, _blob_pb2.StatBlobResponse]
     """Size and digest of a blob, without reading it."""
     ListBlobs: _aio.UnaryUnaryMultiCallable[_blob_pb2.ListBlobsRequest, _blob_pb2.ListBlobsResponse]
@@ -85,6 +89,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reads a blob or a range of it. The first message carries `blob`, all carry content in order. A whole read is verified against the digest
         as it flows and ends with DATA_LOSS instead of OK on a mismatch; a range is verified against the checksums of its blocks before it is sent.
         OUT_OF_RANGE (RANGE) when the offset lies beyond the end.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadBlobs(
+        self,
+        request: _blob_pb2.ReadBlobsRequest,
+        context: _aio.ServicerContext[_blob_pb2.ReadBlobsRequest, _abc.Awaitable[_blob_pb2.ReadBlobsResponse]],
+    ) -> _abc.Awaitable[_blob_pb2.ReadBlobsResponse]:
+        """Reads up to 64 whole blobs in one call, each verified as by ReadBlob. Of those that are too large for the answer only `blob` comes, and ReadBlob reads
+        them. An error is that of one of them. INVALID_ARGUMENT when there are more.
         """
 
     @_abc_1.abstractmethod

@@ -12,7 +12,7 @@ import grpc.aio
 
 from antfarm import __version__, model, wire
 from antfarm.errors import AntFarmError, BlobNotFound, DigestMismatch, InvalidArgument, Overloaded
-from antfarm.model import BLOBS_TOGETHER_MAX
+from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.base import CHUNK_BYTES_MAX, Backend, Written, conflict
 from services.storage.keys import check_key, check_prefix
@@ -94,8 +94,7 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
     async def WriteBlobs(self, request: blob_pb2.WriteBlobsRequest, context: Context) -> blob_pb2.WriteBlobsResponse:
         """See the protocol. All before the last go side by side, so that their syncs wait for the disk together."""
         blobs = request.blobs
-        if len(blobs) > BLOBS_TOGETHER_MAX:
-            raise InvalidArgument(f"{len(blobs)} blobs in one call are above {BLOBS_TOGETHER_MAX}")
+        _check_count(len(blobs))
         with self._stream():
             # Whatever happens to one of them, this call ends after all of them: none may use the backend when it is closed.
             done = await asyncio.gather(*map(self._write_small, blobs[:-1]), return_exceptions=True)
@@ -143,6 +142,25 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
                     await context.write(message)
             finally:
                 await reader.close()
+
+    async def ReadBlobs(self, request: blob_pb2.ReadBlobsRequest, context: Context) -> blob_pb2.ReadBlobsResponse:
+        """See the protocol."""
+        _check_count(len(request.keys))
+        answer = blob_pb2.ReadBlobsResponse()
+        room_bytes = BYTES_TOGETHER_MAX
+        with self._stream():
+            for key in request.keys:
+                reader = await self._backend.open_read(check_key(key))
+                try:
+                    pieces = []
+                    if reader.blob.size_bytes <= room_bytes:
+                        room_bytes -= reader.blob.size_bytes
+                        while piece := await reader.read():
+                            pieces.append(piece)
+                    answer.blobs.add(blob=wire.blob_to_wire(reader.blob), chunk=b"".join(pieces))
+                finally:
+                    await reader.close()
+        return answer
 
     async def StatBlob(self, request: blob_pb2.StatBlobRequest, context: Context) -> blob_pb2.StatBlobResponse:
         """See the protocol."""
@@ -273,6 +291,11 @@ def _result(done: Written | BaseException) -> Written:
     if isinstance(done, BaseException):
         raise done
     return done
+
+
+def _check_count(blobs: int) -> None:
+    if blobs > BLOBS_TOGETHER_MAX:
+        raise InvalidArgument(f"{blobs} blobs in one call are above {BLOBS_TOGETHER_MAX}")
 
 
 def _checked_digest(sha256: bytes) -> bytes:

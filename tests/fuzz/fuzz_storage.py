@@ -120,6 +120,7 @@ class _Storage:
         message, method = self._pick(
             (
                 (blob_pb2.ReadBlobRequest(key=key, offset=self.dice.randrange(3)), self.service.ReadBlob),
+                (blob_pb2.ReadBlobsRequest(keys=[key, self._pick(_KEYS)]), self.service.ReadBlobs),
                 (blob_pb2.StatBlobRequest(key=key), self.service.StatBlob),
                 (blob_pb2.ListBlobsRequest(prefix="b", page_size=1), self.service.ListBlobs),
                 (blob_pb2.DeleteBlobRequest(key=key), self.service.DeleteBlob),

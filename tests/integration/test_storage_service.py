@@ -146,6 +146,21 @@ async def test_several_blobs_go_in_together(client: AsyncStorage, monkeypatch: p
     assert await client.put_all({}) == []
 
 
+async def test_several_blobs_come_out_together(client: AsyncStorage) -> None:
+    """Whatever their sizes and number, in the order asked for, one of them twice; a missing one is told, as are keys that are none."""
+    blobs = {f"d/{number}": b"%d" % number for number in range(70)}
+    blobs |= {"large": CONTENT, "none": b"", "fits": CONTENT[: 1024 * 1024], "fits-too": CONTENT[1024 * 1024 :]}
+    await client.put_all(blobs)
+    keys = [*reversed(blobs), "d/5", "large"]
+    assert await client.get_all(iter(keys)) == [blobs[key] for key in keys]
+    assert await client.get_all([]) == []
+    with pytest.raises(BlobNotFound, match="no blob missing"):
+        await client.get_all(["d/1", "missing"])
+    for key in ("../d", "\udc80"):
+        with pytest.raises(InvalidKey):
+            await client.get_all(["d/1", key])
+
+
 async def test_the_last_of_several_stands_for_the_others(client: AsyncStorage, tmp_path: Path) -> None:
     """It is written only when all before it are durable. What went wrong is told, and what went well stays."""
     await client.put("d/taken", b"other")
@@ -361,6 +376,11 @@ async def test_wrong_bytes_from_the_wire_are_data_loss(tmp_path: Path) -> None:
         async def ReadBlob(self, request: blob_pb2.ReadBlobRequest, context: object) -> AsyncIterator[object]:
             yield blob_pb2.ReadBlobResponse(blob=wire.blob_to_wire(ref("k", b"right")), chunk=b"wrong")
 
+        async def ReadBlobs(self, request: blob_pb2.ReadBlobsRequest, context: object) -> object:
+            return blob_pb2.ReadBlobsResponse(
+                blobs=[message async for message in self.ReadBlob(blob_pb2.ReadBlobRequest(), context)]
+            )
+
     server = net.make_server()
     blob_pb2_grpc.add_BlobServiceServicer_to_server(Liar(), server)  # type: ignore[abstract]
     port = net.bind(server, "127.0.0.1", 0, None, insecure=False)
@@ -370,6 +390,8 @@ async def test_wrong_bytes_from_the_wire_are_data_loss(tmp_path: Path) -> None:
             await client.get("k")
         with pytest.raises(DataLoss, match="what arrived does not match its digest"):
             await client.download("k", tmp_path / "copy")
+        with pytest.raises(DataLoss, match="what arrived does not match its digest"):
+            await client.get_all(["k"])
     await server.stop(0)
     assert os.listdir(tmp_path) == []
 
@@ -386,6 +408,7 @@ async def test_whoever_is_no_storage_of_this_protocol_is_told_apart_at_once(tmp_
             client.put("k", b"1"),
             client.put_all({"k": b"1", "l": b"2"}),
             client.get("k"),
+            client.get_all(["k", "l"]),
             client.stat("k"),
             client.delete("k"),
             client.verify("k"),
@@ -460,6 +483,21 @@ async def test_calls_with_several_blobs_that_are_refused(
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert os.listdir(tmp_path / "s/blobs") == []
     await wait_until(no_temporaries(tmp_path))
+
+
+async def test_what_does_not_fit_is_left_to_a_read_of_its_own(stub: blob_pb2_grpc.BlobServiceStub) -> None:
+    """2 MiB of content together; what comes after a blob that is too large still comes. Nor are more than 64 read."""
+    for key, size in (("a", 1024 * 1024), ("b", 1024 * 1024), ("c", 1)):
+        await stub.WriteBlob(iter(frames(HEADER(key=key), bytes(size), FINISH())))
+    answer = await stub.ReadBlobs(blob_pb2.ReadBlobsRequest(keys=["c", "a", "b", "c"]))
+    assert [(message.blob.key, len(message.chunk)) for message in answer.blobs] == [
+        ("c", 1),
+        ("a", 1024 * 1024),
+        ("b", 0),
+        ("c", 1),
+    ]
+    with pytest.raises(grpc.aio.AioRpcError, match="65 blobs in one call are above 64"):
+        await stub.ReadBlobs(blob_pb2.ReadBlobsRequest(keys=["c"] * 65))
 
 
 async def test_several_blobs_need_no_digest(stub: blob_pb2_grpc.BlobServiceStub) -> None:
@@ -720,6 +758,7 @@ def test_the_blocking_client_does_the_same(blocking: Storage, tmp_path: Path) ->
     assert b"".join(blocking.stream(blob)) == CONTENT
     assert blocking.download(blob, tmp_path / "copy") == blob
     assert blocking.put_all({"k": CONTENT, "lines": CONTENT}) == [ref("k", CONTENT), ref("lines", CONTENT)]
+    assert blocking.get_all(["lines", "k"]) == [CONTENT, CONTENT]
     assert (tmp_path / "copy").read_bytes() == CONTENT
     assert [found.key for found in blocking.list()] == ["k", "lines"]
     assert blocking.delete("lines") is True

@@ -237,13 +237,13 @@ class FileReader:
             self._file.check_whole()
             return b""
         index, skipped = divmod(self._position, self._footer.block_bytes)
-        block, self._first = self._first, b""
-        if not block:
-            block = await self._loading.result()
-        piece = block[skipped : self._end - index * self._footer.block_bytes]
+        blocks, self._first = self._first, b""
+        if not blocks:
+            blocks = await self._loading.result()
+        piece = blocks[skipped : self._end - index * self._footer.block_bytes]
         self._position += len(piece)
         if self._position < self._end:
-            self._loading.start(self._load(index + 1))
+            self._loading.start(self._load(self._position // self._footer.block_bytes))
         return piece
 
     async def _load(self, index: int) -> bytes:

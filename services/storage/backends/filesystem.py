@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from antfarm.errors import BlobNotFound, DataLoss, OutOfRange
 from antfarm.model import BlobRef
-from services.storage.backends.base import Aged
+from services.storage.backends.base import CHUNK_BYTES_MAX, Aged
 from services.storage.backends.blobfile import TAIL_BYTES_MAX, Footer, read_footer
 from services.storage.backends.disk import Disk, acquired, reading
 from services.storage.backends.filestream import CheckedFile, FileReader, FileWriter
@@ -64,7 +64,7 @@ class FilesystemBackend:
         return FileReader(file=file, offset=offset, end=end, first=first, disk=self._disk)
 
     def _open_checked(self, key: str, offset: int, length: int) -> tuple[CheckedFile, int, bytes]:
-        """The file, where the range ends, and the first block: most blobs are no longer."""
+        """The file, where the range ends, and the first blocks, as many as one piece may have: most blobs are no longer."""
         fd, footer = self._open_blob(key)
         size_bytes = footer.blob.size_bytes
         if offset > size_bytes:
@@ -74,7 +74,9 @@ class FilesystemBackend:
         index = offset // footer.block_bytes
         file = CheckedFile(fd, footer, index, whole=offset == 0 and end == size_bytes)
         try:
-            return file, end, file.read(footer.bytes_of_block(index)) if offset < end else b""
+            indices = range(index, -(-end // footer.block_bytes))[: max(CHUNK_BYTES_MAX // footer.block_bytes, 1)]
+            blocks = [file.read(footer.bytes_of_block(index)) for index in indices if offset < end]
+            return file, end, blocks[0] if len(blocks) == 1 else b"".join(blocks)
         except BaseException:
             file.close()
             raise
