@@ -1,6 +1,6 @@
 """`make bench`: no-op tasks a second end to end with the durable journal, the round trip of one task, memory of a queued task.
 
-One orchestrator and two workers of one slot each, Storage, and the client, all on this machine, each a process of its own. Beside every figure stands
+One orchestrator, one worker of two slots (as `antfarm up` starts it on two cores), Storage, and the client, all on this machine, each a process of its own. Beside every figure stands
 the same work on a ProcessPoolExecutor with two processes (which is not durable), measured in turn in the same run.
 """
 
@@ -20,7 +20,7 @@ from bench.measure import check, cpu_s, machine, ratio, spread, timed
 from bench.peers.processes import resident_bytes
 from bench.tasks import identity, noop
 
-WORKERS = 2
+SLOTS = 2
 APP = Path(__file__).with_name("tasks.py")
 
 
@@ -36,8 +36,7 @@ def main() -> int:
         local.start_storage()
         local.start_orchestrator()
         queued = memory_per_queued_task(local, options.tasks)
-        for _ in range(WORKERS):
-            local.start_worker(slots=1, app=["bench.tasks"])
+        local.start_worker(slots=SLOTS, app=["bench.tasks"])
         with af.connect(local.address) as farm:
             list(farm.map(noop, range(1_000)).results())  # warm
             list(processes.map(identity, range(1_000)))
@@ -53,7 +52,7 @@ def main() -> int:
             trips_farm = [timed(lambda: farm.submit(noop, 1).result()) for _ in range(options.trips)]
             trips_pool = [timed(lambda: processes.submit(identity, 1).result()) for _ in range(options.trips)]
     rows.append(row(f"no-op tasks/s, {options.tasks:,} tasks", burst_farm, burst_pool, "{:,.0f}"))
-    rows.append(row("CPU of orchestrator, workers and storage, us/task", cpu, [], "{:.1f}"))
+    rows.append(row("CPU of orchestrator, worker and storage, us/task", cpu, [], "{:.1f}"))
     for name, quantile in (("p50", 0.5), ("p99", 0.99)):
         ours, theirs = (1e3 * sorted(trips)[int(len(trips) * quantile)] for trips in (trips_farm, trips_pool))
         rows.append(row(f"round trip of one task, ms {name}", [ours], [theirs], "{:.2f}"))
@@ -68,7 +67,7 @@ def main() -> int:
 
 def pool() -> ProcessPoolExecutor:
     """The peer: processes that are spawned, as ours are."""
-    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(SLOTS, mp_context=get_context("spawn"))
 
 
 def row(name: str, ours: Sequence[float], theirs: Sequence[float], form: str) -> str:

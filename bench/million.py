@@ -21,7 +21,7 @@ from bench.measure import machine, spread
 from bench.peers.processes import resident_bytes
 from bench.tasks import noop
 
-WORKERS = 2
+SLOTS = 2
 WINDOWS = 10
 MIB = 2**20
 
@@ -48,11 +48,10 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=1_000_000, help="empty tasks (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="how many such jobs, one after the other (%(default)s)")
     options = parser.parse_args()
-    print(f"{machine()}; {options.tasks:,} empty tasks, {WORKERS} workers\n", flush=True)
+    print(f"{machine()}; {options.tasks:,} empty tasks, a worker of {SLOTS} slots\n", flush=True)
     with LocalFarm() as local:
         local.start_orchestrator()
-        for _ in range(WORKERS):
-            local.start_worker(slots=1, app=["bench.tasks"])
+        local.start_worker(slots=SLOTS, app=["bench.tasks"])
         with af.connect(local.address) as farm, Program("beats", local.address) as beats:
             beats.line(PATIENCE_S)
             pids = {name: [program.pid] for name, program in local.programs.items()} | {"client": [os.getpid()]}

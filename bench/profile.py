@@ -1,6 +1,6 @@
 """`make bench-profile`: where the orchestrator's, a worker's and the client's time goes under load, as flame graphs by py-spy.
 
-Empty tasks, one orchestrator, two workers of one slot, Storage. The samples slow the program down: shares count here, not the rate. What stands in
+Empty tasks, one orchestrator, one worker of two slots, Storage. The samples slow the program down: shares count here, not the rate. What stands in
 docs is of `python -m bench.profile --out docs`.
 """
 
@@ -40,8 +40,7 @@ def main() -> int:
     with LocalFarm() as local:
         local.start_storage()
         local.start_orchestrator()
-        for _ in range(2):
-            local.start_worker(slots=1, app=["bench.tasks"])
+        local.start_worker(slots=2, app=["bench.tasks"])
         with af.connect(local.address) as farm:
             list(farm.map(noop, range(1_000)).results())  # warm
             for name in PROGRAMS:

@@ -1,4 +1,4 @@
-"""AntFarm: an orchestrator with its durable journal, two workers of one slot, functions in processes of their own, Storage."""
+"""AntFarm: an orchestrator with its durable journal, one worker of two slots, functions in processes of their own, Storage."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class AntFarm(Peer):
         self.local = LocalFarm()
         self.local.start_storage()
         self.local.start_orchestrator()
-        for _ in range(SLOTS):
-            self.local.start_worker(slots=1, app=[str(TASKS)])
+        self.local.start_worker(slots=SLOTS, app=[str(TASKS)])
         self.farm = af.connect(self.local.address)
 
     def run(self, function: Callable[[int], int], count: int) -> Sequence[int]:
