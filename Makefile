@@ -80,7 +80,7 @@ bench: $(STAMP) ## measure throughput and round trip on this machine
 	@$(BIN)/python -m bench
 
 bench-peers: $(STAMP) ## measure the farm and its peers on the same work, in turn (three quarters of an hour)
-	@$(BIN)/python -m bench.peers --save
+	@$(BIN)/python -m bench.peers --million --save
 
 bench-micro: $(STAMP) ## measure what single parts cost a task
 	@test -d build/micro || $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target build/micro pytest-benchmark==5.3.1 py-cpuinfo==9.0.0
