@@ -32,7 +32,7 @@ from antfarm.errors import (
     Unavailable,
 )
 from antfarm.interceptor import ErrorInterceptor
-from antfarm.model import BlobRef
+from antfarm.model import PROTOCOL_MAJOR, PROTOCOL_MINOR, BlobRef
 from antfarm.storage import AsyncStorage, Storage
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.base import Written
@@ -610,7 +610,7 @@ async def test_the_server_says_who_it_is(address: str) -> None:
     channel = net.open_channel(address)
     info = await system_pb2_grpc.SystemServiceStub(channel).GetServerInfo(system_pb2.GetServerInfoRequest())
     await channel.close()
-    assert (info.program, info.software, info.protocol_major, info.protocol_minor) == ("storage", __version__, 1, 0)
+    assert (info.program, info.software, info.protocol_major, info.protocol_minor) == ("storage", __version__, PROTOCOL_MAJOR, PROTOCOL_MINOR)
     assert len(info.server_id) == 32
     assert list(info.warnings) == ["insecure"]
 
