@@ -74,9 +74,14 @@ class _Feed:
             while True:
                 self._room.acquire()
                 piece = self._read()
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+                self._loop.call_soon_threadsafe(self._hand, piece)
                 if not piece or isinstance(piece, OSError):
                     return
+
+    def _hand(self, piece: bytes | OSError) -> None:
+        # asyncio.run cancels the main task from within the signal's handler, at whatever step of this: who is about to be woken may be cancelled by then.
+        with suppress(asyncio.InvalidStateError):
+            self._pieces.put_nowait(piece)
 
     def _read(self) -> bytes | OSError:
         try:
