@@ -610,7 +610,12 @@ async def test_the_server_says_who_it_is(address: str) -> None:
     channel = net.open_channel(address)
     info = await system_pb2_grpc.SystemServiceStub(channel).GetServerInfo(system_pb2.GetServerInfoRequest())
     await channel.close()
-    assert (info.program, info.software, info.protocol_major, info.protocol_minor) == ("storage", __version__, PROTOCOL_MAJOR, PROTOCOL_MINOR)
+    assert (info.program, info.software, info.protocol_major, info.protocol_minor) == (
+        "storage",
+        __version__,
+        PROTOCOL_MAJOR,
+        PROTOCOL_MINOR,
+    )
     assert len(info.server_id) == 32
     assert list(info.warnings) == ["insecure"]
 
