@@ -26,6 +26,8 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """One gRPC message, both ways."""
 BATCH_BYTES_MAX = 1024 * 1024
 """What a sender packs into one frame of many payloads or results; far enough below the message limit."""
+SMALL_BLOB_BYTES_MAX = 1024 * 1024
+"""Content of a blob that travels in one message with others; what is larger goes by a stream, in pieces."""
 BLOBS_TOGETHER_MAX = 64
 """Small blobs in one call to Storage."""
 BYTES_TOGETHER_MAX = 2 * 1024 * 1024

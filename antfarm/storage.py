@@ -38,7 +38,7 @@ from antfarm.errors import (
     ProtocolUnsupported,
     Unavailable,
 )
-from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX, PROTOCOL_MAJOR, BlobRef
+from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX, PROTOCOL_MAJOR, SMALL_BLOB_BYTES_MAX, BlobRef
 from antfarm.text import is_text
 from antfarm.v1 import blob_pb2, blob_pb2_grpc
 
@@ -47,8 +47,6 @@ UNARY_TIMEOUT_S = 60.0
 _PAUSES_MAX_S = (0.1, 0.3, 1.0, 2.0, 4.0)
 """Longest pause before each repetition; the pause is drawn evenly below it. Covers a restart of Storage."""
 _PAGE_BLOBS = 1000
-_SMALL_BYTES_MAX = 1024 * 1024
-"""What is larger is written by a stream, in pieces."""
 _RANGE_BYTES_END = 2**63
 """Offset and length lie below it, and so does their sum below what a message can carry."""
 
@@ -279,7 +277,7 @@ def _grouped(blobs: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:
     """The blobs in their order, as many together as one call may carry."""
     group, room_bytes = list[tuple[str, bytes]](), BYTES_TOGETHER_MAX
     for key, content in blobs.items():
-        alone = len(content) > _SMALL_BYTES_MAX
+        alone = len(content) > SMALL_BLOB_BYTES_MAX
         if group and (alone or len(group) == BLOBS_TOGETHER_MAX or len(content) > room_bytes):
             yield group
             group, room_bytes = [], BYTES_TOGETHER_MAX

@@ -138,9 +138,8 @@ class Orchestrator:
             self._upstream.deliver(effect)
 
     def _make_upstream(self, journal: Journal, above: Above) -> Upstream:
-        from services.orchestrator.upstream import (
-            Upstream,  # a tenth of what is loaded, and most orchestrators have none above
-        )
+        # A tenth of what is loaded, and most orchestrators have none above.
+        from services.orchestrator.upstream import Upstream
 
         settings = self._settings
         return Upstream(

@@ -12,7 +12,7 @@ import grpc.aio
 
 from antfarm import __version__, model, wire
 from antfarm.errors import AntFarmError, BlobNotFound, DigestMismatch, InvalidArgument, Overloaded
-from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX
+from antfarm.model import BLOBS_TOGETHER_MAX, BYTES_TOGETHER_MAX, SMALL_BLOB_BYTES_MAX
 from antfarm.v1 import blob_pb2, blob_pb2_grpc, system_pb2, system_pb2_grpc
 from services.storage.backends.base import CHUNK_BYTES_MAX, Backend, Written, conflict
 from services.storage.keys import check_key, check_prefix
@@ -106,8 +106,8 @@ class BlobServicer(blob_pb2_grpc.BlobServiceServicer):
 
     async def _write_small(self, small: blob_pb2.SmallBlob) -> Written:
         key, sha256, content = check_key(small.key), _checked_digest(small.sha256), small.content
-        if len(content) > CHUNK_BYTES_MAX:
-            raise InvalidArgument(f"blob {key}: {len(content)} bytes in one piece are above {CHUNK_BYTES_MAX}")
+        if len(content) > SMALL_BLOB_BYTES_MAX:
+            raise InvalidArgument(f"blob {key}: {len(content)} bytes in one piece are above {SMALL_BLOB_BYTES_MAX}")
         writer = await self._backend.open_write(key)
         try:
             await writer.write(content)

@@ -52,9 +52,9 @@ def _split(outcomes: Iterable[EndedTask]) -> tuple[Sequence[EndedTask], Sequence
     """(what columns can say, what only a TaskResult can)."""
     tasks = list(outcomes)
     plain = [task for task in tasks if task.state is _SUCCEEDED and not task.outputs]
-    return plain, [] if len(plain) == len(tasks) else [
-        one for one in tasks if one.state is not _SUCCEEDED or one.outputs
-    ]
+    if len(plain) == len(tasks):
+        return plain, []
+    return plain, [task for task in tasks if task.state is not _SUCCEEDED or task.outputs]
 
 
 class _Message:
