@@ -111,6 +111,18 @@ def _demand_message(request: Any) -> None:
         raise request
 
 
+def told(error: BaseException, method: str) -> AntFarmError:
+    """What a peer is told of an exception: ours as it is; of a defect the number under which our log has it."""
+    if isinstance(error, AntFarmError):
+        return error
+    if isinstance(error, grpc.aio.InternalError):
+        # Mostly the client is gone, as whoever tells it finds out: no defect to log. A call that lives must get its status.
+        return Unavailable("a write to the connection failed; try again")
+    number = secrets.token_hex(4)
+    log.exception("%s failed [%s]", method, number, exc_info=error)
+    return Internal(f"internal error {number}; the server's log has the details")
+
+
 async def _abort(context: Context, method: str, error: BaseException) -> NoReturn:
     """End the call with the status of an error.
 
@@ -128,13 +140,7 @@ async def _abort(context: Context, method: str, error: BaseException) -> NoRetur
             raise error
         if isinstance(error, NotImplementedError):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")  # as a stub says it
-        if isinstance(error, grpc.aio.InternalError):
-            # Mostly the client is gone, as the abort then finds out: no defect to log. A call that lives must get its status.
-            error = Unavailable("a write to the connection failed; try again")
-        else:
-            number = secrets.token_hex(4)
-            log.exception("%s failed [%s]", method, number, exc_info=error)
-            error = Internal(f"internal error {number}; the server's log has the details")
+        error = told(error, method)
     code, text, details = error_to_status(error)
     error.__traceback__ = None
     try:

@@ -36,7 +36,7 @@ ERROR_TEXT_BYTES_MAX = 16 * 1024
 LOG_TAIL_BYTES_MAX = 64 * 1024
 KEY_BYTES_MAX = 512
 PROTOCOL_MAJOR = 1
-PROTOCOL_MINOR = 1
+PROTOCOL_MINOR = 2
 COLUMNS_MINOR = 1
 """Minor version from which on assignments and outcomes may travel as columns."""
 PRIORITY_MAX = 10

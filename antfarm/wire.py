@@ -552,6 +552,18 @@ def error_from_rpc(error: grpc.aio.AioRpcError) -> errors.AntFarmError:
     return cls(text)
 
 
+def rpc_error_of(status: bytes) -> grpc.aio.AioRpcError:
+    """The error of a call that ends with this google.rpc.Status in its trailing metadata."""
+    try:
+        message = status_pb2.Status.FromString(status)
+    except DecodeError:
+        message = status_pb2.Status(message="it was refused in words of another version")
+    code = _CODES_BY_NUMBER.get(message.code, grpc.StatusCode.UNKNOWN)
+    details = grpc.aio.Metadata((STATUS_DETAILS_KEY, status))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), details, details=message.message)
+
+
+_CODES_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
 _NO_SUCH_METHOD = "Method not found!"
 """What gRPC's servers say of a call that nobody has registered with them."""
 NOT_SERVED = "another program answers there than the one that is asked for, or another version of it: check the address"

@@ -105,7 +105,7 @@ class Coalescer:
         job = pending.job
         job.leaves()
         try:
-            await JobWriter(self._connection, job.job_id, spec).send(pending.payloads, last=True)
+            await JobWriter(self._connection, job.job_id, spec, along=True).send(pending.payloads, last=True)
         except AntFarmError as error:
             self._refuse(pending, error)
         except asyncio.CancelledError:

@@ -12,12 +12,15 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from google.protobuf.message import Message
 
 from antfarm import model, net, payload
 from antfarm.address import parse_address
+from antfarm.client.line import Line
 from antfarm.errors import (
     AntFarmError,
     DiskFull,
@@ -47,7 +50,6 @@ import grpc.aio  # isort: skip
 if TYPE_CHECKING:
     from antfarm.storage import AsyncStorage
 
-Q = TypeVar("Q")
 A = TypeVar("A")
 
 CALL_TIMEOUT_S = 30.0
@@ -153,6 +155,7 @@ class Connection:
         self._storage: AsyncStorage | None = None
         self._closed = False
         self.jobs = job_pb2_grpc.JobServiceStub(self._channel)
+        self.line = Line(self.jobs)
         self.tasks = task_pb2_grpc.TaskServiceStub(self._channel)
         self.workers = worker_pb2_grpc.WorkerServiceStub(self._channel)
         self.system = system_pb2_grpc.SystemServiceStub(self._channel)
@@ -209,6 +212,7 @@ class Connection:
     async def close(self) -> None:
         """Close channel and Storage."""
         self._closed = True
+        self.line.close()
         if self._storage is not None:
             await self._storage.aclose()
         await self._channel.close()
@@ -235,7 +239,7 @@ class Connection:
         """For one logical call of this connection."""
         return Patience(self.address, self.patience_s)
 
-    async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, A], request: Q) -> A:
+    async def call(self, method: Callable[..., Awaitable[A]], request: Message) -> A:
         """The answer of a call that may be repeated. Raises our errors."""
         patience = self.patience()
         timeout_s = min(CALL_TIMEOUT_S, max(self.patience_s, _TRY_MIN_S))
@@ -273,11 +277,10 @@ class Connection:
                 job_id=job_id, cursor=cursor, follow=follow, indices=indices, expected=waits, columns=True
             )
             self.demand_open()
-            call = self.jobs.StreamResults(request)
-            self.streams += 1
+            messages = self._messages(request, along=made is not None)
             try:
                 with self.closable():
-                    async for message in call:
+                    async for message in messages:
                         patience.relieved()
                         cursor = message.cursor
                         if results := seen.fresh(results_in(message)):
@@ -293,8 +296,7 @@ class Connection:
                     await patience.bear(trouble)
                 continue
             finally:
-                self.streams -= 1
-                call.cancel()
+                await messages.aclose()
             lacking = await self._lacking(job_id, seen, task_count) if follow and not indices else 0
             if not lacking:
                 return
@@ -303,6 +305,24 @@ class Connection:
             await search.bear(
                 Unavailable(f"the outcomes of job {job_id} ended without those of {lacking:,} of its tasks")
             )
+
+    async def _messages(
+        self, request: job_pb2.StreamResultsRequest, *, along: bool
+    ) -> AsyncGenerator[job_pb2.StreamResultsResponse, None]:
+        """StreamResults once; `along`: beside others on the open stream, where it has room. For whoever takes at once what comes."""
+        if along and self.line.has_room:
+            async with aclosing(self.line.results(request)) as messages:
+                async for message in messages:
+                    yield message
+            return
+        call = self.jobs.StreamResults(request)
+        self.streams += 1
+        try:
+            async for message in call:
+                yield message
+        finally:
+            self.streams -= 1
+            call.cancel()
 
     async def _lacking(self, job_id: str, seen: Seen, task_count: int | None) -> int:
         """How many outcomes have not come of a job whose stream has ended. JobNotFound when it was purged."""

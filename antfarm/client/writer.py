@@ -65,9 +65,20 @@ def weight(encoded: bytes) -> int:
 class JobWriter:
     """Creates a job and appends to it. `send` takes batches and waits only when too much is under way; `finish` waits for the end."""
 
-    def __init__(self, connection: Connection, job_id: str, spec: JobSpec, total: int | None = None) -> None:
-        """`total`: how many tasks there will be, where that is known; for people."""
+    def __init__(
+        self, connection: Connection, job_id: str, spec: JobSpec, total: int | None = None, *, along: bool = False
+    ) -> None:
+        """Make one; nothing is sent before `send`.
+
+        Args:
+            connection: to the orchestrator.
+            job_id: the job's.
+            spec: likewise.
+            total: how many tasks there will be, where that is known; for people.
+            along: the first batch goes beside what others ask for, on the connection's open stream.
+        """
         self.job_id = job_id
+        self._create_call = connection.line.create if along else connection.jobs.CreateJob
         self._total = total
         self._taken = 0  # tasks that the orchestrator has, as far as it has said
         self._found: job_pb2.Job | None = None  # as it was when it was created
@@ -108,7 +119,7 @@ class JobWriter:
             spec.template.common_payload = await self._connection.spill(spec.template.common_payload)
         request = job_pb2.CreateJobRequest(job_id=self.job_id, spec=spec, payloads=batch, close=last)
         self.begun = True
-        answer = await self._connection.call(self._connection.jobs.CreateJob, request)
+        answer = await self._connection.call(self._create_call, request)
         self._sent = len(batch)
         self._taken = answer.job.task_count
         stopped = answer.job.state == job_pb2.JOB_STATE_CANCELLED and not last

@@ -879,8 +879,11 @@ class StreamResultsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     SUCCEEDED_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """Where to resume."""
+    last: _builtins.bool
+    """True: no message follows this one, and there is no need to wait for the end of the call. False: there may be one."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TaskResult]:
         """Outcomes in the order in which they were recorded."""
@@ -895,14 +898,99 @@ class StreamResultsResponse(_message.Message):
         results: _abc.Iterable[_common_pb2.TaskResult] | None = ...,
         cursor: _builtins.int = ...,
         succeeded: _abc.Iterable[Global___SucceededTasks] | None = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "last", b"last", "results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamResultsResponse: _TypeAlias = StreamResultsResponse  # noqa: Y015
+
+@_typing.final
+class ConverseRequest(_message.Message):
+    """One ask of Converse, or the end of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CREATE_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Names the ask. Chosen by the client, and not that of an ask that is not answered to its end."""
+    stop: _builtins.bool
+    """True: the ask of this number is given up, and nothing answers it but what is on its way."""
+    @_builtins.property
+    def create(self) -> Global___CreateJobRequest:
+        """As of CreateJob."""
+
+    @_builtins.property
+    def results(self) -> Global___StreamResultsRequest:
+        """As of StreamResults, with `expected` where the job's `create` is not answered yet."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        create: Global___CreateJobRequest | None = ...,
+        results: Global___StreamResultsRequest | None = ...,
+        stop: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "create", b"create", "results", b"results", "stop", b"stop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "create", b"create", "number", b"number", "results", b"results", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_ask: _TypeAlias = _typing.Literal["create", "results", "stop"]  # noqa: Y015
+    _WhichOneofArgType_ask: _TypeAlias = _typing.Literal["ask", b"ask"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_ask) -> _WhichOneofReturnType_ask | None: ...
+
+Global___ConverseRequest: _TypeAlias = ConverseRequest  # noqa: Y015
+
+@_typing.final
+class ConverseResponse(_message.Message):
+    """One answer of Converse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the ask that it answers."""
+    ended: _builtins.bool
+    """True: the last answer to `results`, where none of theirs was marked as such: they are complete, as after StreamResults that ends with OK."""
+    refused: _builtins.bytes
+    """The last answer to an ask that failed: google.rpc.Status, as trailing metadata carry it in a call that fails."""
+    @_builtins.property
+    def created(self) -> Global___CreateJobResponse:
+        """The only answer to `create`."""
+
+    @_builtins.property
+    def results(self) -> Global___StreamResultsResponse:
+        """Any number of them answer `results`; one with `last` is the last answer."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        created: Global___CreateJobResponse | None = ...,
+        results: Global___StreamResultsResponse | None = ...,
+        ended: _builtins.bool = ...,
+        refused: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "created", b"created", "ended", b"ended", "refused", b"refused", "results", b"results"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "created", b"created", "ended", b"ended", "number", b"number", "refused", b"refused", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["created", "results", "ended", "refused"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___ConverseResponse: _TypeAlias = ConverseResponse  # noqa: Y015
 
 @_typing.final
 class SucceededTasks(_message.Message):

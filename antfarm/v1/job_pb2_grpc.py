@@ -103,6 +103,11 @@ class JobServiceStub:
                 request_serializer=antfarm_dot_v1_dot_job__pb2.StreamResultsRequest.SerializeToString,
                 response_deserializer=antfarm_dot_v1_dot_job__pb2.StreamResultsResponse.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/antfarm.v1.JobService/Converse',
+                request_serializer=antfarm_dot_v1_dot_job__pb2.ConverseRequest.SerializeToString,
+                response_deserializer=antfarm_dot_v1_dot_job__pb2.ConverseResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -216,6 +221,16 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Converse(self, request_iterator, context):
+        """Any number of CreateJob and StreamResults on one open stream, for a client that submits small jobs one after the other: a call of its own costs both
+        sides more than such a job. Each ask is answered under its number as soon as it can be, so that answers to several come in any order; what one of
+        them has taken over stands, whatever becomes of the stream. The stream ends when the client half-closes, which gives up what is not answered yet.
+        RESOURCE_EXHAUSTED (OVERLOADED), in the answer, above 100 asks that are not answered to their end; UNAVAILABLE when the server stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -283,6 +298,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.StreamResults,
                     request_deserializer=antfarm_dot_v1_dot_job__pb2.StreamResultsRequest.FromString,
                     response_serializer=antfarm_dot_v1_dot_job__pb2.StreamResultsResponse.SerializeToString,
+            ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=antfarm_dot_v1_dot_job__pb2.ConverseRequest.FromString,
+                    response_serializer=antfarm_dot_v1_dot_job__pb2.ConverseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -640,6 +660,33 @@ class JobService:
             '/antfarm.v1.JobService/StreamResults',
             antfarm_dot_v1_dot_job__pb2.StreamResultsRequest.SerializeToString,
             antfarm_dot_v1_dot_job__pb2.StreamResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/antfarm.v1.JobService/Converse',
+            antfarm_dot_v1_dot_job__pb2.ConverseRequest.SerializeToString,
+            antfarm_dot_v1_dot_job__pb2.ConverseResponse.FromString,
             options,
             channel_credentials,
             insecure,

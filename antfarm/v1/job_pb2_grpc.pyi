@@ -65,6 +65,12 @@ class JobServiceStub:
     A broken call is resumed from the last cursor. What is sent is durable. NOT_FOUND (JOB_NOT_FOUND) also when the job is purged meanwhile: what
     was sent is not all then.
     """
+    Converse: _aio.StreamStreamMultiCallable[_job_pb2.ConverseRequest, _job_pb2.ConverseResponse]
+    """Any number of CreateJob and StreamResults on one open stream, for a client that submits small jobs one after the other: a call of its own costs both
+    sides more than such a job. Each ask is answered under its number as soon as it can be, so that answers to several come in any order; what one of
+    them has taken over stands, whatever becomes of the stream. The stream ends when the client half-closes, which gives up what is not answered yet.
+    RESOURCE_EXHAUSTED (OVERLOADED), in the answer, above 100 asks that are not answered to their end; UNAVAILABLE when the server stops.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """For clients. Every call is safe to repeat: jobs are named by the client, tasks by their index.
@@ -194,6 +200,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends recorded outcomes in the order in which they were recorded, from a cursor on; with `follow` until the job has ended.
         A broken call is resumed from the last cursor. What is sent is durable. NOT_FOUND (JOB_NOT_FOUND) also when the job is purged meanwhile: what
         was sent is not all then.
+        """
+
+    @_abc_1.abstractmethod
+    def Converse(
+        self,
+        request_iterator: _abc.AsyncIterator[_job_pb2.ConverseRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_job_pb2.ConverseRequest], _abc.AsyncIterator[_job_pb2.ConverseResponse]],
+    ) -> _abc.AsyncIterator[_job_pb2.ConverseResponse]:
+        """Any number of CreateJob and StreamResults on one open stream, for a client that submits small jobs one after the other: a call of its own costs both
+        sides more than such a job. Each ask is answered under its number as soon as it can be, so that answers to several come in any order; what one of
+        them has taken over stands, whatever becomes of the stream. The stream ends when the client half-closes, which gives up what is not answered yet.
+        RESOURCE_EXHAUSTED (OVERLOADED), in the answer, above 100 asks that are not answered to their end; UNAVAILABLE when the server stops.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _aio.Server) -> None: ...

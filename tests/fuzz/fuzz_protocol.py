@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, Message
 from orchestrator_harness import WALL_NS
 
 from antfarm import wire
-from antfarm.errors import AntFarmError
+from antfarm.errors import AntFarmError, Internal
 from antfarm.model import SECOND_NS
 from antfarm.v1 import (
     common_pb2,
@@ -41,6 +41,7 @@ from services.orchestrator.runtime.above import Above
 from services.orchestrator.runtime.driver import Answer
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Session, Sessions
+from services.orchestrator.servicers.conversation import Conversation
 from services.orchestrator.servicers.jobs import JobServicer
 from services.orchestrator.servicers.operators import SystemServicer, TaskServicer, WorkerServicer
 from services.orchestrator.servicers.queues import ReportQueueServicer, WorkQueueServicer
@@ -54,6 +55,7 @@ class Peer:
 
     def __init__(self, *frames: Message) -> None:
         self._frames = list(frames)
+        self.written: list[Any] = []
 
     async def read(self) -> Any:
         """The next frame."""
@@ -62,6 +64,7 @@ class Peer:
     async def write(self, frame: Message) -> None:
         """What is sent must be serialisable."""
         frame.SerializeToString()
+        self.written.append(frame)
 
     async def send_initial_metadata(self, metadata: Any) -> None:
         """Nobody waits for it."""
@@ -175,6 +178,7 @@ class Farm:
             *[self._by_job(cls, method) for cls, method in self._job_methods()],
             (self._list_jobs, self._unary(self.jobs.ListJobs)),
             (self._stream_results, self._stream(self.jobs.StreamResults)),
+            *[(self._converse, self._on_converse)] * 2,
             (self._one_task(task_pb2.GetTaskRequest), self._unary(self.tasks.GetTask)),
             (self._one_task(task_pb2.CancelTaskRequest), self._unary(self.tasks.CancelTask)),
             (self._one_task(task_pb2.StreamTaskLogsRequest), self._stream(self.tasks.StreamTaskLogs)),
@@ -241,6 +245,22 @@ class Farm:
                 response.SerializeToString()
 
         return call
+
+    def _converse(self) -> Message:
+        number = self.dice.randrange(3)
+        if self.maker.chance(0.5):
+            return job_pb2.ConverseRequest(number=number, create=self._create_job())
+        return job_pb2.ConverseRequest(number=number, results=self._stream_results())
+
+    async def _on_converse(self, request: job_pb2.ConverseRequest) -> None:
+        peer = Peer(request)
+        conversation = Conversation(self.jobs, peer)  # type: ignore[arg-type]
+        await conversation.read()
+        await conversation.end(give_up=False)
+        for answer in peer.written:
+            if answer.HasField("refused"):
+                error = wire.error_from_rpc(wire.rpc_error_of(answer.refused))
+                raise Broken(f"a defect: {error}") if isinstance(error, Internal) else error
 
     # ---- workers ----------------------------------------------------------------------------------------------------
 

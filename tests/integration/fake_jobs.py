@@ -23,8 +23,17 @@ from antfarm.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from services.orchestrator.servicers.conversation import Conversation
 
 RECORDED_TOGETHER = 300
+
+
+class _Breaking(Conversation):
+    """Breaks the whole stream by the same dice."""
+
+    def _take(self, request: job_pb2.ConverseRequest) -> None:
+        self._calls.maybe_break()
+        super()._take(request)
 
 
 class FakeJobs(
@@ -41,6 +50,7 @@ class FakeJobs(
         self.closed: set[str] = set()
         self.cancelled: set[str] = set()
         self.broken = 0
+        self.conversations = 0
         self.server = net.make_server([ErrorInterceptor()])
         self.address = ""
 
@@ -102,6 +112,14 @@ class FakeJobs(
         self.append(request.job_id, 0, request.payloads, close=request.close)
         self.maybe_break()
         return job_pb2.CreateJobResponse(job=self.job(request.job_id), existed=existed)
+
+    async def Converse(self, request_iterator: Any, context: Any) -> None:
+        self.conversations += 1
+        conversation = _Breaking(self, context)
+        try:
+            await conversation.read()
+        finally:
+            await conversation.end(give_up=True)
 
     async def AppendTasks(self, request_iterator: Any, context: Any) -> Any:
         count = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import hashlib
 import os
@@ -193,6 +194,58 @@ async def test_the_last_of_several_comes_after_the_others(
     await client.put_all({"a": b"1", "b": b"2", "c": b"3", "last": b"4"})
     assert order[:3] == ["begin a", "begin b", "begin c"]
     assert order[-3:] == ["end b", "begin last", "end last"]
+
+
+async def test_several_blobs_given_up_halfway_leave_no_half_blob_and_not_the_last(
+    client: AsyncStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server drops what it was writing when the caller is cancelled; what was durable stays, and all of it can be put again."""
+    blobs = {"a": b"1", "b": b"2", "last": b"3"}
+    a_ended, b_begun = asyncio.Event(), asyncio.Event()
+    commit = FileWriter.commit
+
+    async def held(self: FileWriter, **announced: Any) -> Written:
+        if self._key == "b":
+            await a_ended.wait()
+            b_begun.set()
+            await asyncio.Event().wait()
+        written = await commit(self, **announced)
+        a_ended.set()
+        return written
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileWriter, "commit", held)
+        putting = asyncio.create_task(client.put_all(blobs))
+        await b_begun.wait()
+        putting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await putting
+        await wait_until(no_temporaries(tmp_path))
+    assert [blob.key async for blob in client.list()] == ["a"]
+    assert await client.put_all(blobs) == [ref(key, content) for key, content in blobs.items()]
+
+
+async def test_a_disk_that_fills_up_among_several_blobs_is_told_and_keeps_the_last_away(
+    client: AsyncStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for one of three: that one stays, the last is not written, and all go in when there is room again."""
+    blobs = {"a": b"1", "b": b"2", "c": b"3", "last": b"4"}
+    room, link = iter([True]), os.link
+
+    def crowded(*args: Any, **kwargs: Any) -> None:
+        if not next(room, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        link(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", crowded)
+        with pytest.raises(DiskFull, match=r"^storage is full \(No space left on device\); nothing was kept"):
+            await client.put_all(blobs)
+    kept = [blob.key async for blob in client.list()]
+    assert len(kept) == 1
+    assert kept[0] != "last"
+    assert no_temporaries(tmp_path)()
+    assert await client.put_all(blobs) == [ref(key, content) for key, content in blobs.items()]
 
 
 async def test_ranges_come_out(client: AsyncStorage) -> None:

@@ -103,7 +103,8 @@ class Driver:
         self._requests: dict[int, asyncio.Future[Answer]] = {}
         self._next_request = 1
         self._watchers: dict[int, set[asyncio.Event]] = {}
-        self.dismissed = False
+        self.dismissal = asyncio.Event()
+        """Set when the program stops: nobody is served any more."""
         self._disk_low = False
         self._backup: _Backup | None = None
         self.stalled = False
@@ -340,9 +341,14 @@ class Driver:
         if not watchers:
             self._watchers.pop(job, None)
 
+    @property
+    def dismissed(self) -> bool:
+        """True when the program stops."""
+        return self.dismissal.is_set()
+
     def dismiss(self) -> None:
         """Wake all who watch, for the last time: the program stops, as `dismissed` says."""
-        self.dismissed = True
+        self.dismissal.set()
         self._tell()
         self._wake(dict.fromkeys(self._watchers))
 

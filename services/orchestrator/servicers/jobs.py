@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 from antfarm import wire
 from antfarm.errors import InvalidArgument, JobNotFound, Unavailable
@@ -23,6 +24,7 @@ from services.orchestrator.runtime.driver import Answer, Driver
 from services.orchestrator.runtime.explainer import Explainer
 from services.orchestrator.runtime.results import first_part
 from services.orchestrator.runtime.views import all_durable, job_status, result_seqs
+from services.orchestrator.servicers.conversation import Conversation
 from services.orchestrator.servicers.outcomes import messages
 
 PAGE_SIZE = 100
@@ -164,7 +166,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                     else:
                         at, count = at + count, RECORDS_AT_ONCE
                     del found  # a reader that takes no more keeps the part only
-                    for message in messages(part, job, wanted, cursor, columns=request.columns):
+                    last = at >= len(seqs) and (ended or complete or not request.follow)
+                    for message in messages(part, job, wanted, cursor, columns=request.columns, last=last):
                         cursor = message.cursor
                         yield message
                 if not request.follow or ended or complete:
@@ -172,6 +175,24 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 await self._wait(changed, job)
         finally:
             self._driver.unwatch(job.number, changed)
+
+    async def Converse(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
+        """CreateJob and StreamResults by number, until the client has no more or the server stops."""
+        conversation = Conversation(self, context)
+        reading = asyncio.create_task(conversation.read())
+        stopping = asyncio.create_task(self._driver.dismissal.wait())
+        try:
+            await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            else:
+                await conversation.end(give_up=False)  # they are told that the server stops
+                self._demand_service()
+        finally:
+            for task in (reading, stopping):
+                task.cancel()
+            await asyncio.gather(reading, stopping, return_exceptions=True)
+            await conversation.end(give_up=True)
 
     async def _expect(self, job_id: str) -> None:
         """Wait for a job that may be on its way."""

@@ -23,11 +23,17 @@ _SUCCEEDED = TaskState.SUCCEEDED
 
 
 def messages(
-    found: Sequence[tuple[int, Record]], job: Job, wanted: frozenset[int] | None, cursor: int, *, columns: bool
+    found: Sequence[tuple[int, Record]],
+    job: Job,
+    wanted: frozenset[int] | None,
+    cursor: int,
+    *,
+    columns: bool,
+    last: bool,
 ) -> Iterator[job_pb2.StreamResultsResponse]:
     """What these records say of the job's tasks, all or the wanted ones; made one by one.
 
-    A record larger than one message repeats the cursor before it until its last part.
+    A record larger than one message repeats the cursor before it until its last part. `last`: after these records nothing is left to say.
     """
     growing = _Message()
     for seq, record in found:
@@ -45,7 +51,7 @@ def messages(
                 growing.add(task, worker_id)
         cursor = seq
     if found:
-        yield growing.end(cursor)
+        yield growing.end(cursor, last=last)
 
 
 def _split(outcomes: Iterable[EndedTask]) -> tuple[Sequence[EndedTask], Sequence[EndedTask]]:
@@ -96,7 +102,7 @@ class _Message:
         self._size_bytes += size
         return True
 
-    def end(self, cursor: int) -> job_pb2.StreamResultsResponse:
+    def end(self, cursor: int, *, last: bool = False) -> job_pb2.StreamResultsResponse:
         """It is whole."""
-        self._message.cursor = cursor
+        self._message.cursor, self._message.last = cursor, last
         return self._message

@@ -108,15 +108,17 @@ def test_messages_are_bounded_and_their_cursors_resume_without_a_gap(farm: Harne
     farm.create("j", 1)
     job = farm.job("j")
     found = [(10, ended(3)), (11, ended(RESULTS_IN_MESSAGE_MAX * 2)), (15, ended(1))]
-    messages = list(outcomes.messages(found, job, None, 7, columns=columns))
+    messages = list(outcomes.messages(found, job, None, 7, columns=columns, last=True))
     assert [len(results_in(message)) for message in messages] == [RESULTS_IN_MESSAGE_MAX] * 2 + [4]
     assert [message.cursor for message in messages] == [10, 10, 15]
-    big = list(outcomes.messages([(20, ended(40, b"x" * 60_000))], job, None, 15, columns=columns))
+    assert [message.last for message in messages] == [False, False, True]
+    big = list(outcomes.messages([(20, ended(40, b"x" * 60_000))], job, None, 15, columns=columns, last=False))
+    assert not any(message.last for message in big)
     assert [message.cursor for message in big] == [15] * (len(big) - 1) + [20]
     assert [result.index for message in big for result in results_in(message)] == list(range(40))
     assert max(message.ByteSize() for message in big) <= BATCH_BYTES_MAX + 1_000
     assert min(message.ByteSize() for message in big[:-1]) > BATCH_BYTES_MAX - 61_000
-    assert list(outcomes.messages([], job, None, 9, columns=columns)) == []
+    assert list(outcomes.messages([], job, None, 9, columns=columns, last=True)) == []
 
 
 def test_columns_say_what_messages_of_their_own_say(farm: Harness) -> None:
@@ -137,8 +139,8 @@ def test_columns_say_what_messages_of_their_own_say(farm: Harness) -> None:
         (11, TasksEnded(job=1, worker_id="w2", ended=of_second)),
     ]
     for wanted in (None, frozenset([7, 4, 2])):
-        (alone,) = outcomes.messages(found, job, wanted, 7, columns=False)
-        (packed,) = outcomes.messages(found, job, wanted, 7, columns=True)
+        (alone,) = outcomes.messages(found, job, wanted, 7, columns=False, last=True)
+        (packed,) = outcomes.messages(found, job, wanted, 7, columns=True, last=True)
         both = [
             sorted((result_from_wire(one) for one in results_in(message)), key=lambda result: result.index)
             for message in (alone, packed)
