@@ -20,9 +20,9 @@ A job of N tasks takes `trip + N x that + fill`. *trip* is the round trip of one
 programs one after the other before they all work at once: (sum of costs by process - that) for each task of the client's first message. Heartbeats are not
 counted: under load they are read together with what else has come, and cost a small part of what an idle farm pays for them.
 
-**Latency.** The round trip of one task is the sum of its hops on an idle farm. It is submitted, and that is durable (one call and one commit); then the client
-opens the stream of results (one call) while the task is on its way: to the worker, through a pipe to its child and back, to the orchestrator, into the
-journal, to the client. The longer of the two counts. Each worker adds its share of one pass of placement, and heartbeats make everything wait
+**Latency.** The round trip of one task is the sum of its hops on an idle farm: from the client to the orchestrator and back with a commit between them, which is
+what a submission takes; from the orchestrator to the worker and back, for which a call stands; and through a pipe to the worker's child and back. There are two commits, and the
+first, of the submission, goes on while the task is on its way. Each worker adds its share of one pass of placement, and heartbeats make everything wait
 a little: 1 / (1 - their share of a core). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
 (*warm*) is the mean of the points for calibration.
 
@@ -168,12 +168,9 @@ class Model:
     # ---- latency ----------------------------------------------------------------------------------------------------
 
     def hops_ms(self, *, child: bool) -> list[tuple[str, float]]:
-        """The hops of a single task that the client waits for, in order; with a child process or without."""
-        half, commit_ms = self.call_ms / 2, self.submit_ms - self.call_ms
-        task = [("to the orchestrator", half), ("to the worker", half), *([("child", self.pipe_ms)] if child else [])]
-        task += [("report", half), ("commit of the outcome", commit_ms), ("result", half)]
-        client = [("submission", self.call_ms), ("its commit", commit_ms), ("stream of results", self.call_ms)]
-        return max(task, client, key=lambda hops: sum(ms for _, ms in hops))
+        """The hops of a single task that the client waits for; with a child process or without."""
+        hops = [("to the orchestrator, a commit, and back", self.submit_ms), ("to the worker and back", self.call_ms)]
+        return [*hops, *([("child", self.pipe_ms)] if child else [])]
 
     def trip_ms(self, point: Point) -> float:
         """Round trip of one task on the idle farm of the point."""
