@@ -255,8 +255,10 @@ class Farm:
     async def _on_converse(self, request: job_pb2.ConverseRequest) -> None:
         peer = Peer(request)
         conversation = Conversation(self.jobs, peer)  # type: ignore[arg-type]
+        writing = asyncio.create_task(conversation.write())
         await conversation.read()
-        await conversation.end(give_up=False)
+        await conversation.end()
+        writing.cancel()
         for answer in peer.written:
             if answer.HasField("refused"):
                 error = wire.error_from_rpc(wire.rpc_error_of(answer.refused))

@@ -31,9 +31,9 @@ RECORDED_TOGETHER = 300
 class _Breaking(Conversation):
     """Breaks the whole stream by the same dice."""
 
-    def _take(self, request: job_pb2.ConverseRequest) -> None:
+    async def _take(self, request: job_pb2.ConverseRequest) -> None:
         self._calls.maybe_break()
-        super()._take(request)
+        await super()._take(request)
 
 
 class FakeJobs(
@@ -116,10 +116,12 @@ class FakeJobs(
     async def Converse(self, request_iterator: Any, context: Any) -> None:
         self.conversations += 1
         conversation = _Breaking(self, context)
+        writing = asyncio.create_task(conversation.write())
         try:
             await conversation.read()
         finally:
-            await conversation.end(give_up=True)
+            conversation.give_up()
+            writing.cancel()
 
     async def AppendTasks(self, request_iterator: Any, context: Any) -> Any:
         count = 0

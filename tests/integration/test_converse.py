@@ -142,6 +142,53 @@ async def test_too_many_asks_are_refused_until_one_is_given_up(farm: Running) ->
     call.cancel()
 
 
+async def test_who_asks_and_does_not_read_is_read_no_further(farm: Running) -> None:
+    """What is refused waits to be read too, so that no number of asks fills the orchestrator's memory."""
+    await farm.create("a", 1)
+    call = farm.jobs.Converse()
+    padding = "x" * 60_000  # an ask that is refused: the answer says as much of it as fits into a line
+    sent = 0
+
+    async def flood() -> None:
+        nonlocal sent
+        while True:
+            await call.write(results(sent, padding))
+            sent += 1
+
+    flooding = asyncio.create_task(flood())
+    seen = -1
+    while seen < sent:  # until nothing moves any more
+        seen = sent
+        await asyncio.sleep(0.5)
+    tasks = [task for task in asyncio.all_tasks() if "Conversation._answer" in repr(task)]
+    assert len(tasks) <= ASKS_MAX
+    flooding.cancel()
+    call.cancel()
+
+
+async def test_an_ask_that_is_given_up_while_its_answer_is_written_leaves_the_others_alone(farm: Running) -> None:
+    """A write that was given up halfway would make gRPC refuse the next one."""
+    worker = farm.worker(window=64)
+    await worker.attach()
+    await farm.create("big", [b"[%d]" % n for n in range(64)])
+    await worker.tasks()
+    assert set(await worker.report(*worker.free(), result=b"x" * 60_000)) == {"ACCEPTED"}
+    call = farm.jobs.Converse()
+    for number in range(0, 60, 3):
+        await call.write(results(number, "big"))
+        await call.write(ASK(number=number, stop=True))
+        await call.write(results(number + 1, "big"))
+        await call.write(create(number + 2, f"job-{number}"))
+    whole: set[int] = set()
+    while len(whole) < 40:
+        response = await answer(call)
+        if response.results.last or response.HasField("created"):
+            whole.add(response.number)
+    assert whole >= {number for number in range(60) if number % 3}
+    await worker.drop()
+    call.cancel()
+
+
 @pytest.mark.parametrize("leave", ["half-close", "cancel"])
 async def test_who_leaves_leaves_nothing_behind(farm: Running, leave: str) -> None:
     await farm.create("a", 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 
-from antfarm.errors import InvalidArgument, Overloaded
+from antfarm.errors import AntFarmError, InvalidArgument, Overloaded
 from antfarm.interceptor import Context, told
 from antfarm.v1 import job_pb2
 from antfarm.wire import error_to_status
@@ -24,62 +24,73 @@ class Conversation:
         self._calls = calls
         self._context = context
         self._asks: dict[int, asyncio.Task[None]] = {}
-        self._writing = asyncio.Lock()
+        # Written by one task that nobody cancels: after a write that was given up halfway gRPC refuses the next one.
+        self._outgoing: asyncio.Queue[job_pb2.ConverseResponse] = asyncio.Queue(maxsize=1)
 
     async def read(self) -> None:
         """Take asks until the client has no more."""
         await self._context.send_initial_metadata(())
         while (request := await self._context.read()) is not grpc.aio.EOF:
-            self._take(request)
+            await self._take(request)
 
-    async def end(self, *, give_up: bool) -> None:
-        """Return when nothing is answered any more; with `give_up` at once."""
-        asks = list(self._asks.values())
-        for ask in asks if give_up else ():
+    async def write(self) -> None:
+        """Send answers until cancelled."""
+        while True:
+            await self._context.write(await self._outgoing.get())
+            self._outgoing.task_done()
+
+    async def end(self) -> None:
+        """Return when every ask is answered and the answers are sent."""
+        while self._asks:
+            await asyncio.wait(self._asks.values())
+        await self._outgoing.join()
+
+    def give_up(self) -> None:
+        """Answer nothing any more."""
+        for ask in self._asks.values():
             ask.cancel()
-        await asyncio.gather(*asks, return_exceptions=True)
 
-    def _take(self, request: job_pb2.ConverseRequest) -> None:
+    async def _take(self, request: job_pb2.ConverseRequest) -> None:
         number = request.number
-        ask = self._asks.get(number)
         if request.stop:
-            if ask is not None:
-                ask.cancel()
-            return
-        if ask is not None:
+            if number in self._asks:
+                self._asks.pop(number).cancel()
+        elif number in self._asks:
             raise InvalidArgument(f"ask {number} is not answered to its end yet: give another one another number")
-        self._asks[number] = task = asyncio.create_task(self._answer(request, late=len(self._asks) >= ASKS_MAX))
-        task.add_done_callback(lambda task: self._answered(number, task))
+        elif len(self._asks) >= ASKS_MAX:  # told from here, so that nothing more is read before there is room for it
+            await self._refuse(number, Overloaded(f"{ASKS_MAX} asks wait for their answers: ask again", 1.0))
+        else:
+            self._asks[number] = task = asyncio.create_task(self._answer(request))
+            task.add_done_callback(lambda task: self._answered(number, task))
 
     def _answered(self, number: int, task: asyncio.Task[None]) -> None:
-        del self._asks[number]
-        if not task.cancelled():
-            task.exception()  # of a write into a stream that has ended, which its reader finds out
+        if self._asks.get(number) is task:
+            del self._asks[number]
 
-    async def _answer(self, request: job_pb2.ConverseRequest, *, late: bool) -> None:
-        last = job_pb2.ConverseResponse(number=request.number)
+    async def _answer(self, request: job_pb2.ConverseRequest) -> None:
+        number = request.number
         try:
-            if late:
-                raise Overloaded(f"{ASKS_MAX} asks wait for their answers: ask again", retry_after_s=1.0)
             match request.WhichOneof("ask"):
                 case "create":
-                    last.created.CopyFrom(await self._calls.CreateJob(request.create, self._context))
+                    created = await self._calls.CreateJob(request.create, self._context)
+                    await self._outgoing.put(job_pb2.ConverseResponse(number=number, created=created))
                 case "results":
-                    async with aclosing(self._calls.StreamResults(request.results, self._context)) as messages:
-                        async for message in messages:
-                            await self._write(job_pb2.ConverseResponse(number=request.number, results=message))
-                            if message.last:
-                                return
-                    last.ended = True
+                    await self._results(number, request.results)
                 case _:
                     raise InvalidArgument(
                         "an ask is one of create, results and stop; upgrade the orchestrator for others"
                     )
         except Exception as error:
-            last = job_pb2.ConverseResponse(number=request.number)
-            _, _, last.refused = error_to_status(told(error, "Converse"))
-        await self._write(last)
+            await self._refuse(number, told(error, "Converse"))
 
-    async def _write(self, response: job_pb2.ConverseResponse) -> None:
-        async with self._writing:
-            await self._context.write(response)
+    async def _results(self, number: int, request: job_pb2.StreamResultsRequest) -> None:
+        async with aclosing(self._calls.StreamResults(request, self._context)) as messages:
+            async for message in messages:
+                await self._outgoing.put(job_pb2.ConverseResponse(number=number, results=message))
+                if message.last:
+                    return
+        await self._outgoing.put(job_pb2.ConverseResponse(number=number, ended=True))
+
+    async def _refuse(self, number: int, error: AntFarmError) -> None:
+        _, _, status = error_to_status(error)
+        await self._outgoing.put(job_pb2.ConverseResponse(number=number, refused=status))

@@ -179,20 +179,21 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def Converse(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """CreateJob and StreamResults by number, until the client has no more or the server stops."""
         conversation = Conversation(self, context)
-        reading = asyncio.create_task(conversation.read())
+        reading, writing = asyncio.create_task(conversation.read()), asyncio.create_task(conversation.write())
         stopping = asyncio.create_task(self._driver.dismissal.wait())
         try:
-            await asyncio.wait((reading, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                reading.result()
-            else:
-                await conversation.end(give_up=False)  # they are told that the server stops
+            await asyncio.wait((reading, writing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            for task in (reading, writing):
+                if task.done():
+                    task.result()
+            if stopping.done():
+                await conversation.end()  # each ask is told that the server stops
                 self._demand_service()
         finally:
-            for task in (reading, stopping):
-                task.cancel()
-            await asyncio.gather(reading, stopping, return_exceptions=True)
-            await conversation.end(give_up=True)
+            conversation.give_up()
+            for one in (reading, writing, stopping):
+                one.cancel()
+            await asyncio.gather(reading, writing, stopping, return_exceptions=True)
 
     async def _expect(self, job_id: str) -> None:
         """Wait for a job that may be on its way."""
