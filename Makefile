@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-million bench-depth bench-start bench-growth bench-clouds bit-flips ci
+.PHONY: help setup clouds test test-fast lint fmt types imports protos verify-protos chaos chaos-long sim sim-many sim-compiled mutants crash-images fuzz bench bench-peers bench-micro bench-profile bench-compare bench-storage bench-restart bench-idle bench-million bench-depth bench-start bench-trip bench-growth bench-clouds bit-flips ci
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -110,6 +110,9 @@ bench-idle: $(STAMP) ## measure what idle workers cost, beside raw streams (some
 
 bench-depth: $(STAMP) ## measure one, two and three levels of orchestrators
 	@$(BIN)/python -m bench.depth
+
+bench-trip: $(STAMP) ## measure the round trip of one task: its CPU by program and thread
+	@$(BIN)/python -m bench.trip
 
 bench-start: $(STAMP) ## measure from starting a farm to its first result
 	@$(BIN)/python -m bench.start

@@ -3,7 +3,7 @@
 The workers, two of one slot, are attached to the lowest orchestrator only. Two ways through a hierarchy are measured beside the client's own job on one
 orchestrator:
 
-- relayed: a type without a plan is handed down task by task, and each becomes a job of its own at every level below the top;
+- relayed: tasks of a type without a plan are handed down as they are, neighbours in one job at every level below the top;
 - as a stage: one request is handed down, and a plan makes all tasks of it at the lowest level; the summary that comes up says that all were right. One
   level has no stages, because only what comes from above is expanded.
 

@@ -102,7 +102,7 @@ class InputReader:
         if channel is None:
             raise Unavailable("not attached")
         return job_pb2_grpc.JobServiceStub(channel).StreamResults(
-            job_pb2.StreamResultsRequest(job_id=job_id, indices=indices)
+            job_pb2.StreamResultsRequest(job_id=job_id, indices=indices, columns=True)
         )
 
     async def _results(self, job_id: str, indices: list[int]) -> dict[int, bytes]:
@@ -111,7 +111,7 @@ class InputReader:
             call = self._stream(job_id, indices[start : start + INDICES_MAX])
             try:
                 async for message in call:
-                    for result in message.results:
+                    for result in wire.results_in(message):
                         if result.state == TaskState.SUCCEEDED:
                             found[result.index] = result.result
             finally:
@@ -131,7 +131,7 @@ class InputReader:
         call = self._stream(job_id)
         try:
             async for message in call:
-                for result in message.results:
+                for result in wire.results_in(message):
                     row = result_row(result)
                     part = packed.pack(row)
                     size += len(part)

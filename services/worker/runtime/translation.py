@@ -9,7 +9,7 @@ from antfarm import wire
 from antfarm.link import OutcomeParts
 from antfarm.link.estimate import Estimate
 from antfarm.model import LOG_TAIL_BYTES_MAX, BlobRef, Ending, Failure, FailureClass
-from antfarm.v1 import common_pb2, report_queue_pb2, work_queue_pb2
+from antfarm.v1 import report_queue_pb2, work_queue_pb2
 from services.worker.core.attempt import Attempt, Group
 
 _SUCCEEDED = int(Ending.SUCCEEDED)
@@ -115,8 +115,11 @@ def _tail(text: str) -> str:
     return text.encode("utf-8", "backslashreplace")[-LOG_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
 
 
-def result_row(message: common_pb2.TaskResult) -> list[Any]:
+def result_row(message: wire.Arrived) -> list[Any]:
     """A recorded outcome as children get it. There may be a hundred thousand for one task, so no value is made of each in between."""
+    if isinstance(message, wire.Succeeded):
+        index, state, attempt, result, worker_id, run_us = message
+        return [index, state, attempt, result, [], None, worker_id, run_us]
     failed = wire.failure_from_wire(message.failure) if message.HasField("failure") else None
     return [
         message.index,
