@@ -16,19 +16,20 @@ that one number stands for all three.
 - *a program*: the largest cost of one program, divided by its processes: a program is one thread;
 - *the journal*: commit / tasks in a commit + write x payload_bytes. Commits run beside everything else, each with all that gathered during the last.
 
-A job of N tasks takes `trip + N x that + fill`. *trip* is the round trip of one task; *fill* is there because the first batch has to pass through all
+A job of N tasks takes `trip + job + N x that + fill`. *trip* is the round trip of one task; *job* what each job costs beside it, seen at the smallest; *fill* is
+there because the first batch has to pass through all
 programs one after the other before they all work at once: (sum of costs by process - that) for each task of the client's first message. Heartbeats are not
 counted: under load they are read together with what else has come, and cost a small part of what an idle farm pays for them.
 
 **Latency.** The round trip of one task is the sum of its hops on an idle farm: from the client to the orchestrator and back with a commit between them, which is
 what a submission takes; from the orchestrator to the worker and back, for which a call stands; and through a pipe to the worker's child and back. There are two commits, and the
 first, of the submission, goes on while the task is on its way. Each worker adds its share of one pass of placement, and heartbeats make everything wait
-a little: 1 / (1 - their share of a core). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
+a little: 1 / (1 - their share of a core, at the orchestrator and at the workers, which share the machine). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
 (*warm*) is the mean of the points for calibration.
 
-**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from four points of the farm
-itself, marked * in the table: two workers (costs a task, cores kept busy), two workers with large payloads (costs a byte), one and some hundred simulated
-workers (costs a message, tasks in a frame, tasks dealt out at a time). All other points are predicted. A worker's message costs it what one costs a simulated
+**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from seven points of the farm
+itself, marked * in the table: many tasks on two workers, twice (costs a task, cores kept busy), and few (what a job costs), large payloads (costs a byte), one and some hundred simulated
+workers and some tens of real ones (costs a message, tasks in a frame, tasks dealt out at a time). All other points are predicted. A worker's message costs it what one costs a simulated
 worker, which is the same code.
 """
 
@@ -124,6 +125,9 @@ class Model:
     pipe_ms: float
     turn_worker_us: float
     beat_us: float
+    beat_worker_us: float
+    job_ms: float = 0.0
+    """What a job takes beside the round trip and its tasks."""
     warm: float = 1.0
     """What the hops of a task cost in a row, of what they cost alone."""
 
@@ -156,7 +160,7 @@ class Model:
         task_us, trip_ms = bounds[bound], self.trip_ms(point)
         first = min(point.tasks, BATCH_TASKS_MAX, BATCH_BYTES_MAX / (payload_bytes + OVERHEAD_BYTES))
         fill_us = first * max(sum(serial.values()) - task_us, 0.0)
-        seconds = trip_ms / 1e3 + (point.tasks * task_us + fill_us) / 1e6
+        seconds = (trip_ms + self.job_ms) / 1e3 + (point.tasks * task_us + fill_us) / 1e6
         tasks_s = point.tasks / seconds
         return Prediction(tasks_s=tasks_s, cpu_us=cpu_us, p50_ms=trip_ms, bound=bound)
 
@@ -178,7 +182,7 @@ class Model:
         hops_ms = sum(ms for _, ms in self.hops_ms(child=point.axis != SIMULATED))
         hops_ms += point.workers * self.turn_worker_us / 1e3
         hops_ms += sum(cost.byte_us for cost in costs.values()) * point.payload_bytes / 1e3
-        beats = point.workers * self.beat_us / BEAT_US
+        beats = point.workers * (self.beat_us + self.beat_worker_us) / BEAT_US
         return self.warm * hops_ms / max(1 - beats, 0.05)
 
 
@@ -189,7 +193,9 @@ class Model:
 class Base:
     """The points that constants are taken from."""
 
-    few: Point
+    small: Point
+    few: Sequence[Point]
+    """Of many tasks and two workers, wherever the run has been there: the same farm in the company of other points."""
     large: Point
     one: Point
     many: Point
@@ -199,7 +205,7 @@ class Base:
     @property
     def points(self) -> tuple[Point, ...]:
         """All of them."""
-        return self.few, self.large, self.one, self.many, *((self.tens,) if self.tens else ())
+        return self.small, *self.few, self.large, self.one, self.many, *((self.tens,) if self.tens else ())
 
 
 def base(run: Growth) -> Base:
@@ -210,7 +216,30 @@ def base(run: Growth) -> Base:
     if few is None or large is None or many is None or many.x <= simulated[0].x:
         raise SystemExit("the model needs a point of tasks, one of payloads and two of simulated workers (1 and 100)")
     tens = _at_most(run.axis(WORKERS), WORKERS_BASE)
-    return Base(few=few, large=large, one=simulated[0], many=many, tens=tens if tens and tens.x > few.workers else None)
+    small = run.axis(TASKS)[0]
+    return Base(
+        small=small,
+        few=[point for point in (*run.axis(TASKS), *run.axis(WORKERS)) if _is_same(point, few)],
+        large=large,
+        one=simulated[0],
+        many=many,
+        tens=tens if tens and tens.x > few.workers else None,
+    )
+
+
+def _is_same(point: Point, other: Point) -> bool:
+    return (point.tasks, point.workers) == (other.tasks, other.workers)
+
+
+def _pooled(points: Sequence[Point]) -> Point:
+    """One point with all that was measured at these, which are the same."""
+    programs = {name for point in points for name in point.cpu_us}
+    return replace(
+        points[0],
+        tasks_s=[rate for point in points for rate in point.tasks_s],
+        p50_ms=[ms for point in points for ms in point.p50_ms],
+        cpu_us={name: [us for point in points for us in point.cpu_us.get(name, ())] for name in programs},
+    )
 
 
 def _at_most(points: Sequence[Point], x: int) -> Point | None:
@@ -223,9 +252,10 @@ def calibrate(run: Growth) -> Model:
     frame = statistics.median(at.one.frame_tasks)
     deal = statistics.median(at.many.frame_tasks) * at.many.workers
     simulated = {program: _simulated_cost(program, at, frame, deal) for program in PRETENDED}
-    busy = _busy(at.few)
+    few = _pooled(at.few)
+    busy = _busy(few)
     cold = Model(
-        real={program: _real_cost(program, at, frame, deal, simulated) for program in REAL},
+        real={program: _real_cost(program, at, few, frame, deal, simulated) for program in REAL},
         simulated=simulated,
         busy_real=busy,
         busy_one=_busy(at.one),
@@ -240,10 +270,13 @@ def calibrate(run: Growth) -> Model:
         pipe_ms=run.constant(constants.PIPE_MS),
         turn_worker_us=run.constant(constants.TURN_WORKER_US),
         beat_us=run.constant(constants.BEAT_US),
+        beat_worker_us=run.constant(constants.BEAT_WORKER_US),
     )
-    return replace(
+    warm = replace(
         cold, warm=statistics.fmean(statistics.median(point.p50_ms) / cold.trip_ms(point) for point in at.points)
     )
+    rest_s = 1 / at.small.rate - 1 / warm.predict(at.small).tasks_s
+    return replace(warm, job_ms=max(1e3 * at.small.tasks * rest_s, 0.0))
 
 
 def _simulated_cost(program: str, at: Base, frame: float, deal: float) -> Cost:
@@ -253,19 +286,19 @@ def _simulated_cost(program: str, at: Base, frame: float, deal: float) -> Cost:
     return Cost(task_us=max(at.one.cpu(program) - message_us / frame, 0.0), byte_us=0.0, message_us=message_us)
 
 
-def _real_cost(program: str, at: Base, frame: float, deal: float, simulated: dict[str, Cost]) -> Cost:
+def _real_cost(program: str, at: Base, few: Point, frame: float, deal: float, simulated: dict[str, Cost]) -> Cost:
     """From two workers with small and with large payloads, and from some tens of workers."""
     message_us = simulated[HOSTS if program == AGENTS else program].message_us if program != CHILDREN else 0.0
-    messages = 1 / min(frame, deal / at.few.workers)
+    messages = 1 / min(frame, deal / few.workers)
     if at.tens is not None:
         more_messages = 1 / min(frame, deal / at.tens.workers) - messages
-        message_us = max((at.tens.cpu(program) - at.few.cpu(program)) / more_messages, message_us)
+        message_us = max((at.tens.cpu(program) - few.cpu(program)) / more_messages, message_us)
     messages_large = 1 / min(
         frame, deal / at.large.workers, BATCH_BYTES_MAX / (at.large.payload_bytes + OVERHEAD_BYTES)
     )
-    more_us = at.large.cpu(program) - at.few.cpu(program) - message_us * (messages_large - messages)
+    more_us = at.large.cpu(program) - few.cpu(program) - message_us * (messages_large - messages)
     byte_us = max(more_us / (at.large.payload_bytes - NUMBER_BYTES), 0.0)
-    task_us = max(at.few.cpu(program) - message_us * messages - byte_us * NUMBER_BYTES, 0.0)
+    task_us = max(few.cpu(program) - message_us * messages - byte_us * NUMBER_BYTES, 0.0)
     return Cost(task_us=task_us, byte_us=byte_us, message_us=message_us)
 
 
@@ -314,6 +347,7 @@ def _told_constants(run: Growth, model: Model) -> Iterator[str]:
     )
     yield f"| what a KiB makes everybody wait for the disk, µs | {model.wait_us_byte * 1024:.2f} |"
     yield f"| hops in a row, of what they cost alone | {model.warm:.2f} |"
+    yield f"| a job beside the round trip and its tasks, ms | {model.job_ms:.1f} |"
     yield f"| tasks in a frame of one worker / dealt out at a time | {model.frame:,.0f} / {model.deal:,.0f} |"
     for name in run.constants:
         yield f"| {name} | {run.constant(name):.3g} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ FARM = Model(
     pipe_ms=0.1,
     turn_worker_us=2.0,
     beat_us=0.0,
+    beat_worker_us=0.0,
+    job_ms=7.0,
     warm=0.8,
 )
 """What the runs below are made of. Nothing measured: any numbers do."""
@@ -100,15 +103,24 @@ def test_it_finds_the_costs() -> None:
     assert found.busy_one == pytest.approx(1.3, rel=0.02)
     assert found.wait_us_byte == pytest.approx(0.004, rel=0.1)
     assert found.warm == pytest.approx(0.8, rel=0.02)
+    assert found.job_ms == pytest.approx(7.0, rel=0.05)
 
 
-def test_five_points_are_enough_to_predict_all_others() -> None:
+def test_beats_at_either_end_make_a_single_task_wait() -> None:
+    """A thousand workers whose beats take a tenth and a fifth of a core."""
+    beat_us = model.BEAT_US / 1_000
+    point = Point(axis=SIMULATED, tasks=1, workers=1_000)
+    busy = replace(FARM, beat_us=0.1 * beat_us, beat_worker_us=0.2 * beat_us)
+    assert busy.trip_ms(point) == pytest.approx(FARM.trip_ms(point) / 0.7)
+
+
+def test_seven_points_are_enough_to_predict_all_others() -> None:
     run = made_up_run()
     whole = model.calibrate(run)
     chosen = model.base(run).points
     run.points = list(chosen)
     assert model.calibrate(run) == whole
-    assert [point.x for point in chosen] == [100_000, 16_384, 1, 100, 32]
+    assert [point.x for point in chosen] == [1_000, 100_000, 2, 16_384, 1, 100, 32]
 
 
 @pytest.mark.parametrize("axis", [TASKS, PAYLOAD, SIMULATED])
