@@ -1,4 +1,4 @@
-"""`make bench-growth`: throughput and latency as the work grows: more tasks, more workers, larger payloads.
+"""`make bench-growth`: throughput and latency as the work grows: more tasks, more workers, larger payloads, more levels.
 
 Each axis is measured on a real farm of its own (an orchestrator, Storage, workers of one slot, this client), new in every round, and rounds go over all
 axes before the next begins. At each point one job of empty tasks gives the throughput, from the first submission to the last result; then single tasks,
@@ -8,6 +8,7 @@ one after the other on the farm that has nothing else to do, give the round trip
 - workers: real programs with their children, 1 to 64; they share the cores of this machine, so from some number on more of them only cost.
 - simulated workers: links of a few processes that answer at once (`bench.simulated`), 1 to 1,000; what is left is the orchestrator.
 - payload bytes: two workers, 16 bytes to 64 KiB of arguments on the wire, small results; fewer tasks where they are large.
+- levels: one to three orchestrators one below the other, which hand the tasks down as they are; two workers at the lowest.
 
 CPU is told apart by program, because the model (`bench.model`) is made of that.
 """
@@ -30,9 +31,11 @@ from antfarm.local import LocalFarm
 from bench import constants, growth_chart, growth_record
 from bench.growth_record import (
     AGENTS,
+    BELOW,
     CHILDREN,
     CLIENT,
     HOSTS,
+    LEVELS,
     ORCHESTRATOR,
     PAYLOAD,
     SIMULATED,
@@ -67,6 +70,7 @@ class Plan:
     workers: tuple[int, ...]
     simulated: tuple[int, ...]
     payloads: tuple[int, ...]
+    levels: tuple[int, ...]
     rounds: int
     burst: int
     trips: int
@@ -81,6 +85,7 @@ class Plan:
                 Point(axis=PAYLOAD, tasks=self._tasks_of(size), workers=FEW_WORKERS, payload_bytes=size)
                 for size in self.payloads
             ),
+            *(Point(axis=LEVELS, tasks=self.burst, workers=FEW_WORKERS, levels=count) for count in self.levels),
         ]
 
     def _tasks_of(self, payload_bytes: int) -> int:
@@ -115,6 +120,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("workers", "1,2,4,8,16,32,64", "worker processes"),
         ("simulated", "1,10,100,1000", "simulated workers"),
         ("payloads", "16,64,256,1024,4096,16384,65536", "bytes of a task's arguments"),
+        ("levels", "1,2,3", "orchestrators one below the other"),
     ):
         parser.add_argument(
             f"--{name}", type=_numbers, default=default, metavar="N,N,...", help=f"{what} (%(default)s)"
@@ -133,7 +139,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """What the options ask for."""
-    names = ("tasks", "workers", "simulated", "payloads", "rounds", "burst", "trips")
+    names = ("tasks", "workers", "simulated", "payloads", "levels", "rounds", "burst", "trips")
     plan = Plan(**{name: getattr(options, name) for name in names})
     if plan.payloads and not 16 <= plan.payloads[0] <= plan.payloads[-1] <= 64 << 10:
         raise SystemExit("--payloads: give 16 to 65536; what is larger goes by Storage")
@@ -152,6 +158,7 @@ def measure(plan: Plan) -> Growth:
         PAYLOAD: _few_workers,
         WORKERS: _more_workers,
         SIMULATED: _simulated,
+        LEVELS: _levels,
     }
     for number in range(plan.rounds):
         _note(growth, constants.of_machine())
@@ -179,12 +186,12 @@ def _farm() -> Iterator[tuple[LocalFarm, Farm]]:
             yield local, farm
 
 
-def _start_workers(local: LocalFarm, count: int) -> None:
-    """Start so many more, a few at a time: the start of one is mostly its imports."""
+def _start_workers(local: LocalFarm, count: int, connect: str = "") -> None:
+    """Start so many more, a few at a time: the start of one is mostly its imports. `connect`: another orchestrator than the first."""
     for begun in range(0, count, STARTS_AT_ONCE):
         with local.together():
             for _ in range(min(STARTS_AT_ONCE, count - begun)):
-                local.start_worker(slots=1, app=["bench.tasks"])
+                local.start_worker(slots=1, app=["bench.tasks"], connect=connect)
 
 
 def _few_workers(growth: Growth, points: Sequence[Point], plan: Plan) -> None:
@@ -211,6 +218,16 @@ def _simulated(growth: Growth, points: Sequence[Point], plan: Plan) -> None:
             herd.grow(point.workers)
             _measure(point, plan, local, farm, herd)
         _note(growth, _beats(local, herd))
+
+
+def _levels(growth: Growth, points: Sequence[Point], plan: Plan) -> None:
+    for point in points:
+        with _farm() as (local, farm):
+            lowest = local.address
+            for level in range(2, point.levels + 1):
+                lowest = local.start_orchestrator(f"level{level}", upstream=lowest, as_=(noop.name,))
+            _start_workers(local, FEW_WORKERS, lowest)
+            _measure(point, plan, local, farm)
 
 
 def _beats(local: LocalFarm, herd: Hosts) -> dict[str, float]:
@@ -262,9 +279,9 @@ def _work(point: Point) -> tuple[Any, Callable[[int], Iterator[Any]]]:
 
 def _cpu_s(local: LocalFarm, herd: Hosts | None) -> dict[str, float]:
     """CPU seconds so far, by program."""
-    pids: dict[str, list[int]] = {ORCHESTRATOR: [], STORAGE: [], AGENTS: []}
+    pids: dict[str, list[int]] = {ORCHESTRATOR: [], BELOW: [], STORAGE: [], AGENTS: []}
     for program in local.programs.values():
-        pids[AGENTS if program.role == "worker" else program.role].append(program.pid)
+        pids[{"worker": AGENTS, "down-stream": BELOW}.get(program.role, program.role)].append(program.pid)
     pids[CHILDREN] = _children(frozenset(pids[AGENTS]))
     pids[HOSTS] = herd.pids if herd else []
     return {CLIENT: time.process_time(), **{name: processes.cpu_s(found) for name, found in pids.items()}}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from bench.growth_record import PAYLOAD, SIMULATED, TASKS, WORKERS, Growth, Point
+from bench.growth_record import LEVELS, PAYLOAD, SIMULATED, TASKS, WORKERS, Growth, Point
 
 LEFT, TOP, RIGHT, BOTTOM = 64, 100, 16, 36
 WIDTH_MIN = 760
@@ -76,6 +76,7 @@ def _columns(growth: Growth) -> list[Column]:
         Column(f"tasks of one job, {workers}", ((TASKS, ORANGE, ""),), short),
         Column(f"workers{of}", ((WORKERS, ORANGE, "real"), (SIMULATED, SLATE, "simulated")), short),
         Column(f"bytes of a task's arguments, {workers}", ((PAYLOAD, ORANGE, ""),), size),
+        Column(f"levels of orchestrators, {workers}", ((LEVELS, ORANGE, ""),), short),
     ]
 
 

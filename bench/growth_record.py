@@ -13,12 +13,13 @@ from bench.peers import record
 
 PREFIX = "growth-"
 
-TASKS, WORKERS, SIMULATED, PAYLOAD = AXES = ("tasks", "workers", "simulated workers", "payload bytes")
-"""What grows: tasks of one job, worker processes, workers without a program, bytes of each task's arguments on the wire."""
+TASKS, WORKERS, SIMULATED, PAYLOAD, LEVELS = AXES = ("tasks", "workers", "simulated workers", "payload bytes", "levels")
+"""What grows: tasks of one job, worker processes, workers without a program, bytes of each task's arguments on the wire, orchestrators one below the other."""
 
-CLIENT, ORCHESTRATOR, STORAGE, AGENTS, CHILDREN, HOSTS = PROGRAMS = (
+CLIENT, ORCHESTRATOR, BELOW, STORAGE, AGENTS, CHILDREN, HOSTS = PROGRAMS = (
     "client",
     "orchestrator",
+    "orchestrators below",
     "storage",
     "workers",
     "their children",
@@ -37,6 +38,8 @@ class Point:
     """Processes of one slot, or simulated ones on the axis of these."""
     payload_bytes: int = 0
     """Of a task's arguments on the wire; 0 where they are a small number."""
+    levels: int = 1
+    """Orchestrators that a task passes through, as it is."""
     tasks_s: list[float] = field(default_factory=list)
     """Tasks a second, from the first submission to the last result."""
     p50_ms: list[float] = field(default_factory=list)
@@ -50,9 +53,7 @@ class Point:
     @property
     def x(self) -> int:
         """Its place on the axis."""
-        if self.axis == TASKS:
-            return self.tasks
-        return self.payload_bytes if self.axis == PAYLOAD else self.workers
+        return {TASKS: self.tasks, PAYLOAD: self.payload_bytes, LEVELS: self.levels}.get(self.axis, self.workers)
 
     @property
     def rate(self) -> float:

@@ -27,9 +27,12 @@ first, of the submission, goes on while the task is on its way. Each worker adds
 a little: 1 / (1 - their share of a core, at the orchestrator and at the workers, which share the machine). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
 (*warm*) is the mean of the points for calibration.
 
-**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from seven points of the farm
+**Levels.** Each orchestrator below the first, through which tasks pass as they are, costs a task once more than the one above it, and adds to a round trip; both as
+much as the first of them does.
+
+**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from eight points of the farm
 itself, marked * in the table: many tasks on two workers, twice (costs a task, cores kept busy), and few (what a job costs), large payloads (costs a byte), one and some hundred simulated
-workers and some tens of real ones (costs a message, tasks in a frame, tasks dealt out at a time). All other points are predicted. A worker's message costs it what one costs a simulated
+workers and some tens of real ones (costs a message, tasks in a frame, tasks dealt out at a time), two levels. All other points are predicted. A worker's message costs it what one costs a simulated
 worker, which is the same code.
 """
 
@@ -48,9 +51,11 @@ from bench import constants, growth, growth_record, limits
 from bench.growth_record import (
     AGENTS,
     AXES,
+    BELOW,
     CHILDREN,
     CLIENT,
     HOSTS,
+    LEVELS,
     ORCHESTRATOR,
     PAYLOAD,
     PROGRAMS,
@@ -126,6 +131,10 @@ class Model:
     turn_worker_us: float
     beat_us: float
     beat_worker_us: float
+    level_us: float = 0.0
+    """What a task costs each orchestrator below the first."""
+    level_ms: float = 0.0
+    """What each of them adds to a round trip."""
     job_ms: float = 0.0
     """What a job takes beside the round trip and its tasks."""
     warm: float = 1.0
@@ -143,7 +152,9 @@ class Model:
         messages = 1 / self.frame_tasks(point.workers, payload_bytes)
         costs = self.simulated if point.axis == SIMULATED else self.real
         processes = {AGENTS: point.workers, CHILDREN: point.workers, HOSTS: min(point.workers, PROCESSES)}
-        return {name: (cost.of(payload_bytes, messages), processes.get(name, 1)) for name, cost in costs.items()}
+        found = {name: (cost.of(payload_bytes, messages), processes.get(name, 1)) for name, cost in costs.items()}
+        below = point.levels - 1
+        return {**found, BELOW: (self.level_us * below, below)} if below else found
 
     def predict(self, point: Point) -> Prediction:
         """Throughput and round trip."""
@@ -180,6 +191,7 @@ class Model:
         """Round trip of one task on the idle farm of the point."""
         costs = self.simulated if point.axis == SIMULATED else self.real
         hops_ms = sum(ms for _, ms in self.hops_ms(child=point.axis != SIMULATED))
+        hops_ms += (point.levels - 1) * self.level_ms
         hops_ms += point.workers * self.turn_worker_us / 1e3
         hops_ms += sum(cost.byte_us for cost in costs.values()) * point.payload_bytes / 1e3
         beats = point.workers * (self.beat_us + self.beat_worker_us) / BEAT_US
@@ -199,13 +211,15 @@ class Base:
     large: Point
     one: Point
     many: Point
+    two: Point | None
+    """Of two levels; None where the run has none."""
     tens: Point | None
     """Of real workers; None where the run has none with more than the fewest."""
 
     @property
     def points(self) -> tuple[Point, ...]:
         """All of them."""
-        return self.small, *self.few, self.large, self.one, self.many, *((self.tens,) if self.tens else ())
+        return self.small, *self.few, self.large, self.one, self.many, *filter(None, (self.tens, self.two))
 
 
 def base(run: Growth) -> Base:
@@ -223,6 +237,7 @@ def base(run: Growth) -> Base:
         large=large,
         one=simulated[0],
         many=many,
+        two=next((point for point in run.axis(LEVELS) if point.levels == 2), None),
         tens=tens if tens and tens.x > few.workers else None,
     )
 
@@ -273,8 +288,14 @@ def calibrate(run: Growth) -> Model:
         beat_worker_us=run.constant(constants.BEAT_WORKER_US),
     )
     warm = replace(
-        cold, warm=statistics.fmean(statistics.median(point.p50_ms) / cold.trip_ms(point) for point in at.points)
+        cold,
+        warm=statistics.fmean(
+            statistics.median(point.p50_ms) / cold.trip_ms(point) for point in at.points if point is not at.two
+        ),
     )
+    if at.two is not None:
+        more_ms = (statistics.median(at.two.p50_ms) - warm.trip_ms(few)) / warm.warm
+        warm = replace(warm, level_us=at.two.cpu(BELOW), level_ms=max(more_ms, 0.0))
     rest_s = 1 / at.small.rate - 1 / warm.predict(at.small).tasks_s
     return replace(warm, job_ms=max(1e3 * at.small.tasks * rest_s, 0.0))
 
@@ -347,6 +368,8 @@ def _told_constants(run: Growth, model: Model) -> Iterator[str]:
     )
     yield f"| what a KiB makes everybody wait for the disk, µs | {model.wait_us_byte * 1024:.2f} |"
     yield f"| hops in a row, of what they cost alone | {model.warm:.2f} |"
+    if model.level_us:
+        yield f"| each orchestrator below the first, µs of CPU a task / ms a round trip | {model.level_us:.1f} / {model.warm * model.level_ms:.2f} |"
     yield f"| a job beside the round trip and its tasks, ms | {model.job_ms:.1f} |"
     yield f"| tasks in a frame of one worker / dealt out at a time | {model.frame:,.0f} / {model.deal:,.0f} |"
     for name in run.constants:

@@ -78,7 +78,7 @@ def test_payloads_that_do_not_travel_inline_are_refused(payloads: str) -> None:
 def test_an_axis_can_be_left_out() -> None:
     parser = argparse.ArgumentParser()
     growth.add_options(parser)
-    points = growth.plan_of(parser.parse_args(["--workers", "", "--payloads", ""])).points()
+    points = growth.plan_of(parser.parse_args(["--workers", "", "--payloads", "", "--levels", ""])).points()
     assert {one.axis for one in points} == {TASKS, SIMULATED}
 
 

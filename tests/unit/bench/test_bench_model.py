@@ -14,6 +14,7 @@ from bench.growth_record import (
     CHILDREN,
     CLIENT,
     HOSTS,
+    LEVELS,
     ORCHESTRATOR,
     PAYLOAD,
     SIMULATED,
@@ -50,6 +51,8 @@ FARM = Model(
     turn_worker_us=2.0,
     beat_us=0.0,
     beat_worker_us=0.0,
+    level_us=25.0,
+    level_ms=3.0,
     job_ms=7.0,
     warm=0.8,
 )
@@ -72,6 +75,7 @@ def made_up_run() -> Growth:
         *(Point(axis=WORKERS, tasks=100_000, workers=2**n) for n in range(7)),
         *(Point(axis=SIMULATED, tasks=100_000, workers=10**n) for n in range(4)),
         *(Point(axis=PAYLOAD, tasks=20_000, workers=2, payload_bytes=4**n) for n in range(2, 9)),
+        *(Point(axis=LEVELS, tasks=100_000, workers=2, levels=n) for n in (1, 2, 3)),
     ]
     for point in points:
         told = FARM.predict(point)
@@ -103,6 +107,8 @@ def test_it_finds_the_costs() -> None:
     assert found.busy_one == pytest.approx(1.3, rel=0.02)
     assert found.wait_us_byte == pytest.approx(0.004, rel=0.1)
     assert found.warm == pytest.approx(0.8, rel=0.02)
+    assert found.level_us == pytest.approx(25.0, rel=0.02)
+    assert found.level_ms == pytest.approx(3.0, rel=0.1)
     assert found.job_ms == pytest.approx(7.0, rel=0.05)
 
 
@@ -114,13 +120,13 @@ def test_beats_at_either_end_make_a_single_task_wait() -> None:
     assert busy.trip_ms(point) == pytest.approx(FARM.trip_ms(point) / 0.7)
 
 
-def test_seven_points_are_enough_to_predict_all_others() -> None:
+def test_eight_points_are_enough_to_predict_all_others() -> None:
     run = made_up_run()
     whole = model.calibrate(run)
     chosen = model.base(run).points
     run.points = list(chosen)
     assert model.calibrate(run) == whole
-    assert [point.x for point in chosen] == [1_000, 100_000, 2, 16_384, 1, 100, 32]
+    assert [point.x for point in chosen] == [1_000, 100_000, 2, 16_384, 1, 100, 32, 2]
 
 
 @pytest.mark.parametrize("axis", [TASKS, PAYLOAD, SIMULATED])
@@ -158,7 +164,7 @@ def test_the_command_prints_every_point(
     assert model.main() == 0
     said = capsys.readouterr().out
     assert said.count("| simulated workers ") >= 4
-    assert "0 of 22 points are off by more than 20%" in said
+    assert "0 of 25 points are off by more than 20%" in said
 
 
 def test_the_document_has_the_table_of_the_record_that_it_names() -> None:
