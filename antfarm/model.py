@@ -39,6 +39,8 @@ PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 2
 COLUMNS_MINOR = 1
 """Minor version from which on assignments and outcomes may travel as columns."""
+CONVERSE_MINOR = 2
+"""Minor version from which on an orchestrator answers Converse."""
 PRIORITY_MAX = 10
 
 SECOND_NS = 1_000_000_000

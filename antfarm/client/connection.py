@@ -206,6 +206,7 @@ class Connection:
                 f"{self.address} speaks protocol {info.protocol_major} and this client {model.PROTOCOL_MAJOR}: install the same version"
             )
         self.storage_address = info.storage_address
+        self.line.offered = info.protocol_minor >= model.CONVERSE_MINOR
         if self.allow_pickle:
             self.offered = frozenset([offer async for worker in self.workers_now() for offer in worker.task_types])
 
@@ -311,10 +312,14 @@ class Connection:
     ) -> AsyncGenerator[job_pb2.StreamResultsResponse, None]:
         """StreamResults once; `along`: beside others on the open stream, where it has room. For whoever takes at once what comes."""
         if along and self.line.has_room:
-            async with aclosing(self.line.results(request)) as messages:
-                async for message in messages:
-                    yield message
-            return
+            try:
+                async with aclosing(self.line.results(request)) as messages:
+                    async for message in messages:
+                        yield message
+                return
+            except grpc.aio.AioRpcError:
+                if self.line.known:
+                    raise
         call = self.jobs.StreamResults(request)
         self.streams += 1
         try:

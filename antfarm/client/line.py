@@ -26,15 +26,19 @@ class Line:
     """Made with a connection; the stream is opened by the first ask, and again by the next one after it broke."""
 
     def __init__(self, jobs: job_pb2_grpc.JobServiceStub) -> None:
+        self.offered = False
+        """Whether the orchestrator has said that it knows Converse."""
         self._jobs = jobs
         self._stream: _Stream | None = None
         self._streamed = 0
 
     @property
     def known(self) -> bool:
-        """False when the orchestrator is of a version without Converse: then there are the calls themselves."""
+        """False when the orchestrator is of a version without Converse, or has become one: then there are the calls themselves."""
         error = None if self._stream is None else self._stream.broken
-        return not (isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED)
+        return self.offered and not (
+            isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED
+        )
 
     @property
     def has_room(self) -> bool:
@@ -60,26 +64,16 @@ class Line:
     async def results(
         self, request: job_pb2.StreamResultsRequest
     ) -> AsyncGenerator[job_pb2.StreamResultsResponse, None]:
-        """StreamResults, while `has_room`. What comes is kept until it is taken: for whoever takes it at once."""
+        """StreamResults, while `has_room`. What comes is kept until it is taken: for whoever takes it at once. Where it is not `known`, the call is the caller's to make."""
         self._streamed += 1
         try:
             async with self._open().ask(results=request) as answers:
                 while not (answer := await _next(answers)).ended:
                     yield answer.results
                     if answer.results.last:
-                        break
-            return
-        except grpc.aio.AioRpcError:
-            if self.known:
-                raise
+                        return
         finally:
             self._streamed -= 1
-        call = self._jobs.StreamResults(request)
-        try:
-            async for message in call:
-                yield message
-        finally:
-            call.cancel()
 
     def close(self) -> None:
         """Whoever waits gets CancelledError."""
@@ -111,12 +105,9 @@ class _Stream:
     async def ask(
         self, *, create: job_pb2.CreateJobRequest | None = None, results: job_pb2.StreamResultsRequest | None = None
     ) -> AsyncIterator[_Answers]:
-        """Ask, and let go of what is not answered at the end of the block."""
+        """Ask, on a stream that is not broken, and let go of what is not answered at the end of the block."""
         self._last_number = number = self._last_number + 1
-        answers: _Answers = asyncio.Queue()
-        if self.broken is not None:
-            answers.put_nowait(self.broken)
-        self._asks[number] = answers
+        answers = self._asks[number] = _Answers()
         self._outgoing.put_nowait(job_pb2.ConverseRequest(number=number, create=create, results=results))
         try:
             yield answers
@@ -125,7 +116,7 @@ class _Stream:
                 self._outgoing.put_nowait(job_pb2.ConverseRequest(number=number, stop=True))
 
     def end(self, error: BaseException) -> None:
-        """Whoever waits gets the error, and whoever asks later."""
+        """Whoever waits gets the error."""
         if self.broken is None:
             self.broken = error
             self._writer.cancel()

@@ -14,6 +14,7 @@ from typing import Any
 
 from antfarm import errors, net
 from antfarm.interceptor import ErrorInterceptor
+from antfarm.model import PROTOCOL_MINOR
 from antfarm.v1 import (
     common_pb2,
     job_pb2,
@@ -51,6 +52,7 @@ class FakeJobs(
         self.cancelled: set[str] = set()
         self.broken = 0
         self.conversations = 0
+        self.protocol_minor = PROTOCOL_MINOR
         self.server = net.make_server([ErrorInterceptor()])
         self.address = ""
 
@@ -96,7 +98,9 @@ class FakeJobs(
             self.closed.add(job_id)
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
-        return system_pb2.GetServerInfoResponse(program="orchestrator", protocol_major=1)
+        return system_pb2.GetServerInfoResponse(
+            program="orchestrator", protocol_major=1, protocol_minor=self.protocol_minor
+        )
 
     async def ListWorkers(self, request: Any, context: Any) -> Any:
         return worker_pb2.ListWorkersResponse()

@@ -17,6 +17,7 @@ from scripted import PATIENCE_S, Running, orchestrator, poll, refusal, to_the_en
 
 from antfarm import aio, errors, net, wire
 from antfarm.client import connection, line
+from antfarm.model import CONVERSE_MINOR
 from antfarm.v1 import common_pb2, job_pb2, job_pb2_grpc
 from services.orchestrator.servicers.conversation import ASKS_MAX
 
@@ -247,9 +248,22 @@ class OfBefore(FakeJobs):
 
 
 async def test_an_orchestrator_that_does_not_know_the_stream_is_asked_by_calls() -> None:
+    async with OfBefore() as fake:
+        fake.protocol_minor = CONVERSE_MINOR - 1
+        async with await aio.connect(fake.address) as client:
+            assert [await client.submit("f", n) for n in range(5)] == [[n] for n in range(5)]
+        assert fake.conversations == 0
+
+
+async def test_an_orchestrator_that_was_rolled_back_is_asked_by_calls_once_it_has_said_so() -> None:
+    """The status of its refusal may be lost, where something was being written: then it is asked once more."""
     async with OfBefore() as fake, await aio.connect(fake.address) as client:
         assert [await client.submit("f", n) for n in range(5)] == [[n] for n in range(5)]
-        assert fake.conversations == 1
+        assert fake.conversations > 0
+        asked = fake.conversations
+        assert not client.connection.line.known
+        assert await client.submit("f", 5) == [5]
+        assert fake.conversations == asked
 
 
 async def test_more_jobs_than_the_stream_may_follow_are_followed_by_calls(monkeypatch: pytest.MonkeyPatch) -> None:
