@@ -16,7 +16,6 @@ CPU is told apart by program, because the model (`bench.model`) is made of that.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -282,22 +281,9 @@ def _cpu_s(local: LocalFarm, herd: Hosts | None) -> dict[str, float]:
     pids: dict[str, list[int]] = {ORCHESTRATOR: [], BELOW: [], STORAGE: [], AGENTS: []}
     for program in local.programs.values():
         pids[{"worker": AGENTS, "down-stream": BELOW}.get(program.role, program.role)].append(program.pid)
-    pids[CHILDREN] = _children(frozenset(pids[AGENTS]))
+    pids[CHILDREN] = processes.children(pids[AGENTS])
     pids[HOSTS] = herd.pids if herd else []
     return {CLIENT: time.process_time(), **{name: processes.cpu_s(found) for name, found in pids.items()}}
-
-
-def _children(parents: frozenset[int]) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue  # it has ended meanwhile
-            if parent in parents:
-                found.append(int(entry.name))
-    return found
 
 
 if __name__ == "__main__":

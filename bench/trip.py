@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import antfarm as af
 from antfarm.local import LocalFarm
-from bench.measure import machine
+from bench.measure import machine, timed
+from bench.peers import processes
 from bench.tasks import noop
 
 FIRST, OTHERS, GRPC = "first thread", "other threads of Python", "gRPC's own threads"
@@ -30,7 +30,7 @@ Counts = Mapping[tuple[int, str, str], tuple[int, int]]
 
 
 def main() -> int:
-    """Measure and print two Markdown tables."""
+    """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m bench.trip", description="Measure the round trip of one task.")
     parser.add_argument("--trips", type=int, default=1_000, help="single tasks one after the other (%(default)s)")
     options = parser.parse_args()
@@ -43,22 +43,12 @@ def main() -> int:
         with af.connect(local.address) as farm:
             for _ in range(WARM):
                 farm.submit(noop, 1).result()
-            programs |= dict.fromkeys(children(worker), "its children")
+            programs |= dict.fromkeys(processes.children([worker]), "its children")
             before = dict(counts(programs))
-            trips_s = []
-            for _ in range(options.trips):
-                began = time.perf_counter()
-                farm.submit(noop, 1).result()
-                trips_s.append(time.perf_counter() - began)
+            trips_s = [timed(lambda: farm.submit(noop, 1).result()) for _ in range(options.trips)]
             after = dict(counts(programs))
     show(trips_s, programs, before, after)
     return 0
-
-
-def children(pid: int) -> list[int]:
-    """Processes that this one has started and that run."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in found.split()]
 
 
 def counts(pids: Mapping[int, str]) -> Iterator[tuple[tuple[int, str, str], tuple[int, int]]]:
@@ -74,7 +64,7 @@ def counts(pids: Mapping[int, str]) -> Iterator[tuple[tuple[int, str, str], tupl
 
 
 def show(trips_s: list[float], programs: Mapping[int, str], before: Counts, after: Counts) -> None:
-    """The tables."""
+    """The table."""
     count = len(trips_s)
     ns: Counter[tuple[str, str]] = Counter()
     switches: Counter[str] = Counter()

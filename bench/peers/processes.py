@@ -23,6 +23,17 @@ def marked(mark: str) -> Iterator[int]:
                     yield int(entry.name)
 
 
+def children(parents: Iterable[int]) -> list[int]:
+    """Processes that these have started and that run, but for this one."""
+    wanted, found = set(parents), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError, IndexError):  # it has ended meanwhile
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in wanted:
+                    found.append(int(entry.name))
+    return found
+
+
 def cpu_s(pids: Iterable[int]) -> float:
     """Seconds of CPU that these have used, with the children that they have waited for."""
     ticks = 0

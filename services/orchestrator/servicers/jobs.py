@@ -26,6 +26,7 @@ from services.orchestrator.runtime.results import first_part
 from services.orchestrator.runtime.views import all_durable, job_status, result_seqs
 from services.orchestrator.servicers.conversation import Conversation
 from services.orchestrator.servicers.outcomes import messages
+from services.orchestrator.servicers.streams import until_one_ends
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1_000
@@ -179,21 +180,16 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def Converse(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """CreateJob and StreamResults by number, until the client has no more or the server stops."""
         conversation = Conversation(self, context)
-        reading, writing = asyncio.create_task(conversation.read()), asyncio.create_task(conversation.write())
-        stopping = asyncio.create_task(self._driver.dismissal.wait())
         try:
-            await asyncio.wait((reading, writing, stopping), return_when=asyncio.FIRST_COMPLETED)
-            for task in (reading, writing):
-                if task.done():
-                    task.result()
-            if stopping.done():
-                await conversation.end()  # each ask is told that the server stops
-                self._demand_service()
+            await until_one_ends(conversation.write(), conversation.read(), self._say_farewell(conversation))
         finally:
             conversation.give_up()
-            for one in (reading, writing, stopping):
-                one.cancel()
-            await asyncio.gather(reading, writing, stopping, return_exceptions=True)
+
+    async def _say_farewell(self, conversation: Conversation) -> None:
+        """When the server stops, see that each ask is told, and end the stream."""
+        await self._driver.dismissal.wait()
+        await conversation.end()
+        self._demand_service()
 
     async def _expect(self, job_id: str) -> None:
         """Wait for a job that may be on its way."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import Coroutine
 from typing import Any, cast
 
 import grpc
@@ -28,6 +26,7 @@ from services.orchestrator.core.reports import attempt_of
 from services.orchestrator.runtime.driver import Driver
 from services.orchestrator.runtime.logbook import Logbook
 from services.orchestrator.runtime.sessions import Session, Sessions
+from services.orchestrator.servicers.streams import until_one_ends
 
 HELLO_TIMEOUT_S = 10.0
 _WORKER_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -53,21 +52,6 @@ async def _first(context: Context, what: str) -> Any:
     return frame.hello
 
 
-async def _both_ways(reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
-    """Carry frames in both directions until one of them ends; its error is the stream's."""
-    reader, writer = asyncio.create_task(reading), asyncio.create_task(writing)
-    try:
-        await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-        for task in (writer, reader):
-            if task.done():
-                task.result()
-    finally:
-        for task in (reader, writer):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-
-
 class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
     """PullTasks: one stream per worker process."""
 
@@ -81,7 +65,7 @@ class WorkQueueServicer(work_queue_pb2_grpc.WorkQueueServiceServicer):
         event, session = self._attach(hello, context)
         self._driver.post(event)
         try:
-            await _both_ways(self._read_frames(session, context), self._write_frames(session, context))
+            await until_one_ends(self._write_frames(session, context), self._read_frames(session, context))
         finally:
             self._driver.post(events.Detach(session=session.id))
             self._sessions.close(session, Unavailable("the Work Queue of this session has ended: attach again"))
@@ -167,7 +151,7 @@ class ReportQueueServicer(report_queue_pb2_grpc.ReportQueueServiceServicer):
             )
         session.reporting = True
         try:
-            await _both_ways(self._read_reports(session, context), self._write_verdicts(session, context))
+            await until_one_ends(self._write_verdicts(session, context), self._read_reports(session, context))
         finally:
             session.reporting = False
 
