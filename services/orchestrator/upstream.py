@@ -445,9 +445,13 @@ class Upstream:
             self._fit_ns = now_ns
             self._see_largest(max(worker.resources["cpu"] for worker in fit), now_ns, lease_ns)
         self._deserted = now_ns - self._fit_ns > lease_ns
-        own = [worker for worker in workers if not worker.orchestrator]
+        # Whoever is away for a moment will be back, and an orchestrator with many reports under way asks for nothing for a moment: what it holds
+        # tells what it has use for.
+        known = [one for one in self._driver.core.state.workers.values() if not (one.lost or one.gone or one.draining)]
+        own = [worker for worker in known if not worker.orchestrator]
         slots = sum(worker.slots for worker in own)
-        self._below = slots + sum(worker.window for worker in workers if worker.orchestrator)
+        below = sum(max(worker.window, int(worker.taken)) for worker in known if worker.orchestrator)
+        self._below = slots + below
         self._expands = any(offers(workers, f"{task_type}:plan") for task_type in self._task_types)
         long_ago_ns = now_ns - LONG_NS
         running = (attempt for worker in own for attempt in worker.live.values() if attempt.started)

@@ -77,8 +77,9 @@ def _check_lanes(state: State) -> None:
     for lane in state.lanes.values():
         jobs = [job for job in state.jobs.values() if job.lane is lane]
         assert lane.jobs == len(jobs), "lanes count their jobs"
-        assert len(lane) == sum(job.offered for job in jobs), "lanes offer each job once"
-        offered = [share.weight for share in lane.shares.values() if share.offered]
+        assert sum(map(len, lane.shares.values())) == sum(job.offered for job in jobs), "shares offer each job once"
+        offered = [share.weight for share in lane.shares.values() if share]
+        assert len(lane) == len(offered), "lanes offer each share once"
         assert lane.weight == sum(offered), "lanes weigh as much as the shares that they offer"
     assert state.of_done_parents.keys() <= state.jobs.keys(), "what is kept of done parents is there"
     for job in state.jobs.values():

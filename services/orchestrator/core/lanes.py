@@ -33,15 +33,51 @@ class Share:
     Within one, jobs go by their `rank`, so that what came first is done first instead of everything at the end.
     """
 
-    __slots__ = ("jobs", "offered", "pass_value", "weight")
+    __slots__ = ("_heap", "jobs", "number", "pass_value", "weight")
 
-    def __init__(self, weight: int) -> None:
+    def __init__(self, number: int, weight: int) -> None:
+        self.number = number
+        """Of its first job."""
         self.weight = weight
         self.pass_value = 0.0
         self.jobs = 0
         """Jobs that have it."""
-        self.offered = 0
-        """Those of them that are in their lane's heap."""
+        self._heap: list[tuple[int, int, Job]] = []
+        """(rank, number, job) of those on offer."""
+
+    def __len__(self) -> int:
+        """Jobs on offer."""
+        return len(self._heap)
+
+    def __iter__(self) -> Iterator[Job]:
+        """Jobs on offer, the one that is next first."""
+        return (job for _, _, job in self._heap)
+
+    def offer(self, job: Job) -> None:
+        """The job may have a ready task."""
+        job.offered = True
+        heappush(self._heap, (job.rank, job.number, job))
+
+    def next(self) -> Job | None:
+        """The job that is next; it stays on offer. None when none has a ready task."""
+        while self._heap:
+            job = self._heap[0][2]
+            if job.ready and not job.paused:
+                return job
+            self.withdraw()
+        return None
+
+    def withdraw(self) -> Job:
+        """Take the job that is next off the offer."""
+        job = heappop(self._heap)[2]
+        job.offered = False
+        return job
+
+    def remove(self, job: Job) -> None:
+        """Take any job off the offer."""
+        job.offered = False
+        self._heap = [entry for entry in self._heap if entry[2] is not job]
+        heapify(self._heap)
 
 
 class Limit:
@@ -79,7 +115,7 @@ class Limit:
 
 
 class Lane:
-    """Jobs with the same needs, those that may have a ready task in the order in which they are next."""
+    """Jobs with the same needs, and their shares: those with a job that may have a ready task in the order in which they are next."""
 
     __slots__ = (
         "_heap",
@@ -114,11 +150,11 @@ class Lane:
         self.virtual_time = 0.0
         self.refused_ns = 0
         """Since when tasks wait that fit on a worker but for what others take there, and none was given out; 0: there are none."""
-        self._heap: list[tuple[float, int, int, Job]] = []
-        """(pass value as it was, rank, number, job) of offered jobs; a pass value only grows, so an old one comes up early and is put right."""
+        self._heap: list[tuple[float, int, Share]] = []
+        """(pass value as it was, number, share) of shares on offer; a pass value only grows, so an old one comes up early and is put right."""
 
     def __len__(self) -> int:
-        """Jobs on offer."""
+        """Shares with a job on offer."""
         return len(self._heap)
 
     def add(self, job: Job) -> None:
@@ -126,58 +162,60 @@ class Lane:
         name, job.rank = share_of(job.job_id, job.number)
         share = self.shares.get(name)
         if share is None:
-            share = self.shares[name] = Share(4 ** (10 + job.spec.priority))
+            share = self.shares[name] = Share(job.number, 4 ** (10 + job.spec.priority))
         share.jobs += 1
         self.jobs += 1
         job.share = share
 
     def remove(self, job: Job) -> None:
         """A job was purged."""
+        share = job.share
         if job.offered:
-            self._heap = [entry for entry in self._heap if entry[3] is not job]
-            heapify(self._heap)
-            self._withdrawn(job)
-        job.share.jobs -= 1
+            share.remove(job)
+            if not share:
+                self._heap = [entry for entry in self._heap if entry[2] is not share]
+                heapify(self._heap)
+                self.weight -= share.weight
+        share.jobs -= 1
         self.jobs -= 1
-        if not job.share.jobs:
+        if not share.jobs:
             self.shares.pop(share_of(job.job_id, job.number)[0], None)
 
     def offer(self, job: Job) -> None:
-        """A job may have a ready task. One that comes back gets no credit for the time it had nothing to do."""
+        """A job may have a ready task. A share that comes back gets no credit for the time it had nothing to do."""
         if job.offered or job.paused:
             return
-        job.offered = True
         share = job.share
-        if not share.offered:
+        if not share:
             share.pass_value = max(share.pass_value, self.virtual_time)
             self.weight += share.weight
-        share.offered += 1
-        heappush(self._heap, (share.pass_value, job.rank, job.number, job))
+            heappush(self._heap, (share.pass_value, share.number, share))
+        share.offer(job)
 
     def next(self) -> Job | None:
         """The job that is next; it stays on offer. None when no job has a ready task, as far as is known."""
         heap = self._heap
         while heap:
-            pass_value, rank, number, job = heap[0]
-            if job.paused or not job.ready:
-                self.withdraw()
-            elif pass_value < job.share.pass_value:
-                heapreplace(heap, (job.share.pass_value, rank, number, job))
-            else:
+            pass_value, number, share = heap[0]
+            if pass_value < share.pass_value:
+                heapreplace(heap, (share.pass_value, number, share))
+            elif (job := share.next()) is not None:
                 return job
+            else:
+                self._withdraw_share()
         return None
 
     def withdraw(self) -> Job:
         """Take the job that is next off the offer."""
-        job = heappop(self._heap)[3]
-        self._withdrawn(job)
+        share = self._heap[0][2]
+        job = share.withdraw()
+        if not share:
+            self._withdraw_share()
         return job
 
-    def _withdrawn(self, job: Job) -> None:
-        job.offered = False
-        job.share.offered -= 1
-        if not job.share.offered:
-            self.weight -= job.share.weight
+    def _withdraw_share(self) -> None:
+        """Take the share that is next off the offer: it has no job that is."""
+        self.weight -= heappop(self._heap)[2].weight
 
     def waits_no_more(self) -> None:
         """A task of it was given out, or none can be: nothing is kept for it on account of how long it has waited."""
@@ -194,7 +232,7 @@ class Lane:
     def waiting(self, enough: int) -> int:
         """Tasks that may be ready, counted up to `enough`."""
         total = 0
-        for _, _, _, job in self._heap:
+        for job in (job for _, _, share in self._heap for job in share):
             if total >= enough:
                 break
             total += job.ready.size(enough - total)

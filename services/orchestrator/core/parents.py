@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from antfarm.errors import AntFarmError
 from antfarm.model import (
@@ -52,8 +53,7 @@ def base(key: tuple[str, int]) -> str:
 def assigned(turn: Turn, event: events.ParentsAssigned) -> None:
     """Tasks came from up-stream. A newer token takes over what an older one began and has not failed; what could be no job here is reported as failed, and not bound."""
     refusal = _refusal(event)
-    workers, task_type = turn.state.workers.values(), event.template.type
-    at_once = offers(workers, task_type) and not offers(workers, f"{task_type}:plan")
+    at_once = _is_relayed(turn, event.template.type)
     fresh: dict[int, events.ParentTask] = {}
     rebound: list[Parent] = []
     for task in event.tasks:
@@ -146,12 +146,14 @@ def resume(turn: Turn) -> None:
 
 
 def offered(turn: Turn) -> None:
-    """A worker attached: parents that waited for somebody who can plan or run them may begin."""
+    """A worker attached: parents that waited for somebody who can plan or run them may begin. Those that are relayed do so together, as if they came now."""
     waiting, turn.state.waiting_parents = turn.state.waiting_parents, {}
-    for key in waiting:
-        parent = turn.state.parents.get(key)
-        if parent is not None and not parent.job:
+    parents = [parent for key in waiting if (parent := turn.state.parents.get(key)) is not None and not parent.job]
+    relayed = {kind: _is_relayed(turn, kind) for kind in {parent.template.type for parent in parents}}
+    for parent in parents:
+        if not relayed[parent.template.type]:
             advance(turn, parent)
+    _relay(turn, [parent for parent in parents if relayed[parent.template.type]])
 
 
 def job_ended(turn: Turn, job: Job) -> None:
@@ -190,12 +192,28 @@ def _begin(turn: Turn, parent: Parent) -> None:
     if offers(workers, f"{own}:plan"):
         _make(turn, parent, "plan", _stage_template(turn, parent, "plan"), parent.payload)
     elif offers(workers, own):
-        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
-        task = events.ParentTask(parent.index, parent.attempt, parent.payload)
-        template = _within_deadline(turn, parent, parent.template)
-        relay.begin(turn, parent.job_id, parent.epoch, template, [task])
+        _relay(turn, [parent])
     else:
         turn.state.waiting_parents[parent.key] = None
+
+
+def _is_relayed(turn: Turn, task_type: str) -> bool:
+    """True when somebody here runs tasks of the type as they came."""
+    workers = turn.state.workers.values()
+    return offers(workers, task_type) and not offers(workers, f"{task_type}:plan")
+
+
+def _relay(turn: Turn, parents: Sequence[Parent]) -> None:
+    """Hand parents that were bound, and have no jobs yet, to workers as they came: those of one job and template together."""
+    for parent in parents:
+        turn.record(records.ParentDone(job_id=parent.job_id, index=parent.index))
+    alike = groupby(
+        parents, lambda parent: (parent.job_id, parent.epoch, _within_deadline(turn, parent, parent.template))
+    )
+    for (job_id, epoch, template), run in alike:
+        relay.begin(
+            turn, job_id, epoch, template, [events.ParentTask(one.index, one.attempt, one.payload) for one in run]
+        )
 
 
 def _summarise(turn: Turn, parent: Parent, tasks: Job) -> None:

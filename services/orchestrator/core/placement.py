@@ -198,7 +198,7 @@ def _fill(
                 lane.refused_ns = turn.now
             open_lanes.remove(lane)
             continue
-        # One job alone gets all; of several each gets a part at a time, so that a large window is shared as well.
+        # One share alone gets all; of several each gets a part at a time, so that a large window is shared as well.
         rivals = sum(len(lane) for lane in open_lanes)
         chunk = most if rivals == 1 else max(1, most // (2 * rivals))
         taken = _take(turn, worker, job, chunk)

@@ -549,6 +549,44 @@ def test_a_restart_at_any_stage_goes_on_and_repeats_nothing(farm: Harness, stage
     assert sorted(ran) == ["up/top/4/plan/0", "up/top/4/summary/0", "up/top/4/tasks/0", "up/top/4/tasks/1"]
 
 
+def test_what_waited_for_somebody_to_run_it_is_relayed_together(farm: Harness) -> None:
+    """As if it had come now: neighbours of one template and epoch in one job, whenever they came."""
+    other = replace(PLAIN, common_payload=b"other")
+    for index in (0, 1):
+        assign(farm, template=PLAIN, index=index)
+    farm.do(assigned(("top", 2, 1, 1), ("top", 3, 1, 1), template=PLAIN))
+    farm.do(assigned(("top", 4, 1, 1), ("top", 5, 1, 1), template=other))
+    farm.do(assigned(("top", 6, 1, 1), ("top", 8, 1, 1), template=other))
+    farm.do(assigned(("top", 9, 2, 1), ("top", 10, 2, 1), template=other))
+    farm.worker(slots=20, types=("s:plan",))
+    assert farm.state.jobs == {}
+    worker = farm.worker("w2", slots=20, types=("r",))
+    runs = [(job.job_id.rpartition("/")[0], job.task_count) for job in farm.state.jobs.values()]
+    assert runs == [("up/top/0", 4), ("up/top/4", 3), ("up/top/8", 1), ("up/top/9", 2)]
+    assert farm.state.waiting_parents == {}
+    worker.run(worker.take())
+    assert sorted(one.token for one in reports(farm)) == [
+        *(("top", index, 1, 1) for index in (*range(7), 8)),
+        *(("top", index, 2, 1) for index in (9, 10)),
+    ]
+
+
+@pytest.mark.parametrize("total_s", [None, 60])
+def test_what_waited_is_relayed_with_what_is_left_of_its_time(farm: Harness, total_s: int | None) -> None:
+    total_ns = None if total_s is None else total_s * SECOND_NS
+    template = replace(PLAIN, timeouts=Timeouts(total_ns=total_ns))
+    for index in (0, 1):
+        assign(farm, template=template, index=index)
+        farm.wait(10)
+    farm.worker(slots=20, types=("r",))
+    left = [
+        (job.task_count, None if (left_ns := job.template.timeouts.total_ns) is None else round(left_ns / SECOND_NS))
+        for job in farm.state.jobs.values()
+    ]
+    assert left == ([(2, None)] if total_s is None else [(1, 40), (1, 50)])
+    farm.drop(effects.SendTasks)
+
+
 def test_a_report_waits_for_the_outcome_that_it_tells(farm: Harness) -> None:
     worker = farm.worker(types=("s",))
     started(farm)

@@ -325,6 +325,39 @@ async def test_it_asks_for_what_keeps_the_slots_below_busy() -> None:
     await driver.close()
 
 
+async def test_who_asks_for_nothing_for_a_moment_or_is_away_for_one_is_counted_on() -> None:
+    """A cluster with many reports under way, and those who dial again: else what is asked for would fall and rise all the time."""
+    farm = Harness()
+    driver, upstream = make(farm.core, slots=16)
+
+    def below() -> int:
+        upstream._look_below()
+        return upstream._below
+
+    worker = farm.worker("w1", slots=3, types=("other",))
+    cluster = farm.worker("cluster", slots=4, window=50, orchestrator=True, descendants=("cluster",))
+    farm.create("j", 100)
+    held = cluster.take()
+    assert (len(held), below()) == (50, 53)
+    cluster.credit(0)
+    assert below() == 53
+    cluster.run(held[:20])
+    assert below() == 33
+    for one in (worker, cluster):
+        one.detach()
+    assert below() == 33
+    cluster.attach()
+    cluster.credit(50)
+    assert below() == 53
+    cluster.credit(0)
+    cluster.run(cluster.take())
+    cluster.run(held[20:])
+    assert below() == 3, "it holds nothing and asks for nothing"
+    farm.wait(13)
+    assert below() == 0, "the worker is lost"
+    await driver.close()
+
+
 async def test_it_asks_for_nothing_while_the_disk_is_nearly_full(farm: Harness) -> None:
     """Its own clients are refused then too."""
     driver, upstream = make(farm.core, slots=4)
