@@ -12,7 +12,7 @@ that one number stands for all three.
 **Throughput.** A task takes the farm the longest of
 
 - *cores*: the sum of all programs' costs, divided by the cores that are kept busy (fewer than there are: somebody always waits for somebody, most of all where
-  one worker alone hands its frames to and fro), and what a byte of its payload makes everybody wait for the disk;
+  one worker alone hands its frames to and fro, and where they go through levels), and what a byte of its payload makes everybody wait for the disk;
 - *a program*: the largest cost of one program, divided by its processes: a program is one thread;
 - *the journal*: commit / tasks in a commit + write x payload_bytes. Commits run beside everything else, each with all that gathered during the last.
 
@@ -27,11 +27,11 @@ first, of the submission, goes on while the task is on its way. Each worker adds
 a little: 1 / (1 - their share of a core, at the orchestrator and at the workers, which share the machine). What a byte costs all programs is added. A hop that follows upon another costs less than one alone: by how much
 (*warm*) is the mean of the points for calibration.
 
-**Levels.** Each orchestrator below the first, through which tasks pass as they are, costs a task once more than the one above it, and adds to a round trip; both as
+**Levels.** Each orchestrator below the first, through which tasks pass as they are, makes a task and a round trip cost more, itself and for the others; both as
 much as the first of them does.
 
-**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from eight points of the farm
-itself, marked * in the table: many tasks on two workers, twice (costs a task, cores kept busy), and few (what a job costs), large payloads (costs a byte), one and some hundred simulated
+**Constants** come from the same run: the round trips of single parts, the commit and the core from `bench.constants`; costs from nine points of the farm
+itself, marked * in the table: many tasks on two workers, on three axes (costs a task, cores kept busy), and few (what a job costs), large payloads (costs a byte), one and some hundred simulated
 workers and some tens of real ones (costs a message, tasks in a frame, tasks dealt out at a time), two levels. All other points are predicted. A worker's message costs it what one costs a simulated
 worker, which is the same code.
 """
@@ -114,9 +114,9 @@ class Model:
     busy_real: float
     """Cores that are kept busy."""
     busy_one: float
-    """The same with one simulated worker."""
+    """The same with one worker alone, measured at a simulated one."""
     busy_simulated: float
-    """The same with several."""
+    """The same with several simulated ones."""
     wait_us_byte: float
     """What a byte of payload makes everybody wait for the disk."""
     frame: float
@@ -132,7 +132,9 @@ class Model:
     beat_us: float
     beat_worker_us: float
     level_us: float = 0.0
-    """What a task costs each orchestrator below the first."""
+    """What a task costs all programs for each orchestrator below the first."""
+    busy_levels: float = 0.0
+    """Cores that are kept busy where there are some."""
     level_ms: float = 0.0
     """What each of them adds to a round trip."""
     job_ms: float = 0.0
@@ -176,9 +178,11 @@ class Model:
         return Prediction(tasks_s=tasks_s, cpu_us=cpu_us, p50_ms=trip_ms, bound=bound)
 
     def _busy(self, point: Point) -> float:
-        if point.axis != SIMULATED:
-            return self.busy_real
-        return self.busy_one if point.workers == 1 else self.busy_simulated
+        if point.levels > 1:
+            return self.busy_levels
+        if point.workers == 1:
+            return self.busy_one
+        return self.busy_simulated if point.axis == SIMULATED else self.busy_real
 
     # ---- latency ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ def base(run: Growth) -> Base:
     small = run.axis(TASKS)[0]
     return Base(
         small=small,
-        few=[point for point in (*run.axis(TASKS), *run.axis(WORKERS)) if _is_same(point, few)],
+        few=[point for axis in (TASKS, WORKERS, LEVELS) for point in run.axis(axis) if _is_same(point, few)],
         large=large,
         one=simulated[0],
         many=many,
@@ -243,7 +247,7 @@ def base(run: Growth) -> Base:
 
 
 def _is_same(point: Point, other: Point) -> bool:
-    return (point.tasks, point.workers) == (other.tasks, other.workers)
+    return (point.tasks, point.workers, point.levels) == (other.tasks, other.workers, other.levels)
 
 
 def _pooled(points: Sequence[Point]) -> Point:
@@ -295,7 +299,8 @@ def calibrate(run: Growth) -> Model:
     )
     if at.two is not None:
         more_ms = (statistics.median(at.two.p50_ms) - warm.trip_ms(few)) / warm.warm
-        warm = replace(warm, level_us=at.two.cpu(BELOW), level_ms=max(more_ms, 0.0))
+        more_us = _cpu_us(at.two) - _cpu_us(few)
+        warm = replace(warm, level_us=max(more_us, 0.0), level_ms=max(more_ms, 0.0), busy_levels=_busy(at.two))
     rest_s = 1 / at.small.rate - 1 / warm.predict(at.small).tasks_s
     return replace(warm, job_ms=max(1e3 * at.small.tasks * rest_s, 0.0))
 
@@ -363,13 +368,14 @@ def _told_constants(run: Growth, model: Model) -> Iterator[str]:
     yield "| constant | value |"
     yield "|---|---|"
     yield (
-        "| cores kept busy, with workers / with one simulated one / with more "
+        "| cores kept busy, with workers / with one alone / with simulated ones "
         f"| {model.busy_real:.2f} / {model.busy_one:.2f} / {model.busy_simulated:.2f} of {run.cores} |"
     )
     yield f"| what a KiB makes everybody wait for the disk, µs | {model.wait_us_byte * 1024:.2f} |"
     yield f"| hops in a row, of what they cost alone | {model.warm:.2f} |"
     if model.level_us:
         yield f"| each orchestrator below the first, µs of CPU a task / ms a round trip | {model.level_us:.1f} / {model.warm * model.level_ms:.2f} |"
+        yield f"| cores kept busy where there are some | {model.busy_levels:.2f} of {run.cores} |"
     yield f"| a job beside the round trip and its tasks, ms | {model.job_ms:.1f} |"
     yield f"| tasks in a frame of one worker / dealt out at a time | {model.frame:,.0f} / {model.deal:,.0f} |"
     for name in run.constants:

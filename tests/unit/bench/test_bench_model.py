@@ -52,6 +52,7 @@ FARM = Model(
     beat_us=0.0,
     beat_worker_us=0.0,
     level_us=25.0,
+    busy_levels=1.6,
     level_ms=3.0,
     job_ms=7.0,
     warm=0.8,
@@ -109,6 +110,7 @@ def test_it_finds_the_costs() -> None:
     assert found.warm == pytest.approx(0.8, rel=0.02)
     assert found.level_us == pytest.approx(25.0, rel=0.02)
     assert found.level_ms == pytest.approx(3.0, rel=0.1)
+    assert found.busy_levels == pytest.approx(1.6, rel=0.02)
     assert found.job_ms == pytest.approx(7.0, rel=0.05)
 
 
@@ -120,13 +122,13 @@ def test_beats_at_either_end_make_a_single_task_wait() -> None:
     assert busy.trip_ms(point) == pytest.approx(FARM.trip_ms(point) / 0.7)
 
 
-def test_eight_points_are_enough_to_predict_all_others() -> None:
+def test_nine_points_are_enough_to_predict_all_others() -> None:
     run = made_up_run()
     whole = model.calibrate(run)
     chosen = model.base(run).points
     run.points = list(chosen)
     assert model.calibrate(run) == whole
-    assert [point.x for point in chosen] == [1_000, 100_000, 2, 16_384, 1, 100, 32, 2]
+    assert [point.x for point in chosen] == [1_000, 100_000, 2, 1, 16_384, 1, 100, 32, 2]
 
 
 @pytest.mark.parametrize("axis", [TASKS, PAYLOAD, SIMULATED])
