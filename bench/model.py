@@ -233,6 +233,9 @@ def base(run: Growth) -> Base:
     many = _at_most(simulated, SIMULATED_BASE)
     if few is None or large is None or many is None or many.x <= simulated[0].x:
         raise SystemExit("the model needs a point of tasks, one of payloads and two of simulated workers (1 and 100)")
+    two = next((point for point in run.axis(LEVELS) if point.levels == 2), None)
+    if two is None and any(point.levels > 1 for point in run.axis(LEVELS)):
+        raise SystemExit("the model needs the point of two levels for those of more")
     tens = _at_most(run.axis(WORKERS), WORKERS_BASE)
     small = run.axis(TASKS)[0]
     return Base(
@@ -241,7 +244,7 @@ def base(run: Growth) -> Base:
         large=large,
         one=simulated[0],
         many=many,
-        two=next((point for point in run.axis(LEVELS) if point.levels == 2), None),
+        two=two,
         tens=tens if tens and tens.x > few.workers else None,
     )
 

@@ -139,6 +139,15 @@ def test_a_run_without_a_point_to_calibrate_on_is_refused(axis: str) -> None:
         model.calibrate(run)
 
 
+def test_a_run_of_three_levels_without_two_is_refused() -> None:
+    run = made_up_run()
+    run.points = [point for point in run.points if point.levels != 2]
+    with pytest.raises(SystemExit, match="the point of two levels"):
+        model.calibrate(run)
+    run.points = [point for point in run.points if point.levels == 1]
+    assert model.calibrate(run).level_us == 0
+
+
 def test_messages_of_real_workers_may_cost_more_than_those_of_simulated_ones() -> None:
     run = made_up_run()
     for point in run.points:
